@@ -1,0 +1,3 @@
+"""ftplan: declarative planner and launcher for fine-tuning language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,162 @@
+"""The model catalogue, and models given as a config file, a folder or a hub id.
+
+What a name means, in this order:
+
+1. a catalogue name in any case (hub id, id of the same shape, alias, slug), unless it is written as a path: a folder
+   that happens to be called like a model does not hide it, ``./folder`` reaches the folder;
+2. an existing ``config.json`` or a folder that holds one;
+3. ``org/name``: the ``config.json`` of that hub repository, from the local cache or from the hub (`profiles.hub`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from ftplan.errors import InputError, UnknownNameError
+from ftplan.profiles.hf_config import profile_from_config
+from ftplan.profiles.hub import config_text
+from ftplan.profiles.schema import ModelProfile
+
+_HUB_ID: Final = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_FILE_HINT: Final = "give a config.json or a folder that holds one"
+_PATH_HINT: Final = "the path of a config.json, or of a folder with one, works for any model"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One row of the catalogue, for listings. ``total_params`` counts elements, tied weights once."""
+
+    id: str
+    aliases: tuple[str, ...]
+    same_shape_ids: tuple[str, ...]
+    total_params: int
+    model_type: str
+
+
+def load_model(name_or_path: str) -> ModelProfile:
+    """Return the profile of a model by catalogue name, path or hub id.
+
+    Raises `UnknownNameError` with the nearest names if no model is called that, `InputError` for a file or an answer of
+    the hub that cannot be read, and `ModelConfigError` for a config that does not map to a profile.
+    """
+    name = name_or_path.strip()
+    slug = None if _is_written_as_path(name) else _slugs().get(name.lower())
+    if slug:
+        return _catalogue_profile(slug)
+    path = _existing_path(name)
+    if path:
+        return _from_path(path, name)
+    if _is_written_as_path(name):
+        raise InputError(f"{name} does not exist", hint=_FILE_HINT, field="model")
+    if _HUB_ID.fullmatch(name):
+        return _from_hub(name)
+    raise _unknown(name)
+
+
+def list_models() -> tuple[ModelEntry, ...]:
+    """Every model of the catalogue, in its order; no config is mapped."""
+    return tuple(
+        ModelEntry(
+            id=row["id"],
+            aliases=tuple(row["aliases"]),
+            same_shape_ids=tuple(row.get("same_shape_ids", ())),
+            total_params=row["total_params"],
+            model_type=row["config"]["model_type"],
+        )
+        for row in _rows().values()
+    )
+
+
+def hub_id(name: str) -> str:
+    """Return the hub repository a catalogue name stands for: ``Qwen2.5-7B-Instruct`` is not its base model.
+
+    Anything that is not in the catalogue is returned as it is.
+    """
+    slug = _slugs().get(name.strip().lower())
+    if slug is None or _is_written_as_path(name):
+        return name
+    row = _rows()[slug]
+    published: list[str] = [row["id"], *row.get("same_shape_ids", ())]
+    wanted = name.strip().lower()
+    return next((each for each in published if wanted in (each.lower(), each.lower().split("/")[-1])), published[0])
+
+
+def _existing_path(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if name and path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, the home of a user who does not exist
+        return None
+
+
+def _is_written_as_path(name: str) -> bool:
+    return name.startswith(("/", "./", "../", "~", ".\\")) or name in {".", ".."} or name.endswith((".json", "/"))
+
+
+@cache
+def _rows() -> Mapping[str, Mapping[str, Any]]:
+    # One file for all: it parses in about a millisecond, less than opening a second one costs.
+    text = files("ftplan.profiles").joinpath("data/models.json").read_text(encoding="utf-8")
+    rows: Mapping[str, Mapping[str, Any]] = json.loads(text)
+    return rows
+
+
+@cache
+def _slugs() -> Mapping[str, str]:
+    """Every name in lower case, and the row it belongs to."""
+    return {name.lower(): slug for slug, row in _rows().items() for name in _names(slug, row)}
+
+
+def _names(slug: str, row: Mapping[str, Any]) -> Iterator[str]:
+    yield from (slug, row["id"], *row["aliases"], *row.get("same_shape_ids", ()))
+
+
+@cache
+def _catalogue_profile(slug: str) -> ModelProfile:
+    row = _rows()[slug]
+    return profile_from_config(row["config"], id=row["id"], source=row["config_source"])
+
+
+def _from_path(path: Path, name: str) -> ModelProfile:
+    file = path / "config.json" if path.is_dir() else path
+    if not file.exists():
+        raise InputError(f"{name} has no config.json", hint=_FILE_HINT, field="model")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {error}", hint=_PATH_HINT, field="model") from error
+    return profile_from_config(_parse(text, str(file)), id=name, source=str(file))
+
+
+def _parse(text: str, where: str) -> Mapping[str, object]:
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        hint = "a config.json holds one JSON object"
+        raise InputError(f"{where} is not valid JSON: {error}", hint=hint, field="model") from error
+    if not isinstance(config, dict):
+        hint = "a config.json holds one JSON object"
+        raise InputError(f"{where} holds a JSON {type(config).__name__}, not an object", hint=hint, field="model")
+    return config
+
+
+def _from_hub(name: str) -> ModelProfile:
+    try:
+        text, source = config_text(name)
+    except InputError as error:
+        raise _unknown(name, because=error.message) from error
+    return profile_from_config(_parse(text, source), id=name, source=source)
+
+
+def _unknown(name: str, because: str = "") -> UnknownNameError:
+    names = [each for slug, row in _rows().items() for each in _names(slug, row)]
+    nearest = UnknownNameError("model", name, names, field="model").hint
+    hint = "; ".join(part for part in (because, nearest, _PATH_HINT) if part)
+    return UnknownNameError("model", name, names, field="model", hint=hint)

@@ -1,0 +1,306 @@
+"""Frozen outputs: terms, estimates, rejections, plans and run records.
+
+Plain dataclasses, because a search builds tens of thousands of them; pydantic serialises and validates them at the
+edges (`to_json`, `from_json`). Bytes are integers, times are seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from ftplan.spec import PlanRequest, RunConfig
+
+_T = TypeVar("_T")
+
+
+class Phase(StrEnum):
+    """The phases of a run, in order; a term of memory is alive in some of them."""
+
+    LOAD = "load"
+    FORWARD = "forward"
+    LOSS = "loss"
+    BACKWARD = "backward"
+    OPTIMIZER = "optimizer"
+    EVAL = "eval"
+    SAVE = "save"
+
+
+_PHASES = tuple(Phase)
+
+
+class Provenance(StrEnum):
+    """Where a figure comes from, best first."""
+
+    MEASURED = "measured"
+    TRACED = "traced"
+    ANALYTIC = "analytic"
+    ASSUMED = "assumed"
+
+    @staticmethod
+    def worst(figures: Iterable[Provenance]) -> Provenance:
+        """The provenance of a total of ``figures``."""
+        order = list(Provenance)
+        return max(figures, key=order.index, default=Provenance.MEASURED)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One contribution to memory: ``bytes`` held during each phase in ``alive``.
+
+    ``reason`` says which tensors these are; ``source`` says where the formula or the figure comes from.
+    """
+
+    name: str
+    bytes: int
+    alive: tuple[Phase, ...]
+    reason: str
+    source: str
+    provenance: Provenance = Provenance.ANALYTIC
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Memory of one device or host over the phases of a run."""
+
+    terms: tuple[Term, ...]
+
+    def bytes_at(self, phase: Phase) -> int:
+        """Sum of the terms alive in ``phase``."""
+        return sum(term.bytes for term in self.terms if phase in term.alive)
+
+    @property
+    def by_phase(self) -> dict[Phase, int]:
+        """The peak of each phase."""
+        totals = dict.fromkeys(_PHASES, 0)
+        for term in self.terms:
+            for phase in term.alive:
+                totals[phase] += term.bytes
+        return totals
+
+    @property
+    def peak(self) -> tuple[Phase, int]:
+        """The phase with the highest peak, the first of equals, and its bytes."""
+        by_phase = self.by_phase
+        phase = max(by_phase, key=by_phase.__getitem__)
+        return phase, by_phase[phase]
+
+    @property
+    def peak_phase(self) -> Phase:
+        """The phase with the highest peak."""
+        return self.peak[0]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The highest peak of any phase."""
+        return self.peak[1]
+
+    @property
+    def held_through_bytes(self) -> int:
+        """Sum of the terms alive in every phase, such as weights."""
+        return sum(term.bytes for term in self.terms if len(term.alive) == len(_PHASES))
+
+    @property
+    def provenance(self) -> Provenance:
+        """The worst provenance among the terms."""
+        return Provenance.worst(term.provenance for term in self.terms)
+
+
+@dataclass(frozen=True, slots=True)
+class RankEstimate:
+    """Memory of one rank on its device.
+
+    ``needed_bytes`` is the smallest card under which the rank surely survives: what the allocator must be able to
+    reserve, plus context and libraries. It is what ``fits`` compares with ``capacity_bytes``. ``process_bytes`` is what
+    the driver shows on a card with room to spare.
+    """
+
+    rank: int
+    device: str
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int
+    process_bytes: int
+    needed_bytes: int
+    capacity_bytes: int
+    fits: bool
+    peak_phase: Phase
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostEstimate:
+    """RAM of one node, all its ranks together."""
+
+    peak_bytes: int
+    capacity_bytes: int
+    fits: bool
+    peak_phase: Phase
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds of one optimizer step by part; ``total_seconds`` accounts for what overlaps."""
+
+    compute_seconds: float
+    overhead_seconds: float
+    communication_seconds: float
+    offload_seconds: float
+    optimizer_seconds: float
+    total_seconds: float
+    bound_by: str
+    provenance: Provenance = Provenance.ANALYTIC
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a configuration costs: the worst rank's figures, each rank's, the host's and the time of a step."""
+
+    estimator: str
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int
+    process_bytes: int
+    needed_bytes: int
+    host_bytes: int
+    capacity_bytes: int
+    fits: bool
+    peak_phase: Phase
+    step_seconds: float
+    tokens_per_second: float
+    total_params: int
+    trainable_params: int
+    provenance: Provenance
+    terms: tuple[Term, ...]
+    ranks: tuple[RankEstimate, ...]
+    host: HostEstimate
+    step: StepTime
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a candidate is out: the rule, and for memory the bytes it needs and what there is."""
+
+    rule: str
+    reason: str
+    hint: str = ""
+    source: str = ""
+    needed_bytes: int | None = None
+    available_bytes: int | None = None
+
+    @property
+    def lacking_bytes(self) -> int | None:
+        """Bytes that are missing, where the rule is about memory."""
+        if self.needed_bytes is None or self.available_bytes is None:
+            return None
+        return self.needed_bytes - self.available_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A configuration the search looked at, with its estimate or the reason it was rejected."""
+
+    config: RunConfig
+    estimate: Estimate | None = None
+    rejection: Rejection | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedGroup:
+    """All candidates a rule rejected, told by the nearest miss among them."""
+
+    rejection: Rejection
+    config: RunConfig
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why the plan has this value in this field, in words a user understands."""
+
+    field: str
+    value: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchStats:
+    """How much the search looked at."""
+
+    candidates: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The answer to a `PlanRequest`: one configuration with its reasons, or none with the rejections."""
+
+    request: PlanRequest
+    global_batch: int
+    config: RunConfig | None
+    estimate: Estimate | None
+    reasons: tuple[Reason, ...]
+    alternatives: tuple[Candidate, ...]
+    rejections: tuple[RejectedGroup, ...]
+    search: SearchStats
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a run really cost. A figure that could not be measured is None, never 0.
+
+    ``peak_process_bytes`` is a device's whole use on a GPU and the largest rank's resident memory on a CPU.
+    """
+
+    peak_allocated_bytes: int | None
+    peak_reserved_bytes: int | None
+    peak_process_bytes: int | None
+    host_bytes: int | None
+    step_seconds: float | None
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """The end of a run: what was predicted beside what was measured."""
+
+    run_id: str
+    status: str
+    config: RunConfig
+    inventory: str
+    global_batch: int
+    steps: int
+    first_loss: float | None
+    last_loss: float | None
+    predicted: Measured
+    measured: Measured
+    wall_seconds: float
+    versions: Mapping[str, str] = field(default_factory=dict)
+    resumed_from_step: int | None = None
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def to_jsonable(result: object) -> Any:
+    """``result`` as JSON values: dicts, lists, strings, numbers."""
+    return _adapter(type(result)).dump_python(result, mode="json")
+
+
+def to_json(result: object) -> str:
+    """``result`` as an indented JSON document with a final newline."""
+    return json.dumps(to_jsonable(result), indent=2, ensure_ascii=False) + "\n"
+
+
+def from_json(kind: type[_T], document: str | bytes) -> _T:
+    """The ``kind`` that `to_json` wrote; raises pydantic's ValidationError for anything else."""
+    value: _T = _adapter(kind).validate_json(document)
+    return value

@@ -1,0 +1,178 @@
+"""Frozen inputs: what to train (`RunConfig`), what is asked (`PlanRequest`), and on which devices (`Inventory`).
+
+Light to import: pydantic and the standard library only. Nothing in a `RunConfig` is "auto"; a field that is left out
+when one is built takes the default documented here, which may follow from other fields (`_DERIVED`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Method = Literal["full", "lora", "qlora"]
+Dtype = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["none", "bf16", "fp16"]
+Quantization = Literal["none", "nf4", "fp4"]
+Sharding = Literal["none", "ddp", "fsdp2", "fsdp2-grad-op", "hsdp", "zero1", "zero2", "zero3"]
+Offload = Literal["none", "optimizer", "optimizer+params"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Kernels = Literal["none", "liger"]
+LossPath = Literal["full", "chunked", "liger"]
+StackName = Literal["trainer", "trl", "llamafactory"]
+Objective = Literal["throughput", "memory", "headroom", "cost"]
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Spec(BaseModel):
+    """Base of all inputs: immutable, no unknown fields, no silent conversion between types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RunConfig(Spec):
+    """One fine-tuning run, fully explicit; the type every part of ftplan reads or writes.
+
+    ``micro_batch`` counts samples a rank puts through one forward; ``seq_len`` counts tokens of each sample after
+    truncation, padding or packing; ``accumulation`` counts micro-batches between two optimizer steps.
+    """
+
+    model: str = Field(min_length=1, description="catalogue name or alias, hub id, or a path to a config or a folder")
+    method: Method = "lora"
+    lora_rank: PositiveInt = 16
+    lora_alpha: PositiveInt = 32
+    lora_targets: str = Field(default="all-linear", description="all-linear, qv, or module names joined by commas")
+    lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    adapter_dtype: Dtype = "fp32"
+    quantization: Quantization = "none"
+    double_quantization: bool = False
+    prepare_kbit: bool = Field(default=False, description="peft's prepare_model_for_kbit_training is called")
+    weights_dtype: Dtype = "bf16"
+    precision: Precision = Field(default="bf16", description="autocast dtype of the trainer, or none")
+    optimizer: str = Field(default="adamw_torch", description="a name of transformers' `optim`")
+    gradient_checkpointing: bool = True
+    seq_len: PositiveInt = 1024
+    micro_batch: PositiveInt = 1
+    accumulation: PositiveInt = 1
+    padding: bool = Field(default=False, description="batches carry an attention mask")
+    packing: bool = Field(default=False, description="samples are concatenated to seq_len")
+    attention: Attention = "sdpa"
+    kernels: Kernels = "none"
+    loss_path: LossPath = "full"
+    sharding: Sharding = "none"
+    offload: Offload = "none"
+    sync_each_batch: bool = Field(
+        default=False, description="accelerate reduces gradients after every micro-batch, so FSDP2 keeps them sharded"
+    )
+    stack: StackName = "trainer"
+    expandable_segments: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_derived(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        filled = dict(data)
+        for field, derive in _DERIVED.items():
+            if filled.get(field) is None:
+                filled[field] = derive(filled)
+        return filled
+
+    @field_validator("lora_targets")
+    @classmethod
+    def _names_only(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",")]
+        if not all(names):
+            raise ValueError("lora_targets holds an empty name")
+        return ",".join(names)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.method == "qlora") != (self.quantization != "none"):
+            raise ValueError("quantization goes with method qlora, and qlora needs one of nf4 or fp4")
+        if self.kernels == "liger" and self.loss_path != "liger":
+            raise ValueError("kernels liger replaces the loss: loss_path must be liger")
+        if self.kernels != "liger" and self.loss_path == "liger":
+            raise ValueError("loss_path liger needs kernels liger")
+        return self
+
+    @property
+    def trains_adapters(self) -> bool:
+        """Whether only LoRA adapters train."""
+        return self.method != "full"
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The names in ``lora_targets``, with ``qv`` left as one name."""
+        return tuple(self.lora_targets.split(","))
+
+    @property
+    def tokens_per_micro_batch(self) -> int:
+        """Tokens one rank puts through one forward."""
+        return self.micro_batch * self.seq_len
+
+
+_DERIVED: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
+    "quantization": lambda given: "nf4" if given.get("method") == "qlora" else "none",
+    "double_quantization": lambda given: given["quantization"] != "none",
+    "lora_alpha": lambda given: 2 * given.get("lora_rank", 16) if isinstance(given.get("lora_rank", 16), int) else 32,
+    # TRL's SFTTrainer recasts the adapters of a quantized model to bf16; peft alone makes them fp32 (FACTS in data/).
+    "adapter_dtype": lambda given: (
+        "bf16" if given.get("stack") == "trl" and given.get("method") == "qlora" else "fp32"
+    ),
+    "loss_path": lambda given: (
+        "liger" if given.get("kernels") == "liger" else "chunked" if given.get("stack") == "trl" else "full"
+    ),
+}
+
+
+class DeviceGroup(Spec):
+    """``count`` equal devices of one node; ``device`` is a catalogue name (``H100-SXM``), ``cpu`` or a size class."""
+
+    device: str
+    count: PositiveInt
+    memory_bytes: int | None = Field(default=None, description="memory given in the inventory itself, as in cpu:4GB")
+
+
+class Inventory(Spec):
+    """The devices of a run: ``nodes`` equal nodes, each with the same groups of devices."""
+
+    text: str = Field(description="as the user wrote it")
+    groups: tuple[DeviceGroup, ...] = Field(strict=False, min_length=1)
+    nodes: PositiveInt = 1
+    host_memory_bytes: int | None = Field(default=None, description="RAM of each node; None: the default host's")
+
+    @property
+    def devices_per_node(self) -> int:
+        """Devices of one node."""
+        return sum(group.count for group in self.groups)
+
+    @property
+    def world_size(self) -> int:
+        """Devices of all nodes: one rank each."""
+        return self.nodes * self.devices_per_node
+
+
+class PlanRequest(Spec):
+    """What the planner is asked: everything not pinned here is its choice.
+
+    ``pins`` maps names of `RunConfig` fields to the values the user insists on.
+    """
+
+    model: str = Field(min_length=1)
+    inventory: Inventory
+    method: Literal["auto", "full", "lora", "qlora"] = "auto"
+    global_batch: PositiveInt = 32
+    seq_len: PositiveInt = 2048
+    objective: Objective = "throughput"
+    margin: float = Field(default=0.03, ge=0.0, lt=0.5, description="part of the card kept free")
+    pins: Mapping[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _pins_are_fields(self) -> Self:
+        unknown = sorted(set(self.pins) - set(RunConfig.model_fields))
+        if unknown:
+            raise ValueError(f"pins name no field of RunConfig: {', '.join(unknown)}")
+        return self

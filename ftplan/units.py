@@ -1,0 +1,47 @@
+"""Sizes and dtypes: integer bytes everywhere; GB (1e9) and GiB (2**30) never share a name."""
+
+from __future__ import annotations
+
+import re
+from types import MappingProxyType
+from typing import Final
+
+KIB: Final = 2**10
+MIB: Final = 2**20
+GIB: Final = 2**30
+GB: Final = 10**9
+
+DTYPE_BYTES: Final = MappingProxyType({"fp32": 4, "bf16": 2, "fp16": 2})
+"""Bytes of one element of the floating dtypes a run can be configured with."""
+
+_SUFFIX: Final = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": GB,
+    "TB": 10**12,
+    "KIB": KIB,
+    "MIB": MIB,
+    "GIB": GIB,
+    "TIB": 2**40,
+}
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of a size such as ``24GB`` (decimal) or ``24GiB`` (binary); None if it is not one."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        return None
+    return round(float(match[1]) * _SUFFIX[(match[2] or "").upper()])
+
+
+def ceil_div(numerator: int, denominator: int) -> int:
+    """Smallest integer not below ``numerator / denominator``."""
+    return -(-numerator // denominator)
+
+
+def round_up(value: int, multiple: int) -> int:
+    """``value`` rounded up to a multiple of ``multiple``."""
+    return ceil_div(value, multiple) * multiple
