@@ -1,0 +1,114 @@
+"""Host RAM of a node by phase: processes, loading, offloaded state, saving."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ftplan.estimators import sharding, states
+from ftplan.estimators.activations import Layers
+from ftplan.estimators.params import total_params, trainable_params
+from ftplan.estimators.timeline import device_terms
+from ftplan.estimators.workload import Workload
+from ftplan.profiles.runtime import runtime_figure
+from ftplan.results import HostEstimate, Phase, Provenance, Term, Timeline
+from ftplan.units import GB
+
+SHARD_FILE_BYTES: Final = 5 * GB
+"""Size of one checkpoint file: what a rank has in memory while it loads file by file (transformers' max_shard_size)."""
+
+
+def host_estimate(work: Workload, layers: Layers) -> HostEstimate:
+    """RAM of the node with the most: every rank on it, and on node 0 the rank that loads and saves for all."""
+    node = max(work.cluster.nodes, key=lambda node: len(node.gpus))
+    terms = tuple(_cpu_terms(work, layers) if node.gpus[0].kind == "cpu" else _gpu_terms(work))
+    phase, peak = Timeline(terms).peak
+    return HostEstimate(peak, node.host.memory_bytes, peak <= node.host.memory_bytes, phase, terms)
+
+
+def _gpu_terms(work: Workload) -> list[Term]:
+    ranks = work.ranks_per_node
+    process = runtime_figure("process_host_bytes")
+    terms = [
+        Term(
+            "processes",
+            round(ranks * process.value),
+            tuple(Phase),
+            f"{ranks} training processes with their libraries",
+            process.source,
+            Provenance.MEASURED,
+        ),
+        Term("loading", _loading_bytes(work), (Phase.LOAD,), _loading_reason(work), "transformers from_pretrained"),
+    ]
+    offloaded = _offloaded_bytes(work)
+    if offloaded:
+        factor = runtime_figure("pinned_host_factor")
+        reason = f"optimizer state of {ranks} ranks, pinned"
+        size = round(offloaded * ranks * factor.value)
+        terms.append(Term("offloaded state", size, states.AFTER_LOAD, reason, factor.source))
+    saving = _saving_bytes(work)
+    if saving:
+        terms.append(Term("saving", saving, (Phase.SAVE,), "whole 16-bit weights on rank 0", "deepspeed, torch DCP"))
+    return terms
+
+
+def _cpu_terms(work: Workload, layers: Layers) -> list[Term]:
+    """On a CPU the device is the host: every rank's tensors and its process."""
+    gpu = work.cluster.gpus[0]
+    ranks = work.ranks_per_node
+    terms = [
+        Term(
+            "processes",
+            ranks * gpu.context_bytes,
+            tuple(Phase),
+            f"{ranks} training processes with their libraries",
+            gpu.source,
+            Provenance.ASSUMED,
+        )
+    ]
+    for term in device_terms(work, layers, gpu):
+        terms.append(Term(term.name, ranks * term.bytes, term.alive, term.reason, term.source, term.provenance))
+    return terms
+
+
+def _loads_whole_copies(work: Workload) -> bool:
+    """Whether every rank loads the whole model on the host before it moves to the device."""
+    return work.parameter_shards == 1 and not work.quantized
+
+
+def _loading_bytes(work: Workload) -> int:
+    whole = total_params(work.model) * work.frozen_bytes
+    if _loads_whole_copies(work):
+        return work.ranks_per_node * whole
+    if work.is_fsdp and not work.quantized:
+        return whole + (work.ranks_per_node - 1) * min(whole, SHARD_FILE_BYTES)
+    return work.ranks_per_node * min(whole, SHARD_FILE_BYTES)
+
+
+def _loading_reason(work: Workload) -> str:
+    if _loads_whole_copies(work):
+        return f"{work.ranks_per_node} ranks each load a whole copy before it moves to the device"
+    if work.is_fsdp and not work.quantized:
+        return "rank 0 loads the whole model, the others receive shards"
+    return "one checkpoint file at a time on each rank"
+
+
+def _offloaded_bytes(work: Workload) -> int:
+    """Bytes of one rank: fp32 master, gradient and two moments under ZeRO; FSDP2 moves its shards as they are."""
+    trainable = trainable_params(work.model, work.config)
+    paged = states.optimizer_cost(work.config.optimizer).paged
+    if not sharding.offloads_optimizer(work):
+        return states.optimizer_states(work) if paged else 0
+    moved = states.optimizer_states(work)
+    if work.zero_stage:
+        moved += work.sharded(2 * 4 * trainable, work.optimizer_shards)
+    if work.is_fsdp:
+        moved += work.sharded(trainable * work.gradient_bytes, work.gradient_shards)
+    if sharding.offloads_parameters(work):
+        moved += states.weight_bytes(work)
+    return moved
+
+
+def _saving_bytes(work: Workload) -> int:
+    if work.config.trains_adapters or work.parameter_shards == 1:
+        return 0
+    return total_params(work.model) * work.compute_bytes

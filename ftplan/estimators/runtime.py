@@ -1,0 +1,58 @@
+"""What a process takes on the device beside tensors: cuBLAS workspaces, allocator, context, NCCL, DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ftplan.estimators.workload import Workload
+from ftplan.profiles.runtime import Figure, runtime_figure
+from ftplan.profiles.schema import GpuProfile
+
+
+def workspace_bytes(gpu: GpuProfile) -> Figure:
+    """cuBLAS workspaces of the forward and the backward thread, from the caching allocator."""
+    if gpu.kind == "cpu":
+        return Figure(0, "no cuBLAS on a CPU")
+    hopper = gpu.compute_capability == (9, 0)
+    one = runtime_figure("workspace_bytes", "hopper" if hopper else "other")
+    return Figure(2 * one.value, one.source)
+
+
+def nccl_bytes(gpu: GpuProfile, work: Workload) -> Figure:
+    """Communicators of a run on several GPUs."""
+    if work.world == 1 or gpu.kind == "cpu":
+        return Figure(0, "one process")
+    return runtime_figure("nccl_bytes")
+
+
+def deepspeed_bytes(gpu: GpuProfile, work: Workload) -> Figure:
+    """DeepSpeed's own memory outside the caching allocator."""
+    if not work.zero_stage or gpu.kind == "cpu":
+        return Figure(0, "no DeepSpeed")
+    return runtime_figure("deepspeed_bytes", str(work.zero_stage))
+
+
+def reserved_bytes(allocated: int, short_lived: Mapping[str, int], gpu: GpuProfile, work: Workload) -> int:
+    """Peak reserved by the caching allocator with room to spare.
+
+    Segments that were cut for one tensor and cannot serve another stay reserved: the excess grows with the large
+    tensors that come and go in a step. ``short_lived`` maps their kinds (keys of ``reserved`` in runtime.json) to bytes.
+    """
+    if gpu.kind == "cpu":
+        return allocated
+    if work.config.expandable_segments:
+        return round(allocated * (1 + runtime_figure("reserved", "expandable").value))
+    return allocated + round(sum(size * runtime_figure("reserved", kind).value for kind, size in short_lived.items()))
+
+
+def needed_bytes(allocated: int, static: int, reserved: int, gpu: GpuProfile, work: Workload) -> int:
+    """What the allocator must be able to reserve for the run to survive.
+
+    With expandable segments a slack over what comes and goes (``allocated`` less the ``static`` weights), as capped runs
+    showed; with the default allocator what it would reserve unhindered, because fragments decide and several capped runs
+    failed at 1.05 times the tensors.
+    """
+    if gpu.kind == "cpu":
+        return allocated
+    slack = runtime_figure("expandable_slack").value
+    return allocated + round(slack * (allocated - static)) if work.config.expandable_segments else reserved

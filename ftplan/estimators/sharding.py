@@ -1,0 +1,153 @@
+"""Buffers and gathered parameters that DDP, FSDP2 and DeepSpeed add to a rank, and gradients as they leave them.
+
+P counts all parameters, T the trainable ones, W the ranks of a shard group, e the compute element. Read off the real
+libraries under a fake process group (accelerate 1.15, deepspeed 0.19.8) and checked against two H200.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ftplan.estimators.params import trainable_params
+from ftplan.estimators.states import largest_trainable, whole_weight_bytes
+from ftplan.estimators.workload import Workload
+from ftplan.units import ceil_div
+
+FP32: Final = 4
+
+ZERO3_MAX_LIVE: Final = 10**9
+"""Elements that ZeRO-3 keeps gathered for reuse (stage3_max_live_parameters and stage3_max_reuse_distance)."""
+
+
+def offloads_parameters(work: Workload) -> bool:
+    """Whether parameters live on the host: asked for, or FSDP2, whose offload moves everything."""
+    return work.config.offload == "optimizer+params" or (work.is_fsdp and work.config.offload != "none")
+
+
+def offloads_optimizer(work: Workload) -> bool:
+    """Whether optimizer states and the optimizer's step are on the host."""
+    return work.config.offload != "none"
+
+
+def ddp_buckets(work: Workload) -> int:
+    """DDP copies every trainable gradient into buckets (gradient_as_bucket_view is off): one more gradient."""
+    if work.config.sharding != "ddp":
+        return 0
+    return trainable_params(work.model, work.config) * work.gradient_bytes
+
+
+def zero_buffers(work: Workload) -> int:
+    """DeepSpeed's buffers between steps.
+
+    ZeRO-3: one flat bf16 gradient partition, e T / W. With the optimizer offloaded, a bf16 buffer of the largest
+    trainable tensor instead.
+    """
+    element = work.compute_bytes
+    if work.zero_stage and offloads_optimizer(work):
+        return largest_trainable(work) * element if work.zero_stage < 3 else 0
+    if work.zero_stage == 3:
+        return ceil_div(trainable_params(work.model, work.config), work.world) * element
+    return 0
+
+
+def zero_buckets(work: Workload) -> int:
+    """Reduce buckets of H² elements in the backward (transformers' "auto"): two with overlap under ZeRO-1/2, one in 3."""
+    if not work.zero_stage:
+        return 0
+    bucket = min(work.model.hidden_size**2, trainable_params(work.model, work.config))
+    return bucket * work.compute_bytes * (1 if work.zero_stage == 3 else 2)
+
+
+def layer_weight_bytes(work: Workload) -> int:
+    """Gathered weights of the largest layer, in the compute dtype or packed."""
+    largest = max(group.layer.params for group in work.model.groups)
+    return _gathered(largest, work)
+
+
+def tail_weight_bytes(work: Workload) -> int:
+    """Gathered weights of FSDP2's last group: final norm and head, or the embedding where it is tied."""
+    return work.model.embedding_params * work.compute_bytes
+
+
+def _gathered(params: int, work: Workload) -> int:
+    if not work.quantized:
+        return params * work.compute_bytes
+    total = sum(group.count * group.layer.params for group in work.model.groups)
+    outside = work.model.total_params - total
+    return (whole_weight_bytes(work) - outside * work.unquantized_bytes) * params // total
+
+
+def gathered_in_layers(work: Workload) -> int:
+    """Gathered parameters while layers run: FSDP2 the current and the next layer with the last group; ZeRO-3 a cache."""
+    if work.zero_stage == 3:
+        return zero3_live(work)
+    if work.config.sharding == "fsdp2-grad-op":
+        return _gathered(work.model.total_params, work)
+    if work.is_fsdp:
+        return 2 * layer_weight_bytes(work) + tail_weight_bytes(work)
+    return 0
+
+
+def gathered_at_loss(work: Workload, *, backward: bool) -> int:
+    """Gathered parameters at the loss: FSDP2's last group, in its forward beside the all-gather's output buffer."""
+    if work.zero_stage == 3 or work.config.sharding == "fsdp2-grad-op":
+        return gathered_in_layers(work)
+    if work.is_fsdp:
+        return tail_weight_bytes(work) * (1 if backward else 2)
+    return 0
+
+
+def zero3_live(work: Workload) -> int:
+    """Parameters ZeRO-3 keeps gathered: the whole model up to the live limit."""
+    whole = whole_weight_bytes(work) if work.quantized else work.model.total_params * work.compute_bytes
+    return min(whole, ZERO3_MAX_LIVE * work.compute_bytes)
+
+
+def gradients_in_backward(work: Workload) -> int:
+    """Gradients at the end of the backward: sharded as they are reduced, plus a layer's whole gradients on the way."""
+    total = trainable_params(work.model, work.config)
+    if work.zero_stage and offloads_optimizer(work):
+        return 0
+    if work.zero_stage == 3:
+        return 0
+    element = work.gradient_bytes
+    held = ceil_div(total, work.gradient_shards) * element
+    if work.is_fsdp:
+        layer = total // max(1, work.model.layer_count)
+        return (0 if offloads_parameters(work) else held) + 2 * layer * work.compute_bytes
+    return held
+
+
+def gradients_at_step(work: Workload) -> int:
+    """Gradients while the optimizer runs; DeepSpeed converts its partition to fp32 and keeps both."""
+    total = trainable_params(work.model, work.config)
+    if offloads_optimizer(work) and (work.zero_stage or work.is_fsdp):
+        return 0
+    held = ceil_div(total, work.gradient_shards) * work.gradient_bytes
+    if work.zero_stage == 3:
+        return ceil_div(total, work.world) * FP32
+    if work.zero_stage:
+        return held + ceil_div(total, work.world) * FP32
+    return held
+
+
+def accumulated_gradients(work: Workload) -> int:
+    """Gradients kept between micro-batches.
+
+    Under FSDP2, Trainer accumulates without synchronising (accelerator.no_sync), so every rank keeps whole gradients in
+    the reduce dtype, unless ``sync_each_batch`` is set.
+    """
+    if work.config.accumulation == 1:
+        return 0
+    total = trainable_params(work.model, work.config)
+    if work.is_fsdp and not work.config.sync_each_batch:
+        return total * work.compute_bytes
+    if work.is_fsdp:
+        return 0 if offloads_parameters(work) else ceil_div(total, work.gradient_shards) * work.gradient_bytes
+    if work.zero_stage:
+        return 0 if work.zero_stage == 3 or offloads_optimizer(work) else _zero_partition(total, work)
+    return total * work.gradient_bytes
+
+
+def _zero_partition(total: int, work: Workload) -> int:
+    return ceil_div(total, work.gradient_shards) * work.gradient_bytes

@@ -1,0 +1,196 @@
+"""Weights, adapters, gradients and optimizer states: what a rank holds of them, sharded as configured.
+
+P counts all parameters, T the trainable ones, W the ranks that share the sharded state. Each function returns one term
+or a size in bytes; shapes and dtypes are in its docstring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from ftplan.errors import UnknownNameError
+from ftplan.estimators.params import total_params, trainable_params
+from ftplan.estimators.workload import Workload
+from ftplan.profiles.schema import ModelProfile
+from ftplan.results import Phase, Term
+from ftplan.units import ceil_div
+
+ALWAYS: Final = tuple(Phase)
+AFTER_LOAD: Final = tuple(phase for phase in Phase if phase is not Phase.LOAD)
+FP32: Final = 4
+
+NF4_BYTES: Final = 0.5 + 4 / 64
+"""Packed half byte and one fp32 absmax for each block of 64 (bitsandbytes functional.quantize_4bit)."""
+
+NF4_DOUBLE_BYTES: Final = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""The same with the absmax itself in 8 bits, in blocks of 256 with one fp32 each."""
+
+MIN_8BIT_SIZE: Final = 4096
+"""bitsandbytes keeps the state of smaller tensors in 32 bits (Optimizer8bit, min_8bit_size)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerCost:
+    """Bytes per trainable element: ``state`` between steps, ``temporary`` during one.
+
+    ``factored``: Adafactor keeps a row and a column instead of a state of the parameter's shape.
+    ``state_is_8bit``: embeddings and small tensors stay in 32 bits. ``paged``: states live in host RAM under pressure.
+    ``follows_parameter``: states take the parameter's dtype, so bytes count elements of it.
+    """
+
+    state: float
+    temporary: float
+    follows_parameter: bool = True
+    factored: bool = False
+    state_is_8bit: bool = False
+    paged: bool = False
+
+
+_ADAM_FOREACH = OptimizerCost(state=2, temporary=1)
+_ADAM_FUSED = OptimizerCost(state=2, temporary=0)
+_ADAM_8BIT = OptimizerCost(state=2 * (1 + 4 / 256), temporary=0, follows_parameter=False, state_is_8bit=True)
+_PAGED_8BIT = OptimizerCost(
+    state=2 * (1 + 4 / 256), temporary=0, follows_parameter=False, state_is_8bit=True, paged=True
+)
+_PAGED_32BIT = OptimizerCost(state=2 * FP32, temporary=0, follows_parameter=False, paged=True)
+_LION_8BIT = OptimizerCost(state=1 + 4 / 256, temporary=0, follows_parameter=False, state_is_8bit=True)
+_SGD = OptimizerCost(state=0, temporary=0)
+_ADAFACTOR = OptimizerCost(state=0, temporary=0, factored=True)
+
+OPTIMIZERS: Final[dict[str, OptimizerCost]] = {
+    "adamw_torch": _ADAM_FOREACH,
+    "adamw_torch_fused": _ADAM_FUSED,
+    "adamw_bnb_8bit": _ADAM_8BIT,
+    "adamw_8bit": _ADAM_8BIT,
+    "paged_adamw_8bit": _PAGED_8BIT,
+    "paged_adamw_32bit": _PAGED_32BIT,
+    "paged_adamw": _PAGED_32BIT,
+    "lion_8bit": _LION_8BIT,
+    "adafactor": _ADAFACTOR,
+    "sgd": _SGD,
+}
+"""transformers' `optim` names that ftplan models. torch's foreach Adam allocates the square root of the second moment
+for all parameters at once (torch/optim/adam.py, _multi_tensor_adam); fused and bitsandbytes kernels work in place."""
+
+
+def optimizer_cost(name: str) -> OptimizerCost:
+    """The cost of a transformers optimizer; raises UnknownNameError with the modelled names."""
+    try:
+        return OPTIMIZERS[name]
+    except KeyError:
+        raise UnknownNameError("optimizer", name, OPTIMIZERS, field="optimizer") from None
+
+
+@lru_cache(maxsize=256)
+def quantized_params(model: ModelProfile) -> int:
+    """Elements of the linear weights that 4-bit loading packs: every exact nn.Linear but the head (transformers'
+    integrations/bitsandbytes.py); subclasses, fused experts and routers stay in 16 bit."""
+    layers = sum(
+        group.count * linear.weight_params
+        for group in model.groups
+        for linear in group.layer.linears
+        if linear.is_linear and linear.quantizable
+    )
+    towers = model.vision.linears if model.vision else ()
+    vision = sum(count * linear.weight_params for count, linear in towers if linear.quantizable)
+    return layers + vision
+
+
+def weight_bytes(work: Workload) -> int:
+    """Base weights of one rank: P elements in the loaded dtype, over the ranks if parameters are sharded."""
+    return work.sharded(whole_weight_bytes(work), work.parameter_shards)
+
+
+def whole_weight_bytes(work: Workload) -> int:
+    """All base weights once, as a rank without sharding holds them (fp32 trainables included, adapters not)."""
+    total = total_params(work.model)
+    if not work.config.trains_adapters:
+        return total * work.trainable_bytes
+    if not work.quantized:
+        return total * work.frozen_bytes
+    packed = quantized_params(work.model)
+    per_element = NF4_DOUBLE_BYTES if work.config.double_quantization else NF4_BYTES
+    return round(packed * per_element) + (total - packed) * work.unquantized_bytes
+
+
+def weights(work: Workload) -> Term:
+    """Base weights as they lie on the device through the whole run."""
+    what = "4-bit weights with their scales" if work.quantized else f"{work.config.weights_dtype} weights"
+    over = f", sharded over {work.parameter_shards} ranks" if work.parameter_shards > 1 else ""
+    return Term("weights", weight_bytes(work), ALWAYS, f"base {what}{over}", "catalogue parameter count x dtype")
+
+
+def adapters(work: Workload) -> Term:
+    """LoRA's A [r, in] and B [out, r] of every target."""
+    size = trainable_params(work.model, work.config) * work.trainable_bytes
+    reason = f"rank {work.config.lora_rank} on {work.config.lora_targets}"
+    return Term("adapters", work.sharded(size, work.parameter_shards), ALWAYS, reason, "peft/tuners/lora/layer.py")
+
+
+def master_weights(work: Workload) -> Term:
+    """DeepSpeed's flat fp32 copy of the trainables, 4 T / W (stage_1_and_2.py, stage3.py)."""
+    size = FP32 * trainable_params(work.model, work.config)
+    return Term(
+        "master weights",
+        work.sharded(size, work.optimizer_shards),
+        AFTER_LOAD,
+        "fp32 copy of the trainable parameters that DeepSpeed's optimizer updates",
+        "deepspeed 0.19.8 runtime/zero",
+    )
+
+
+def optimizer_states(work: Workload) -> int:
+    """Bytes of the optimizer's states of one rank between steps."""
+    cost = optimizer_cost(work.config.optimizer)
+    trainable = trainable_params(work.model, work.config)
+    if cost.factored:
+        return work.sharded(_factored_elements(work) * FP32, work.optimizer_shards)
+    element = (FP32 if work.zero_stage else work.trainable_bytes) if cost.follows_parameter else 1
+    if cost.state_is_8bit and work.embedding_trains:
+        wide = _embedding_elements(work.model)
+        total = round((trainable - wide) * cost.state + wide * 2 * FP32)
+    else:
+        total = round(trainable * cost.state * element)
+    return work.sharded(total, work.optimizer_shards)
+
+
+def optimizer_temporary(work: Workload) -> int:
+    """Bytes the optimizer's step allocates and frees: foreach Adam's root, Adafactor's update of its largest tensor."""
+    cost = optimizer_cost(work.config.optimizer)
+    trainable = trainable_params(work.model, work.config)
+    if cost.factored:
+        return 2 * FP32 * largest_trainable(work)
+    element = FP32 if work.zero_stage else work.trainable_bytes
+    return work.sharded(round(trainable * cost.temporary * element), work.optimizer_shards)
+
+
+def gradient_elements(work: Workload) -> int:
+    """Trainable elements whose gradient a rank holds when the optimizer runs."""
+    return ceil_div(trainable_params(work.model, work.config), work.gradient_shards)
+
+
+def largest_trainable(work: Workload) -> int:
+    """Elements of the largest trainable tensor."""
+    if work.config.trains_adapters:
+        widest = max(max(linear.in_features, linear.out_features) for linear in work.model.layers[0].linears)
+        return work.config.lora_rank * widest
+    largest_linear = max(linear.weight_params for layer in work.model.groups for linear in layer.layer.linears)
+    return max(work.model.embedding_params, largest_linear)
+
+
+def _embedding_elements(model: ModelProfile) -> int:
+    """Elements whose state transformers keeps in 32 bits under an 8-bit optimizer: nn.Embedding weights."""
+    return model.embedding_params + model.position_params
+
+
+def _factored_elements(work: Workload) -> int:
+    """Adafactor's second moment: a row and a column for each matrix."""
+    if work.config.trains_adapters:
+        return 2 * trainable_params(work.model, work.config) // max(1, work.config.lora_rank)
+    per_layer = sum(
+        group.count * sum(linear.in_features + linear.out_features for linear in group.layer.linears)
+        for group in work.model.groups
+    )
+    return per_layer + 2 * (work.model.vocab_size + work.model.hidden_size)

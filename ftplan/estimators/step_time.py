@@ -1,0 +1,163 @@
+"""Seconds of one optimizer step: arithmetic, memory traffic, kernel launches, communication, offload, optimizer.
+
+A first model: the device needs the longer of its work and the host's launches; communication overlaps the work. The
+constants are in ``profiles/data/runtime.json`` (``step_time``) with the cases they were fitted on.
+"""
+
+from __future__ import annotations
+
+from ftplan.estimators import sharding, states
+from ftplan.estimators.activations import Layers
+from ftplan.estimators.params import layer_targets, total_params, trainable_params
+from ftplan.estimators.workload import Workload
+from ftplan.profiles.runtime import runtime_figure
+from ftplan.profiles.schema import GpuProfile, LayerProfile
+from ftplan.results import StepTime
+
+
+def step_time(work: Workload, layers: Layers) -> StepTime:
+    """Time of one optimizer step: all micro-batches of its slowest device, and the update."""
+    gpu = min(work.cluster.gpus[: work.world], key=lambda gpu: gpu.flops.get("bf16", gpu.flops.get("fp32", 0.0)))
+    compute = _arithmetic_seconds(work, gpu) + _traffic_seconds(work, layers, gpu)
+    launches = _launch_seconds(work)
+    communication, exposed = _communication_seconds(work, gpu)
+    micro_steps = work.config.accumulation
+    hidden = min(communication, max(compute, launches))
+    busy = max(compute, launches, communication) + exposed + _constant("overlap_loss") * hidden
+    optimizer = _optimizer_seconds(work, gpu)
+    offload = _offload_seconds(work, gpu)
+    parts = {"compute": compute, "kernel launches": launches, "communication": communication}
+    return StepTime(
+        compute_seconds=compute * micro_steps,
+        overhead_seconds=launches * micro_steps,
+        communication_seconds=(communication + exposed) * micro_steps,
+        offload_seconds=offload,
+        optimizer_seconds=optimizer,
+        total_seconds=busy * micro_steps + optimizer + offload,
+        bound_by="offload" if offload > busy * micro_steps else max(parts, key=parts.__getitem__),
+    )
+
+
+def step_flops(work: Workload) -> float:
+    """FLOPs of one micro-batch on one rank: 2 per weight and token forward, as many for each gradient.
+
+    Full training adds the weights' gradients, adapters only the inputs'; checkpointing repeats the layers' forward.
+    Attention counts half of the score matrix (causal).
+    """
+    tokens, config = work.tokens, work.config
+    layers = sum(group.count * _active_weights(work, index) for index, group in enumerate(work.model.groups))
+    scores = sum(
+        group.count * group.layer.attention.heads * (group.layer.attention.head_dim + group.layer.attention.value_dim)
+        for group in work.model.groups
+    )
+    forward_layers = 2 * tokens * layers + tokens * config.seq_len * scores
+    head = 2 * tokens * work.model.embedding_params
+    adapters = 6 * tokens * trainable_params(work.model, config) if config.trains_adapters else 0
+    backward = 1 if config.trains_adapters else 2
+    recompute = 1 if config.gradient_checkpointing else 0
+    return forward_layers * (1 + backward + recompute) + head * (1 + backward) + adapters
+
+
+def _active_weights(work: Workload, group: int) -> int:
+    """Weights of one layer that a token passes: all dense ones, and those of its experts."""
+    layer = work.model.groups[group].layer
+    dense = sum(linear.weight_params for linear in layer.linears)
+    experts = layer.mlp.experts
+    return dense + (experts.params * experts.per_token // experts.count if experts else 0)
+
+
+def _constant(name: str) -> float:
+    return runtime_figure("step_time", name).value
+
+
+def _arithmetic_seconds(work: Workload, gpu: GpuProfile) -> float:
+    dtype = {2: "fp16" if work.config.precision == "fp16" else "bf16", 4: "fp32"}[work.compute_bytes]
+    peak = gpu.flops.get(dtype) or gpu.flops["fp32"]
+    return step_flops(work) / (peak * _constant("matmul_efficiency"))
+
+
+def _traffic_seconds(work: Workload, layers: Layers, gpu: GpuProfile) -> float:
+    """Element-wise work reads and writes the saved tensors several times; 4-bit weights are unpacked in each pass."""
+    logits = work.tokens * work.model.vocab_size
+    passes = _passes(work)
+    moved = passes * layers.saved * _constant("activation_touches") + logits * _constant("logit_bytes")
+    if work.quantized:
+        moved += passes * states.quantized_params(work.model) * _constant("dequantization_bytes")
+    return moved / gpu.memory_bytes_per_second
+
+
+def _passes(work: Workload) -> float:
+    return 2.0 + (1.0 if work.config.gradient_checkpointing else 0.0)
+
+
+def _launch_seconds(work: Workload) -> float:
+    """Host time to launch a micro-batch's kernels: per layer, and per adapter that peft adds."""
+    if work.cluster.gpus[0].kind == "cpu":
+        return 0.0
+    modules = 0.0
+    for group in work.model.groups:
+        adapters = len(layer_targets(group.layer, work.config)) if work.config.trains_adapters else 0
+        per_layer = _constant("launch_per_layer") + adapters * _constant("launch_per_adapter")
+        if work.quantized:
+            per_layer += len(group.layer.linears) * _constant("launch_per_quantized")
+        if work.is_fsdp:
+            per_layer += _layer_modules(group.layer, adapters) * _constant("launch_per_fsdp_parameter")
+        modules += group.count * per_layer
+    return modules * (_passes(work) + (_constant("recompute_extra") if work.config.gradient_checkpointing else 0.0))
+
+
+def _communication_seconds(work: Workload, gpu: GpuProfile) -> tuple[float, float]:
+    """(overlapped, exposed) seconds of one micro-batch: bytes over the slowest link, and ZeRO-3's per-module gathers."""
+    if work.world == 1:
+        return 0.0, 0.0
+    link = gpu.nvlink_bytes_per_second or gpu.pcie_bytes_per_second
+    if len(work.cluster.nodes) > 1:
+        hosts = min(node.host.network_bytes_per_second for node in work.cluster.nodes)
+        link = min(link, hosts / work.ranks_per_node)
+    ring = (work.world - 1) / work.world
+    gradients = trainable_params(work.model, work.config) * work.compute_bytes
+    moved = 2 * ring * gradients / work.config.accumulation
+    exposed = 0.0
+    if work.parameter_shards > 1:
+        whole = total_params(work.model) * work.compute_bytes
+        if work.quantized:
+            whole = states.whole_weight_bytes(work)
+        gathers = 1 if work.config.sharding == "fsdp2-grad-op" else _passes(work)
+        moved = ring * (gathers * whole + gradients)
+    if work.zero_stage == 3:
+        exposed = _modules(work) * _passes(work) * _constant("zero3_per_module")
+    return moved / (link * _constant("link_efficiency")), exposed
+
+
+def _modules(work: Workload) -> int:
+    """Modules with parameters of their own in all layers."""
+    count = 0
+    for group in work.model.groups:
+        adapters = len(layer_targets(group.layer, work.config)) if work.config.trains_adapters else 0
+        count += group.count * _layer_modules(group.layer, adapters)
+    return count
+
+
+def _layer_modules(layer: LayerProfile, adapters: int) -> int:
+    """Modules with parameters of their own in a layer: each adapter brings two."""
+    return len(layer.linears) + len(layer.norms) + 2 * adapters
+
+
+def _optimizer_seconds(work: Workload, gpu: GpuProfile) -> float:
+    """Reads and writes of weights, gradients and states on the device."""
+    if sharding.offloads_optimizer(work):
+        return 0.0
+    trainable = work.sharded(trainable_params(work.model, work.config), work.optimizer_shards)
+    moved = trainable * work.trainable_bytes * 4 + 3 * states.optimizer_states(work)
+    return moved / gpu.memory_bytes_per_second
+
+
+def _offload_seconds(work: Workload, gpu: GpuProfile) -> float:
+    """Gradients and weights over PCIe, and Adam on the host."""
+    if not sharding.offloads_optimizer(work):
+        return 0.0
+    trainable = work.sharded(trainable_params(work.model, work.config), work.optimizer_shards)
+    moved = trainable * (work.gradient_bytes + work.compute_bytes)
+    if sharding.offloads_parameters(work):
+        moved += int(_passes(work)) * work.config.accumulation * states.weight_bytes(work)
+    return moved / gpu.pcie_bytes_per_second + trainable * _constant("host_adam_per_element")

@@ -1,0 +1,151 @@
+"""Why the plan is what it is: every choice against the best that has another value there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ftplan.planner.space import Tier
+from ftplan.profiles.schema import Cluster
+from ftplan.results import Candidate, Reason
+from ftplan.spec import PlanRequest, RunConfig
+
+NEAR_EQUAL = 0.03
+"""Speeds this close count as one: the estimate of a step is no better than that."""
+
+COMPARED = ("offload", "gradient_checkpointing", "micro_batch")
+"""Fields the search chose by speed, explained by what the next best value would cost."""
+
+
+def explain(
+    chosen: Candidate,
+    ranked: Sequence[Candidate],
+    rejected: Sequence[Candidate],
+    tier: Tier,
+    request: PlanRequest,
+    cluster: Cluster,
+) -> tuple[Reason, ...]:
+    """A reason for every field that was chosen, in the order a user reads them."""
+    config = chosen.config
+    reasons = [_method(config, tier, request)]
+    reasons.append(Reason("sharding", config.sharding, _sharding(chosen, ranked, rejected, request)))
+    for field in COMPARED:
+        value = str(getattr(config, field))
+        reasons.append(Reason(field, value, _compared(field, chosen, ranked, rejected, request)))
+    reasons += _fixed(config, request, cluster)
+    return tuple(reasons)
+
+
+def _method(config: RunConfig, tier: Tier, request: PlanRequest) -> Reason:
+    because = tier.because if request.method == "auto" or tier.method == "full" else "asked for"
+    return Reason("method", config.method, because)
+
+
+def _sharding(
+    chosen: Candidate, ranked: Sequence[Candidate], rejected: Sequence[Candidate], request: PlanRequest
+) -> str:
+    """The chosen sharding against the best of every other."""
+    if "sharding" in request.pins:
+        return "asked for"
+    assert chosen.estimate is not None
+    best: dict[str, float] = {}
+    for one in ranked:
+        assert one.estimate is not None
+        best.setdefault(one.config.sharding, one.estimate.tokens_per_second)
+    mine = chosen.config.sharding
+    others = [
+        f"{name} " + (f"{slower:.0%} slower" if slower >= NEAR_EQUAL else "no faster")
+        for name, speed in best.items()
+        if name != mine and (slower := 1 - speed / chosen.estimate.tokens_per_second) is not None
+    ]
+    plain = "one card, nothing to share" if mine == "none" else f"{mine} fits"
+    lacking = {one.config.sharding for one in rejected if one.config.method == chosen.config.method} - set(best)
+    simpler = [name for name in ("none", "ddp") if name in lacking and mine not in ("none", "ddp")]
+    if simpler:
+        plain = f"{simpler[-1]} does not fit"
+    return plain + (": " + ", ".join(others) if others else "")
+
+
+def _compared(
+    field: str,
+    chosen: Candidate,
+    ranked: Sequence[Candidate],
+    rejected: Sequence[Candidate],
+    request: PlanRequest,
+) -> str:
+    if field in request.pins:
+        return "asked for"
+    value = getattr(chosen.config, field)
+    other = next((one for one in ranked if getattr(one.config, field) != value), None)
+    if other is not None and chosen.estimate is not None and other.estimate is not None:
+        return _against(field, other, chosen.estimate.tokens_per_second, other.estimate.tokens_per_second)
+    if any(one.config.method == chosen.config.method and getattr(one.config, field) != value for one in rejected):
+        return f"nothing with another value fits; the nearest miss is {_nearest(field, value, chosen, rejected)}"
+    return "the only choice on these devices"
+
+
+def _against(field: str, other: Candidate, speed: float, other_speed: float) -> str:
+    named = _shown(field, getattr(other.config, field))
+    slower = 1 - other_speed / speed
+    if slower < 0.01:
+        return f"about as fast as {named}, and simpler or smaller"
+    return f"the fastest that fits: {named} is {slower:.0%} slower"
+
+
+def _nearest(field: str, value: object, chosen: Candidate, rejected: Sequence[Candidate]) -> str:
+    lacking = [
+        (one.rejection.lacking_bytes, one)
+        for one in rejected
+        if one.rejection is not None
+        and one.rejection.lacking_bytes is not None
+        and one.config.method == chosen.config.method
+        and getattr(one.config, field) != value
+    ]
+    if not lacking:
+        return "ruled out (see rejections)"
+    nearest = min(lacking, key=lambda pair: pair[0])[1]
+    return _shown(field, getattr(nearest.config, field))
+
+
+def _shown(field: str, value: object) -> str:
+    if field == "gradient_checkpointing":
+        return "activation checkpointing" if value else "no activation checkpointing"
+    if field == "micro_batch":
+        return f"micro-batch {value}"
+    return f"{field} {value}"
+
+
+def _fixed(config: RunConfig, request: PlanRequest, cluster: Cluster) -> Iterator[Reason]:
+    ranks = 1 if config.sharding == "none" else cluster.world_size
+    yield Reason(
+        "accumulation",
+        str(config.accumulation),
+        f"{config.micro_batch} samples x {config.accumulation} steps x {ranks} ranks = {request.global_batch}, exactly",
+    )
+    if config.trains_adapters:
+        because = "asked for" if "lora_rank" in request.pins else "the default" if config.lora_rank == 16 else "fits"
+        yield Reason("lora_rank", str(config.lora_rank), because)
+    lacking = next((gpu.name for gpu in cluster.gpus if not gpu.bf16), None)
+    if "precision" in request.pins:
+        yield Reason("precision", config.precision, "asked for")
+    elif cluster.gpus[0].kind == "cpu":
+        yield Reason("precision", config.precision, "a CPU computes in fp32")
+    else:
+        because = f"{lacking} has no bf16" if lacking else "every card computes in bf16, which needs no loss scaling"
+        yield Reason("precision", config.precision, because)
+    yield Reason("optimizer", config.optimizer, _optimizer(config, request, cluster))
+    if config.sharding == "ddp" and config.trains_adapters:
+        yield Reason(
+            "memory", "per card", "DDP holds the whole model on every card: more cards give speed, not smaller shares"
+        )
+    if config.expandable_segments:
+        yield Reason("expandable_segments", "True", "the allocator then wastes little: a card is usable to a few percent")
+
+
+def _optimizer(config: RunConfig, request: PlanRequest, cluster: Cluster) -> str:
+    if "optimizer" in request.pins:
+        return "asked for"
+    if cluster.gpus[0].kind == "cpu":
+        return "the plain AdamW, which runs on a CPU"
+    if config.optimizer.endswith("8bit"):
+        return "8-bit states, because 32-bit ones do not fit; slightly noisier updates"
+    return "one fused kernel, no temporaries"

@@ -1,0 +1,191 @@
+"""Legality: small rules, each a function of a configuration that returns a typed rejection or None.
+
+Memory is a rule like the others, but needs the estimate; the search applies it last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.results import Estimate, Rejection
+from ftplan.spec import RunConfig
+
+Rule = Callable[[RunConfig, ModelProfile, Cluster], Rejection | None]
+
+
+def needs_bf16(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """bf16 is native from compute capability 8.0 on."""
+    lacking = [gpu.name for gpu in cluster.gpus if not gpu.bf16]
+    if "bf16" not in (config.precision, config.weights_dtype) or not lacking:
+        return None
+    return Rejection(
+        "needs-bf16",
+        f"{lacking[0]} has no bf16 arithmetic",
+        hint="use fp16",
+        source="CUDA programming guide, compute capability 8.0",
+    )
+
+
+def trains_in_fp16(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """torch's gradient scaler refuses fp16 gradients, so fp16 weights cannot train."""
+    trains_fp16 = not config.trains_adapters and config.weights_dtype == "fp16" and not config.sharding.startswith("zero")
+    if not trains_fp16:
+        return None
+    return Rejection(
+        "fp16-weights",
+        "fp16 weights cannot be trained: the gradient scaler refuses fp16 gradients",
+        hint="load fp32 weights with fp16 autocast, or use LoRA",
+        source="torch/amp/grad_scaler.py, _unscale_grads_",
+    )
+
+
+def attention_exists(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """The attention kernel must exist for the architecture and the card."""
+    supports = model.layers[0].attention.supports
+    if config.attention not in supports:
+        return Rejection(
+            "attention-kernel",
+            f"{model.architecture} has no {config.attention} attention",
+            hint="use " + " or ".join(supports),
+            source="transformers' modelling code",
+        )
+    lacking = [gpu.name for gpu in cluster.gpus if not gpu.flash_attention_2]
+    if config.attention == "flash_attention_2" and lacking:
+        return Rejection(
+            "attention-kernel",
+            f"flash attention 2 does not run on {lacking[0]}",
+            hint="use sdpa",
+            source="flash-attention README: Ampere, Ada or Hopper",
+        )
+    return None
+
+
+def sharding_has_ranks(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """HSDP needs several nodes of several cards; sharding on one card is only useful to offload."""
+    nodes, per_node = len(cluster.nodes), len(cluster.nodes[0].gpus)
+    if config.sharding == "hsdp" and (nodes < 2 or per_node < 2):
+        return Rejection(
+            "hsdp-needs-nodes",
+            "HSDP shards inside a node and replicates across nodes: it needs two nodes of two cards",
+            hint="use fsdp2",
+            source="torch.distributed.fsdp, HYBRID_SHARD",
+        )
+    return None
+
+
+def offload_is_offered(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """Offload belongs to DeepSpeed and FSDP2; parameters move only where they are sharded."""
+    if config.offload == "none":
+        return None
+    if config.sharding in ("none", "ddp"):
+        return Rejection("offload", "offload needs DeepSpeed or FSDP2", hint="use zero2, zero3 or fsdp2", source="accelerate")
+    if config.sharding in ("fsdp2", "fsdp2-grad-op", "hsdp") and config.offload == "optimizer":
+        return Rejection(
+            "offload",
+            "FSDP2 offloads parameters, gradients and optimizer states together",
+            hint="use optimizer+params",
+            source="torch.distributed.fsdp.CPUOffloadPolicy",
+        )
+    if config.offload == "optimizer+params" and config.sharding in ("zero1", "zero2"):
+        return Rejection(
+            "offload",
+            f"{config.sharding} keeps whole parameters on the device",
+            hint="use zero3 to offload parameters",
+            source="deepspeed zero config, offload_param",
+        )
+    return None
+
+
+def optimizer_takes_shards(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """bitsandbytes' optimizers update plain CUDA tensors: no DTensor shards, nothing on the host."""
+    is_bnb = config.optimizer.endswith("8bit") or config.optimizer.startswith("paged")
+    sharded = config.sharding in ("fsdp2", "fsdp2-grad-op", "hsdp")
+    if not is_bnb or not (sharded or config.offload != "none"):
+        return None
+    return Rejection(
+        "optimizer-shards",
+        f"{config.optimizer} updates whole tensors on the device",
+        hint="use adamw_torch_fused, or no sharding of parameters",
+        source="bitsandbytes optim/optimizer.py",
+    )
+
+
+def quantization_runs(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """Planned 4-bit runs need a GPU, and a sharding that can split or replicate packed weights."""
+    if config.quantization == "none":
+        return None
+    if cluster.gpus[0].kind == "cpu":
+        return Rejection("quantization", "4-bit training on a CPU is a test, not a plan", hint="use lora", source="bitsandbytes")
+    if config.sharding == "zero3":
+        return Rejection(
+            "quantization",
+            "ZeRO-3 partitions parameters as they are created, before 4-bit packing",
+            hint="use fsdp2, which shards packed weights stored as bf16",
+            source="transformers integrations/deepspeed.py; peft's FSDP-QLoRA guide",
+        )
+    return None
+
+
+def deepspeed_is_on_gpu(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """CPU plans replicate: DeepSpeed and FSDP2 there are for tests."""
+    if cluster.gpus[0].kind != "cpu" or config.sharding in ("none", "ddp"):
+        return None
+    return Rejection("cpu-sharding", "on CPUs every process holds the whole model", hint="use ddp", source="accelerate")
+
+
+def positions_suffice(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """Learned positions end where their table ends."""
+    learned = model.layers[0].attention.positions == "learned"
+    if not learned or model.max_positions is None or config.seq_len <= model.max_positions:
+        return None
+    return Rejection(
+        "positions",
+        f"{model.id} has {model.max_positions} learned positions",
+        hint=f"use a sequence length of at most {model.max_positions}",
+        source="the model's config",
+    )
+
+
+RULES: Final[tuple[Rule, ...]] = (
+    deepspeed_is_on_gpu,
+    sharding_has_ranks,
+    offload_is_offered,
+    needs_bf16,
+    trains_in_fp16,
+    attention_exists,
+    optimizer_takes_shards,
+    quantization_runs,
+    positions_suffice,
+)
+
+
+def first_rejection(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """The first rule that rejects ``config``, or None."""
+    for rule in RULES:
+        rejection = rule(config, model, cluster)
+        if rejection is not None:
+            return rejection
+    return None
+
+
+def memory_rejection(estimate: Estimate, margin: float) -> Rejection | None:
+    """Whether the worst rank and every host have the memory."""
+    if estimate.fits:
+        return None
+    if not estimate.host.fits:
+        return Rejection(
+            "host-memory",
+            f"host RAM is too small while in phase {estimate.host.peak_phase}",
+            hint="a host with more RAM, fewer ranks on a host, or no offload",
+            needed_bytes=estimate.host.peak_bytes,
+            available_bytes=estimate.host.capacity_bytes,
+        )
+    return Rejection(
+        "memory",
+        f"the worst rank peaks in phase {estimate.peak_phase}",
+        hint="a smaller micro-batch, checkpointing, sharding, or a larger card",
+        needed_bytes=estimate.needed_bytes,
+        available_bytes=round(estimate.capacity_bytes * (1 - margin)),
+    )

@@ -1,0 +1,169 @@
+"""Search: enumerate, reject, estimate, rank. The answer is a `Plan`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Final
+
+from ftplan.estimators.analytic import estimate
+from ftplan.planner.batch import check_global_batch
+from ftplan.planner.explain import NEAR_EQUAL, explain
+from ftplan.planner.rules import first_rejection, memory_rejection
+from ftplan.planner.space import OFFLOADS, SHARDINGS, Tier, candidates, tiers
+from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.results import Candidate, Estimate, Plan, RejectedGroup, SearchStats
+from ftplan.spec import PlanRequest, RunConfig
+
+ALTERNATIVES: Final = 5
+SIMPLEST_FIRST: Final = ("none", *SHARDINGS)
+
+
+@dataclass
+class Findings:
+    """What the search has seen: candidates that fit, in the order of their tiers, and those that do not."""
+
+    tiers: list[tuple[Tier, list[Candidate]]] = field(default_factory=list)
+    rejected: list[Candidate] = field(default_factory=list)
+    looked_at: int = 0
+
+    @property
+    def best_tier(self) -> tuple[Tier, list[Candidate]] | None:
+        """The first tier in which something fits."""
+        return next(((tier, fitting) for tier, fitting in self.tiers if fitting), None)
+
+
+def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Plan:
+    """The best configuration for ``request``, with reasons, alternatives and what was rejected.
+
+    Raises BatchError if the global batch does not split over the ranks, InputError for pins that name nothing.
+    """
+    started = time.perf_counter()
+    if request.pins.get("sharding") != "none":
+        check_global_batch(request.global_batch, cluster.world_size)
+    found = search(request, model, cluster)
+    best = found.best_tier
+    stats = SearchStats(found.looked_at, time.perf_counter() - started)
+    rejections = tuple(_grouped(found.rejected))
+    if best is None:
+        return Plan(request, request.global_batch, None, None, (), (), rejections, stats)
+    tier, fitting = best
+    ranked = rank(fitting, request)
+    chosen = ranked[0]
+    assert chosen.estimate is not None
+    reasons = explain(chosen, ranked, found.rejected, tier, request, cluster)
+    others = _alternatives(ranked, found, request)
+    return Plan(request, request.global_batch, chosen.config, chosen.estimate, reasons, others, rejections, stats)
+
+
+def search(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Findings:
+    """Look at tiers from the best down to the first that fits, and at the other methods for comparison."""
+    found = Findings()
+    methods_that_fit: set[str] = set()
+    for tier in tiers(request):
+        if tier.method in methods_that_fit or (found.best_tier and "optimizer+params" in tier.offloads[:1]):
+            continue
+        fitting = [one for one in _examined(tier, request, model, cluster, found) if one.rejection is None]
+        found.tiers.append((tier, fitting))
+        if fitting:
+            methods_that_fit.add(tier.method)
+    return found
+
+
+def _examined(
+    tier: Tier, request: PlanRequest, model: ModelProfile, cluster: Cluster, found: Findings
+) -> Iterator[Candidate]:
+    """Each candidate with its estimate or rejection; larger micro-batches of what does not fit are passed by."""
+    for _, family in groupby(candidates(tier, request, model, cluster), key=_family):
+        for config in sorted(family, key=lambda config: config.micro_batch):
+            candidate = examine(config, request, model, cluster)
+            found.looked_at += 1
+            if candidate.rejection is not None:
+                found.rejected.append(candidate)
+            yield candidate
+            if candidate.rejection is not None:
+                break
+
+
+def _family(config: RunConfig) -> tuple[str, str, bool, bool]:
+    """Configurations in which a larger micro-batch never needs less: accumulating costs memory of its own."""
+    return (config.sharding, config.offload, config.gradient_checkpointing, config.accumulation > 1)
+
+
+def _kind(config: RunConfig) -> tuple[str, str, str, bool]:
+    return (config.method, config.sharding, config.offload, config.gradient_checkpointing)
+
+
+def examine(config: RunConfig, request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Candidate:
+    """One configuration through the rules and the estimator."""
+    rejection = first_rejection(config, model, cluster)
+    if rejection is not None:
+        return Candidate(config, None, rejection)
+    estimated = estimate(config, model, cluster, margin=request.margin)
+    return Candidate(config, estimated, memory_rejection(estimated, request.margin))
+
+
+def rank(fitting: Iterable[Candidate], request: PlanRequest) -> list[Candidate]:
+    """Best first by the objective; among near equals in speed the simpler, then the one that needs less memory."""
+    if request.objective in ("memory", "headroom"):
+        return sorted(fitting, key=lambda one: (_needed(one), -_speed(one)))
+    ordered = sorted(fitting, key=_speed, reverse=True)
+    close = [one for one in ordered if _speed(one) >= (1 - NEAR_EQUAL) * _speed(ordered[0])]
+    return sorted(close, key=lambda one: (_moving_parts(one.config), _needed(one))) + ordered[len(close) :]
+
+
+def _moving_parts(config: RunConfig) -> tuple[int, int]:
+    """How much machinery a configuration needs: plain before DDP before sharding, no offload before offload."""
+    return (SIMPLEST_FIRST.index(config.sharding), OFFLOADS.index(config.offload))
+
+
+def _estimate(candidate: Candidate) -> Estimate:
+    assert candidate.estimate is not None
+    return candidate.estimate
+
+
+def _speed(candidate: Candidate) -> float:
+    return _estimate(candidate).tokens_per_second
+
+
+def _needed(candidate: Candidate) -> int:
+    return _estimate(candidate).needed_bytes
+
+
+def _alternatives(ranked: list[Candidate], found: Findings, request: PlanRequest) -> tuple[Candidate, ...]:
+    """The best of every other kind (method, sharding, offload, checkpointing).
+
+    Those that are faster or need less memory than the chosen one, or train another method, come before the dominated.
+    """
+    chosen = ranked[0]
+    best_of_kind: dict[object, Candidate] = {}
+    others = [rank(fitting, request) for _, fitting in found.tiers]
+    for candidate in [*ranked, *(one for fitting in others for one in fitting)]:
+        best_of_kind.setdefault(_kind(candidate.config), candidate)
+    rest = [one for one in best_of_kind.values() if one is not chosen]
+    return tuple(sorted(rest, key=lambda one: _is_dominated(one, chosen))[:ALTERNATIVES])
+
+
+def _is_dominated(candidate: Candidate, chosen: Candidate) -> bool:
+    same_method = candidate.config.method == chosen.config.method
+    return same_method and _speed(candidate) <= _speed(chosen) and _needed(candidate) >= _needed(chosen)
+
+
+def _grouped(rejected: Iterable[Candidate]) -> Iterator[RejectedGroup]:
+    """Rejections by rule, method and sharding, nearest miss first; rules that are no matter of bytes come last."""
+    groups: dict[tuple[str, str, str], list[Candidate]] = {}
+    for candidate in rejected:
+        assert candidate.rejection is not None
+        key = (candidate.rejection.rule, candidate.config.method, candidate.config.sharding)
+        groups.setdefault(key, []).append(candidate)
+    nearest = [(min(group, key=_lacking), len(group)) for group in groups.values()]
+    for candidate, count in sorted(nearest, key=lambda pair: _lacking(pair[0])):
+        assert candidate.rejection is not None
+        yield RejectedGroup(candidate.rejection, candidate.config, count)
+
+
+def _lacking(candidate: Candidate) -> float:
+    lacking = candidate.rejection.lacking_bytes if candidate.rejection else None
+    return float("inf") if lacking is None else float(lacking)
