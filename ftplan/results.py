@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter
 
@@ -286,13 +286,13 @@ class RunRecord:
 
 
 @cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
 def to_jsonable(result: object) -> Any:
     """``result`` as JSON values: dicts, lists, strings, numbers."""
-    return _adapter(type(result)).dump_python(result, mode="json")
+    return _adapter(cast("Any", type(result))).dump_python(result, mode="json")
 
 
 def to_json(result: object) -> str:
@@ -302,5 +302,5 @@ def to_json(result: object) -> str:
 
 def from_json(kind: type[_T], document: str | bytes) -> _T:
     """The ``kind`` that `to_json` wrote; raises pydantic's ValidationError for anything else."""
-    value: _T = _adapter(kind).validate_json(document)
+    value: _T = _adapter(cast("Any", kind)).validate_json(document)
     return value

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from ftplan.estimators.params import layer_targets
+from ftplan.estimators.params import expert_targets, layer_targets
 from ftplan.estimators.workload import Workload
 from ftplan.profiles.schema import LayerProfile, LinearProfile, NormProfile
 
@@ -122,7 +122,7 @@ def _norm_saved(norm: NormProfile, width: int, work: Workload) -> int:
         return elements * work.stream_bytes
     if norm.kind == "layer":
         return elements * (FP32 if work.autocast else work.stream_bytes)
-    weight_gradient = elements * work.stream_bytes if work.embedding_trains else 0
+    weight_gradient = elements * work.stream_bytes if work.trains_all else 0
     return elements * FP32 + weight_gradient
 
 
@@ -137,7 +137,7 @@ def _linear_inputs(
     by_part = {"attention": 0, "mlp": 0}
     adapters = 0
     seen: set[str] = set()
-    for linear in layer.linears if not work.config.trains_adapters else targets:
+    for linear in layer.linears if work.trains_all else targets:
         elements = work.tokens * linear.in_features
         element = _own_copy_bytes(layer, linear, work)
         if work.config.trains_adapters and work.config.lora_dropout:
@@ -194,6 +194,8 @@ def _attention_saved(layer: LayerProfile, work: Workload) -> int:
     saved = tokens * element * (query + key + value)
     if eager(layer, work):
         return saved + _score_elements(layer, work) * (FP32 + element)
+    if attention.sdpa_math and work.config.attention == "sdpa":
+        return saved + tokens * element * value_out + _score_elements(layer, work) * 2 * element
     log_sum = tokens * attention.heads * FP32
     return saved + tokens * element * value_out + log_sum
 
@@ -236,7 +238,7 @@ def _mlp_saved(layer: LayerProfile, work: Workload) -> int:
 
 
 def _experts_saved(layer: LayerProfile, work: Workload) -> int:
-    """Routed tokens: gathered input, gate and up, activation, their product, and the output before it is weighted."""
+    """Routed tokens: gathered input, gate and up, activation, product, and the output before its weighting."""
     experts = layer.mlp.experts
     if experts is None:
         return 0
@@ -246,10 +248,17 @@ def _experts_saved(layer: LayerProfile, work: Workload) -> int:
 
 
 def _weight_copies(layer: LayerProfile, work: Workload) -> int:
-    """Autocast's compute-dtype copy of each fp32 weight, which the product keeps for its backward."""
-    if not work.casts_weights:
-        return 0
-    return sum(linear.weight_params for linear in layer.linears) * work.compute_bytes
+    """16-bit copies of weights that a product keeps for its backward.
+
+    Autocast makes one of each fp32 weight. peft adapts fused experts by adding the adapters' product to the whole
+    expert parameter in every forward (ParamWrapper, peft/tuners/lora/layer.py).
+    """
+    copies = 0
+    if work.casts_weights:
+        copies += sum(linear.weight_params for linear in layer.linears)
+    if layer.mlp.experts and work.config.trains_adapters and expert_targets(layer, work.config):
+        copies += layer.mlp.experts.params
+    return copies * work.compute_bytes
 
 
 def _adapter_internals(targets: tuple[LinearProfile, ...], work: Workload) -> int:
@@ -261,20 +270,27 @@ def _adapter_internals(targets: tuple[LinearProfile, ...], work: Workload) -> in
     return saved
 
 
-def _backward_transient(
-    layer: LayerProfile, targets: tuple[LinearProfile, ...], mlp_saved: int, work: Workload
-) -> int:
+def _backward_transient(layer: LayerProfile, targets: tuple[LinearProfile, ...], mlp_saved: int, work: Workload) -> int:
     """The worst of: peft's fp32 copy beside its source, the MLP's gradients, and eager attention's score gradients."""
     element = work.compute_bytes
     width = max((linear.in_features for linear in layer.linears), default=0)
     hidden = work.tokens * work.model.hidden_size
     mlp_gradients = 3 * work.tokens * width * element + hidden * element
-    if work.quantized or not work.config.trains_adapters:
+    if work.quantized or work.trains_all:
         largest = max((linear.weight_params for linear in layer.linears), default=0)
         mlp_gradients += largest * element
     cast = max((_cast_transient(layer, linear, work) for linear in targets), default=0)
-    scores = _score_elements(layer, work) * (2 * FP32 + element) - mlp_saved if eager(layer, work) else 0
+    scores = _score_transient(layer, work) - mlp_saved
     return max(mlp_gradients, cast + 3 * hidden * element, scores)
+
+
+def _score_transient(layer: LayerProfile, work: Workload) -> int:
+    """Gradients of materialised scores: in fp32 under eager attention, in the operand's dtype in sdpa's math kernel."""
+    if eager(layer, work):
+        return _score_elements(layer, work) * (2 * FP32 + work.compute_bytes)
+    if layer.attention.sdpa_math and work.config.attention == "sdpa":
+        return _score_elements(layer, work) * 3 * work.compute_bytes
+    return 0
 
 
 def _cast_transient(layer: LayerProfile, linear: LinearProfile, work: Workload) -> int:

@@ -48,7 +48,7 @@ def _full(work: Workload) -> LossMemory:
     """
     logits = work.tokens * work.model.vocab_size
     capped = logits * work.compute_bytes if work.model.logits_softcap else 0
-    head_gradient = work.model.embedding_params * work.gradient_bytes if work.embedding_trains else 0
+    head_gradient = work.model.embedding_params * work.gradient_bytes if work.trains_all else 0
     return LossMemory(
         forward=logits * (work.compute_bytes + 2 * FP32) + 2 * capped,
         backward=max(logits * 3 * FP32 + capped, logits * work.compute_bytes + head_gradient + capped),
@@ -64,18 +64,18 @@ def _chunked(work: Workload) -> LossMemory:
     model, element = work.model, work.compute_bytes
     tile = min(work.tokens, TRL_TILE_TOKENS) * min(model.vocab_size, TRL_TILE_COLUMNS) * element
     hidden = work.tokens * model.hidden_size
-    head = model.embedding_params if work.embedding_trains else 0
+    head = model.embedding_params if work.trains_all else 0
     backward = hidden * (element + FP32) + tile + head * (FP32 + work.gradient_bytes)
     return LossMemory(hidden * element + tile, backward, hidden * element + tile)
 
 
 def _liger(work: Workload) -> LossMemory:
-    """Chunks of nextpow2(ceil(T / ceil(V / H))) rows; gradients of input and, if it trains, head made in the forward."""
+    """Chunks of nextpow2(ceil(T / ceil(V / H))) rows; the forward makes the gradients of input and trained head."""
     model = work.model
     rows = liger_chunk_rows(work.tokens, model.vocab_size, model.hidden_size)
     chunk = rows * model.vocab_size * (work.compute_bytes + FP32)
     hidden_gradient = work.tokens * model.hidden_size * work.compute_bytes
-    head_gradient = model.embedding_params * FP32 if work.embedding_trains else 0
+    head_gradient = model.embedding_params * FP32 if work.trains_all else 0
     total = chunk + hidden_gradient + head_gradient
     return LossMemory(total, hidden_gradient + head_gradient, chunk + hidden_gradient)
 

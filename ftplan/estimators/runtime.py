@@ -36,7 +36,8 @@ def reserved_bytes(allocated: int, short_lived: Mapping[str, int], gpu: GpuProfi
     """Peak reserved by the caching allocator with room to spare.
 
     Segments that were cut for one tensor and cannot serve another stay reserved: the excess grows with the large
-    tensors that come and go in a step. ``short_lived`` maps their kinds (keys of ``reserved`` in runtime.json) to bytes.
+    tensors that come and go in a step. ``short_lived`` maps their kinds (keys of ``reserved`` in runtime.json) to
+    bytes.
     """
     if gpu.kind == "cpu":
         return allocated
@@ -48,9 +49,9 @@ def reserved_bytes(allocated: int, short_lived: Mapping[str, int], gpu: GpuProfi
 def needed_bytes(allocated: int, static: int, reserved: int, gpu: GpuProfile, work: Workload) -> int:
     """What the allocator must be able to reserve for the run to survive.
 
-    With expandable segments a slack over what comes and goes (``allocated`` less the ``static`` weights), as capped runs
-    showed; with the default allocator what it would reserve unhindered, because fragments decide and several capped runs
-    failed at 1.05 times the tensors.
+    With expandable segments a slack over what comes and goes (``allocated`` less the ``static`` weights), as capped
+    runs showed; with the default allocator what it would reserve unhindered, because fragments decide and several
+    capped runs failed at 1.05 times the tensors.
     """
     if gpu.kind == "cpu":
         return allocated

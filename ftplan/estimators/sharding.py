@@ -51,7 +51,7 @@ def zero_buffers(work: Workload) -> int:
 
 
 def zero_buckets(work: Workload) -> int:
-    """Reduce buckets of H² elements in the backward (transformers' "auto"): two with overlap under ZeRO-1/2, one in 3."""
+    """Reduce buckets of H² elements in the backward (transformers' "auto"): two (overlap) in ZeRO-1/2, one in 3."""
     if not work.zero_stage:
         return 0
     bucket = min(work.model.hidden_size**2, trainable_params(work.model, work.config))
@@ -78,7 +78,7 @@ def _gathered(params: int, work: Workload) -> int:
 
 
 def gathered_in_layers(work: Workload) -> int:
-    """Gathered parameters while layers run: FSDP2 the current and the next layer with the last group; ZeRO-3 a cache."""
+    """Gathered parameters while layers run: FSDP2 this and the next layer with the last group; ZeRO-3 a cache."""
     if work.zero_stage == 3:
         return zero3_live(work)
     if work.config.sharding == "fsdp2-grad-op":

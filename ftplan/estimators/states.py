@@ -85,8 +85,11 @@ def optimizer_cost(name: str) -> OptimizerCost:
 
 @lru_cache(maxsize=256)
 def quantized_params(model: ModelProfile) -> int:
-    """Elements of the linear weights that 4-bit loading packs: every exact nn.Linear but the head (transformers'
-    integrations/bitsandbytes.py); subclasses, fused experts and routers stay in 16 bit."""
+    """Elements of the linear weights that 4-bit loading packs.
+
+    Every exact nn.Linear but the head (transformers' integrations/bitsandbytes.py); subclasses, fused experts and
+    routers stay in 16 bit.
+    """
     layers = sum(
         group.count * linear.weight_params
         for group in model.groups
@@ -106,7 +109,7 @@ def weight_bytes(work: Workload) -> int:
 def whole_weight_bytes(work: Workload) -> int:
     """All base weights once, as a rank without sharding holds them (fp32 trainables included, adapters not)."""
     total = total_params(work.model)
-    if not work.config.trains_adapters:
+    if work.trains_all:
         return total * work.trainable_bytes
     if not work.quantized:
         return total * work.frozen_bytes
@@ -148,7 +151,7 @@ def optimizer_states(work: Workload) -> int:
     if cost.factored:
         return work.sharded(_factored_elements(work) * FP32, work.optimizer_shards)
     element = (FP32 if work.zero_stage else work.trainable_bytes) if cost.follows_parameter else 1
-    if cost.state_is_8bit and work.embedding_trains:
+    if cost.state_is_8bit and work.trains_all:
         wide = _embedding_elements(work.model)
         total = round((trainable - wide) * cost.state + wide * 2 * FP32)
     else:

@@ -107,7 +107,7 @@ def _launch_seconds(work: Workload) -> float:
 
 
 def _communication_seconds(work: Workload, gpu: GpuProfile) -> tuple[float, float]:
-    """(overlapped, exposed) seconds of one micro-batch: bytes over the slowest link, and ZeRO-3's per-module gathers."""
+    """(overlapped, exposed) seconds of a micro-batch: bytes over the slowest link, and ZeRO-3's gathers by module."""
     if work.world == 1:
         return 0.0, 0.0
     link = gpu.nvlink_bytes_per_second or gpu.pcie_bytes_per_second

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from ftplan.estimators import sharding, states
 from ftplan.estimators.activations import Layers
@@ -37,7 +37,7 @@ def device_terms(work: Workload, layers: Layers, gpu: GpuProfile) -> tuple[Term,
     _static(bill, work)
     _activations(bill, work, layers)
     _gathered(bill, work)
-    _loss(bill, work, loss)
+    _loss(bill, work, layers, loss)
     _backward(bill, work, layers)
     _optimizer(bill, work)
     workspace = workspace_bytes(gpu)
@@ -85,7 +85,7 @@ def _activations(bill: _Bill, work: Workload, layers: Layers) -> None:
     mask = mask_bytes(work)
     bill.add("attention mask", mask, (*WITH_ACTIVATIONS, Phase.BACKWARD), "mask [B, 1, S, S] of sdpa or eager", MODULES)
     layer = layers.transient if not work.config.gradient_checkpointing else layers.largest_saved
-    bill.add("layer in progress", layer, (Phase.FORWARD, Phase.EVAL), "tensors of the layer that runs", MODULES)
+    bill.add("layer in progress", layer, (Phase.FORWARD,), "tensors of the layer that runs", MODULES)
 
 
 _SAVED_PARTS: Final = {
@@ -114,7 +114,7 @@ def _gathered(bill: _Bill, work: Workload) -> None:
     bill.add("gathered parameters", in_layers, (Phase.FORWARD, Phase.BACKWARD, Phase.EVAL), reason, source)
 
 
-def _loss(bill: _Bill, work: Workload, loss: LossMemory) -> None:
+def _loss(bill: _Bill, work: Workload, layers: Layers, loss: LossMemory) -> None:
     """Either the loss's forward or the start of its backward, whichever is higher with what is gathered then."""
     forward = sharding.gathered_at_loss(work, backward=False)
     backward = sharding.gathered_at_loss(work, backward=True)
@@ -123,38 +123,68 @@ def _loss(bill: _Bill, work: Workload, loss: LossMemory) -> None:
     reason = f"{work.config.loss_path} loss over {work.model.vocab_size} columns"
     source = "transformers loss_utils.py, TRL, Liger"
     bill.add("logits and loss", size, (Phase.LOSS,), reason, source)
-    bill.add("gathered parameters", gathered, (Phase.LOSS,), "the group that holds the head", "accelerate fsdp_utils.py")
-    bill.add("logits and loss", loss.evaluation, (Phase.EVAL,), "evaluation with the training micro-batch", source)
+    bill.add("gathered parameters", gathered, (Phase.LOSS,), "the group that holds the head", "accelerate")
+    evaluated = max(loss.evaluation, layers.largest_saved)
+    bill.add("evaluation step", evaluated, (Phase.EVAL,), "logits or a layer of the training micro-batch", source)
 
 
 def _backward(bill: _Bill, work: Workload, layers: Layers) -> None:
-    """The worse of two moments: the backward of the last layer, with every activation, and of the first, with every
-    gradient."""
+    """The worst of three moments: the backward of the last layer, of the first, and of the embedding."""
+    moments = (_last_layer(work, layers), _first_layer(work, layers), _embedding(work))
+    worst = max(moments, key=lambda moment: sum(size for _, size, _ in moment))
+    for name, size, reason in worst:
+        bill.add(name, size, (Phase.BACKWARD,), reason, MODULES)
+    bill.add(
+        "buckets", sharding.zero_buckets(work), (Phase.BACKWARD,), "DeepSpeed's reduce buckets", "deepspeed 0.19.8"
+    )
+
+
+Moment: TypeAlias = tuple[tuple[str, int, str], ...]
+"""(name, bytes, reason) of what is alive at one moment of the backward."""
+
+
+def _last_layer(work: Workload, layers: Layers) -> Moment:
+    """Every activation is there, and of the gradients only the head's."""
     checkpointed = work.config.gradient_checkpointing
-    head = work.model.embedding_params * work.gradient_bytes // work.gradient_shards if work.embedding_trains else 0
     all_gradients = sharding.gradients_in_backward(work)
-    first_gradients = min(head, all_gradients)
-    saved_all = layers.checkpoints if checkpointed else layers.saved
-    saved_one = 0 if checkpointed else layers.largest_saved
-    start = saved_all + first_gradients
-    end = saved_one + all_gradients + _tied_gradient(work)
-    source = MODULES
-    if start >= end:
-        bill.add("activations", saved_all, (Phase.BACKWARD,), "saved for all layers", source)
-        bill.add("gradients", first_gradients, (Phase.BACKWARD,), "the head's, as the backward begins", source)
-    else:
-        bill.add("activations", saved_one, (Phase.BACKWARD,), "saved for the first layer", source)
-        bill.add("gradients", all_gradients, (Phase.BACKWARD,), "all, as the backward ends", source)
-        bill.add("gradients", _tied_gradient(work), (Phase.BACKWARD,), "the embedding's part, before it is added", source)
-    recompute = layers.largest_saved if checkpointed else 0
-    bill.add("recomputed layer", recompute, (Phase.BACKWARD,), "one layer's activations again", source)
-    bill.add("layer backward", layers.transient, (Phase.BACKWARD,), "gradients and copies of one layer", source)
-    bill.add("buckets", sharding.zero_buckets(work), (Phase.BACKWARD,), "DeepSpeed's reduce buckets", "deepspeed 0.19.8")
+    head = work.model.embedding_params * work.gradient_bytes // work.gradient_shards if work.trains_all else 0
+    kept = sharding.accumulated_gradients(work)
+    return (
+        ("activations", layers.checkpoints if checkpointed else layers.saved, "saved for all layers"),
+        ("gradients", max(min(head, all_gradients), kept), "the head's, as the backward begins, or accumulated ones"),
+        *_in_progress(work, layers),
+    )
 
 
-def _tied_gradient(work: Workload) -> int:
-    """A tied embedding's own gradient exists beside the head's until they are added."""
-    return work.model.embedding_params * work.gradient_bytes if work.model.tied and work.embedding_trains else 0
+def _first_layer(work: Workload, layers: Layers) -> Moment:
+    """Every gradient but the embedding's is there."""
+    saved = 0 if work.config.gradient_checkpointing else layers.largest_saved
+    embedding = work.model.embedding_params * work.gradient_bytes // work.gradient_shards
+    missing = embedding if work.trains_all and not work.model.tied else 0
+    gradients = max(sharding.gradients_in_backward(work) - missing, sharding.accumulated_gradients(work))
+    return (
+        ("activations", saved, "saved for the first layer"),
+        ("gradients", gradients, "all but the embedding's, as the backward ends"),
+        *_in_progress(work, layers),
+    )
+
+
+def _in_progress(work: Workload, layers: Layers) -> Moment:
+    recomputed = layers.largest_saved if work.config.gradient_checkpointing else 0
+    return (
+        ("recomputed layer", recomputed, "one layer's activations again"),
+        ("layer backward", layers.transient, "gradients and copies of one layer"),
+    )
+
+
+def _embedding(work: Workload) -> Moment:
+    """Every gradient is there; a tied embedding's own part and the sum with the head's exist beside it."""
+    gradients = max(sharding.gradients_in_backward(work), sharding.accumulated_gradients(work))
+    tied = 2 * work.model.embedding_params * work.gradient_bytes if work.model.tied and work.trains_all else 0
+    return (
+        ("gradients", gradients, "all, as the backward ends"),
+        ("embedding gradient", tied, "the tied embedding's own part, and the sum"),
+    )
 
 
 def _optimizer(bill: _Bill, work: Workload) -> None:

@@ -2,141 +2,90 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-
-from ftplan.profiles.schema import Cluster, ModelProfile, StackProfile
+from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.profiles.stacks import load_stack
 from ftplan.spec import RunConfig
 from ftplan.units import DTYPE_BYTES, ceil_div
 
+FP32 = 4
 
-@dataclass(frozen=True)
+
 class Workload:
-    """One configuration of one model on one cluster.
+    """One configuration of one model on one cluster, with everything derived from them once. Do not change it.
 
-    Element sizes are in bytes. Ranks are data-parallel: each device holds one.
+    A plain class: the search makes thousands, and computing all fields at once costs less than caching each.
+    Element sizes are in bytes. Ranks are data-parallel, one on each device.
+
+    Attributes:
+        world: data-parallel ranks; one without sharding, which uses the first device only.
+        ranks_per_node: ranks of one node.
+        is_fsdp: FSDP2 in any form.
+        zero_stage: DeepSpeed's ZeRO stage, 0 without DeepSpeed.
+        shard_ranks: ranks that one copy of the sharded state is spread over: a node's under HSDP, else all.
+        parameter_shards, gradient_shards, optimizer_shards: over how many ranks each is split.
+        tokens: tokens of one micro-batch on one rank.
+        quantized: linear weights are 4-bit.
+        trains_all: every weight has a gradient, embeddings too; otherwise only adapters do.
+        autocast: matrix products run under autocast. DeepSpeed and FSDP2 cast the parameters instead.
+        frozen_bytes: element of a base weight that is not quantized.
+        unquantized_bytes: element of embeddings, norms and head; prepare_model_for_kbit_training makes them fp32.
+        compute_bytes: element of the matrix products' operands.
+        trainable_bytes: element of a trainable parameter as the optimizer sees it on the device.
+        gradient_bytes: element of a gradient as backward leaves it: the parameter's.
+        stream_bytes: element of the residual stream: the embedding's; FSDP2's policy and DeepSpeed cast to compute.
+        casts_weights: autocast makes a compute-dtype copy of the base weights: fp32 weights under autocast.
     """
 
-    config: RunConfig
-    model: ModelProfile
-    cluster: Cluster
+    def __init__(self, config: RunConfig, model: ModelProfile, cluster: Cluster) -> None:
+        self.config = config
+        self.model = model
+        self.cluster = cluster
+        self.stack = load_stack(config.stack)
+        self._set_ranks()
+        self._set_elements()
 
-    @cached_property
-    def stack(self) -> StackProfile:
-        """The behaviour of the training loop."""
-        return load_stack(self.config.stack)
+    def _set_ranks(self) -> None:
+        sharding = self.config.sharding
+        self.world = 1 if sharding == "none" else self.cluster.world_size
+        self.ranks_per_node = min(self.world, max(len(node.gpus) for node in self.cluster.nodes))
+        self.is_fsdp = sharding in ("fsdp2", "fsdp2-grad-op", "hsdp")
+        self.zero_stage = int(sharding[4]) if sharding.startswith("zero") else 0
+        self.shard_ranks = self.ranks_per_node if sharding == "hsdp" else self.world
+        self.parameter_shards = self.shard_ranks if self.is_fsdp or self.zero_stage == 3 else 1
+        self.gradient_shards = self.shard_ranks if self.is_fsdp or self.zero_stage >= 2 else 1
+        self.optimizer_shards = self.shard_ranks if self.is_fsdp or self.zero_stage else 1
 
-    @cached_property
-    def world(self) -> int:
-        """Data-parallel ranks: one without sharding, which uses the first device only."""
-        return 1 if self.config.sharding == "none" else self.cluster.world_size
+    def _set_elements(self) -> None:
+        config = self.config
+        self.tokens = config.tokens_per_micro_batch
+        self.quantized = config.quantization != "none"
+        self.trains_all = not config.trains_adapters
+        self.autocast = config.precision != "none" and not self.zero_stage
+        self.frozen_bytes = DTYPE_BYTES[config.weights_dtype]
+        self.unquantized_bytes = FP32 if config.prepare_kbit and config.trains_adapters else self.frozen_bytes
+        self.compute_bytes = DTYPE_BYTES[config.weights_dtype if config.precision == "none" else config.precision]
+        self.trainable_bytes = self._trainable_bytes()
+        self.gradient_bytes = self.trainable_bytes
+        self.stream_bytes = self._stream_bytes()
+        wider = self.stream_bytes > self.compute_bytes
+        self.casts_weights = self.autocast and not self.is_fsdp and not self.quantized and wider
 
-    @cached_property
-    def ranks_per_node(self) -> int:
-        """Ranks of one node."""
-        return min(self.world, max(len(node.gpus) for node in self.cluster.nodes))
-
-    @cached_property
-    def is_fsdp(self) -> bool:
-        """FSDP2 in any form."""
-        return self.config.sharding in ("fsdp2", "fsdp2-grad-op", "hsdp")
-
-    @cached_property
-    def zero_stage(self) -> int:
-        """DeepSpeed's ZeRO stage, 0 without DeepSpeed."""
-        return int(self.config.sharding[4]) if self.config.sharding.startswith("zero") else 0
-
-    @cached_property
-    def shard_ranks(self) -> int:
-        """Ranks that one copy of the sharded state is spread over: a node's under HSDP, else all."""
-        return self.ranks_per_node if self.config.sharding == "hsdp" else self.world
-
-    @cached_property
-    def parameter_shards(self) -> int:
-        """Over how many ranks parameters are split."""
-        return self.shard_ranks if self.is_fsdp or self.zero_stage == 3 else 1
-
-    @cached_property
-    def gradient_shards(self) -> int:
-        """Over how many ranks gradients are split when the optimizer runs."""
-        return self.shard_ranks if self.is_fsdp or self.zero_stage >= 2 else 1
-
-    @cached_property
-    def optimizer_shards(self) -> int:
-        """Over how many ranks optimizer states are split."""
-        return self.shard_ranks if self.is_fsdp or self.zero_stage else 1
-
-    @cached_property
-    def tokens(self) -> int:
-        """Tokens of one micro-batch on one rank."""
-        return self.config.tokens_per_micro_batch
-
-    @cached_property
-    def autocast(self) -> bool:
-        """Whether matrix products run under autocast. DeepSpeed and FSDP2 cast the parameters instead."""
-        return self.config.precision != "none" and not self.zero_stage
-
-    @cached_property
-    def frozen_bytes(self) -> int:
-        """Element of a base weight that is not quantized."""
-        return DTYPE_BYTES[self.config.weights_dtype]
-
-    @cached_property
-    def unquantized_bytes(self) -> int:
-        """Element of embeddings, norms and head: prepare_model_for_kbit_training makes them fp32."""
-        return 4 if self.config.prepare_kbit and self.config.trains_adapters else self.frozen_bytes
-
-    @cached_property
-    def trainable_bytes(self) -> int:
-        """Element of a trainable parameter as the optimizer sees it on the device.
-
-        accelerate's FSDP upcasts trainables to fp32 under mixed precision (utils/fsdp_utils.py); LLaMA-Factory always
-        (adapter.py), except under ZeRO-3. DeepSpeed keeps the model's dtype and adds an fp32 master copy.
+    def _trainable_bytes(self) -> int:
+        """accelerate's FSDP upcasts trainables to fp32 under mixed precision (utils/fsdp_utils.py), LLaMA-Factory
+        always (model/adapter.py). DeepSpeed keeps the model's dtype and adds an fp32 master copy.
         """
-        own = DTYPE_BYTES[self.config.adapter_dtype] if self.config.trains_adapters else self.frozen_bytes
         if self.zero_stage:
             return self.compute_bytes
-        if self.is_fsdp and self.config.precision != "none":
-            return 4
-        if self.stack.upcasts_trainables and self.zero_stage != 3:
-            return 4
-        return own
+        if self.stack.upcasts_trainables or (self.is_fsdp and self.config.precision != "none"):
+            return FP32
+        return DTYPE_BYTES[self.config.adapter_dtype] if self.config.trains_adapters else self.frozen_bytes
 
-    @cached_property
-    def gradient_bytes(self) -> int:
-        """Element of a gradient as backward leaves it: the parameter's dtype."""
-        return self.trainable_bytes
-
-    @cached_property
-    def compute_bytes(self) -> int:
-        """Element of the matrix products' operands."""
-        precision = self.config.precision
-        return DTYPE_BYTES[self.config.weights_dtype if precision == "none" else precision]
-
-    @cached_property
-    def stream_bytes(self) -> int:
-        """Element of the residual stream: the embedding's dtype; FSDP2's policy and DeepSpeed cast it to compute."""
+    def _stream_bytes(self) -> int:
         if self.is_fsdp or self.zero_stage:
             return self.compute_bytes
-        if self.stack.upcasts_trainables and not self.config.trains_adapters:
-            return 4
+        if self.stack.upcasts_trainables and self.trains_all:
+            return FP32
         return self.unquantized_bytes
-
-    @cached_property
-    def casts_weights(self) -> bool:
-        """Whether autocast makes a compute-dtype copy of the base weights: fp32 weights under autocast."""
-        return self.autocast and not self.is_fsdp and self.stream_bytes > self.compute_bytes and not self.quantized
-
-    @cached_property
-    def quantized(self) -> bool:
-        """Whether linear weights are 4-bit."""
-        return self.config.quantization != "none"
-
-    @cached_property
-    def embedding_trains(self) -> bool:
-        """Whether the token embedding has a gradient."""
-        return not self.config.trains_adapters
 
     def sharded(self, total: int, shards: int) -> int:
         """Bytes of one rank's part of ``total``, rounded up."""

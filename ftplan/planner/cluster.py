@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ftplan.errors import InventoryError
-from ftplan.profiles.detect import detect_node
 from ftplan.profiles.gpus import load_cpu, load_gpu
 from ftplan.profiles.hosts import default_host, load_host
 from ftplan.profiles.schema import Cluster, GpuProfile, HostProfile, Node
@@ -28,6 +27,8 @@ def resolve_inventory(inventory: Inventory) -> Cluster:
 
 
 def _local_node(inventory: Inventory) -> Node:
+    from ftplan.profiles.detect import detect_node  # only `local` looks at the machine
+
     node = detect_node()
     return replace(node, host=_with_memory(node.host, inventory.host_memory_bytes))
 

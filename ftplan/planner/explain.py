@@ -138,7 +138,7 @@ def _fixed(config: RunConfig, request: PlanRequest, cluster: Cluster) -> Iterato
             "memory", "per card", "DDP holds the whole model on every card: more cards give speed, not smaller shares"
         )
     if config.expandable_segments:
-        yield Reason("expandable_segments", "True", "the allocator then wastes little: a card is usable to a few percent")
+        yield Reason("expandable_segments", "True", "the allocator wastes little: a card is usable to a few percent")
 
 
 def _optimizer(config: RunConfig, request: PlanRequest, cluster: Cluster) -> str:

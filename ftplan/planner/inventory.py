@@ -22,7 +22,6 @@ from typing import Final
 
 from ftplan.errors import InventoryError, UnknownNameError
 from ftplan.planner.cluster import resolve_inventory
-from ftplan.profiles.detect import detect_node
 from ftplan.profiles.gpus import list_gpus, load_gpu
 from ftplan.profiles.schema import GpuProfile, Node
 from ftplan.profiles.size_classes import LARGEST_GB, size_class_gb
@@ -190,6 +189,8 @@ def _format_size(size: int | None) -> str:
 
 
 def _local_inventory(host_memory_bytes: int | None) -> Inventory:
+    from ftplan.profiles.detect import detect_node  # only `local` looks at the machine
+
     node = detect_node()
     return Inventory(
         text="local", groups=tuple(_local_groups(node)), host_memory_bytes=host_memory_bytes or node.host.memory_bytes

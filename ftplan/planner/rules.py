@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from ftplan.estimators.params import expert_targets
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Estimate, Rejection
 from ftplan.spec import RunConfig
@@ -30,7 +31,9 @@ def needs_bf16(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Reje
 
 def trains_in_fp16(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
     """torch's gradient scaler refuses fp16 gradients, so fp16 weights cannot train."""
-    trains_fp16 = not config.trains_adapters and config.weights_dtype == "fp16" and not config.sharding.startswith("zero")
+    trains_fp16 = (
+        not config.trains_adapters and config.weights_dtype == "fp16" and not config.sharding.startswith("zero")
+    )
     if not trains_fp16:
         return None
     return Rejection(
@@ -80,7 +83,9 @@ def offload_is_offered(config: RunConfig, model: ModelProfile, cluster: Cluster)
     if config.offload == "none":
         return None
     if config.sharding in ("none", "ddp"):
-        return Rejection("offload", "offload needs DeepSpeed or FSDP2", hint="use zero2, zero3 or fsdp2", source="accelerate")
+        return Rejection(
+            "offload", "offload needs DeepSpeed or FSDP2", hint="use zero2, zero3 or fsdp2", source="accelerate"
+        )
     if config.sharding in ("fsdp2", "fsdp2-grad-op", "hsdp") and config.offload == "optimizer":
         return Rejection(
             "offload",
@@ -117,7 +122,9 @@ def quantization_runs(config: RunConfig, model: ModelProfile, cluster: Cluster) 
     if config.quantization == "none":
         return None
     if cluster.gpus[0].kind == "cpu":
-        return Rejection("quantization", "4-bit training on a CPU is a test, not a plan", hint="use lora", source="bitsandbytes")
+        return Rejection(
+            "quantization", "4-bit training on a CPU is a test, not a plan", hint="use lora", source="bitsandbytes"
+        )
     if config.sharding == "zero3":
         return Rejection(
             "quantization",
@@ -126,6 +133,20 @@ def quantization_runs(config: RunConfig, model: ModelProfile, cluster: Cluster) 
             source="transformers integrations/deepspeed.py; peft's FSDP-QLoRA guide",
         )
     return None
+
+
+def expert_adapters_drop_nothing(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """peft folds adapters of fused experts into their weight and takes no dropout there."""
+    if not config.trains_adapters or not config.lora_dropout:
+        return None
+    if not any(expert_targets(group.layer, config) for group in model.groups):
+        return None
+    return Rejection(
+        "expert-dropout",
+        "adapters on fused experts take no dropout",
+        hint="set lora dropout to 0, or target the attention's modules only",
+        source="peft 0.21 tuners/lora/layer.py, ParamWrapper",
+    )
 
 
 def deepspeed_is_on_gpu(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
@@ -157,6 +178,7 @@ RULES: Final[tuple[Rule, ...]] = (
     attention_exists,
     optimizer_takes_shards,
     quantization_runs,
+    expert_adapters_drop_nothing,
     positions_suffice,
 )
 

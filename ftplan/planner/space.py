@@ -48,9 +48,9 @@ def tiers(request: PlanRequest) -> tuple[Tier, ...]:
 
 
 _ON_DEVICE: Final = ("none", "optimizer")
-_LORA = Tier("lora", "16-bit LoRA keeps the base weights exact and is the first choice where it fits", offloads=_ON_DEVICE)
+_LORA = Tier("lora", "16-bit LoRA keeps the base weights exact: the first choice where it fits", offloads=_ON_DEVICE)
 _QLORA = Tier("qlora", "4-bit base weights, because 16-bit LoRA does not fit", offloads=_ON_DEVICE)
-_LORA_OFFLOADED = Tier("lora", "base weights on the host, because nothing fits on the cards", offloads=("optimizer+params",))
+_LORA_OFFLOADED = Tier("lora", "base weights on the host: nothing fits on the cards", offloads=("optimizer+params",))
 _FULL = (
     Tier("full", "full fine-tuning was asked for; fp32 master weights keep small updates", weights_dtype="fp32"),
     Tier("full", "16-bit weights without a master copy, because fp32 ones do not fit", weights_dtype="16-bit"),
@@ -128,7 +128,7 @@ def _fixed(tier: Tier, request: PlanRequest, model: ModelProfile, cluster: Clust
 
 
 def _weights_dtype(tier: Tier, sharding: str, base: Mapping[str, Any]) -> str:
-    """The loaded dtype: fp32 where full training wants it; FSDP2 and ZeRO make their own fp32 copy of 16-bit weights."""
+    """The loaded dtype: fp32 where full training wants it; FSDP2 and ZeRO make an fp32 copy of 16-bit weights."""
     if tier.weights_dtype == "fp32" and sharding in ("none", "ddp"):
         return "fp32"
     return str(base["weights_dtype"])

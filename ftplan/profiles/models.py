@@ -15,13 +15,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 from ftplan.errors import InputError, UnknownNameError
 from ftplan.profiles.hf_config import profile_from_config
-from ftplan.profiles.hub import config_text
+from ftplan.profiles.packaged import packaged_json
 from ftplan.profiles.schema import ModelProfile
 
 _HUB_ID: Final = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -103,9 +102,7 @@ def _is_written_as_path(name: str) -> bool:
 @cache
 def _rows() -> Mapping[str, Mapping[str, Any]]:
     # One file for all: it parses in about a millisecond, less than opening a second one costs.
-    text = files("ftplan.profiles").joinpath("data/models.json").read_text(encoding="utf-8")
-    rows: Mapping[str, Mapping[str, Any]] = json.loads(text)
-    return rows
+    return packaged_json("models.json")
 
 
 @cache
@@ -148,6 +145,8 @@ def _parse(text: str, where: str) -> Mapping[str, object]:
 
 
 def _from_hub(name: str) -> ModelProfile:
+    from ftplan.profiles.hub import config_text  # imports the network library, which most commands never need
+
     try:
         text, source = config_text(name)
     except InputError as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from typing import Any
+
+from ftplan.profiles.packaged import packaged_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +23,11 @@ def runtime_figure(*path: str) -> Figure:
     """The figure at ``path`` in the data file; a path it does not hold is our own bug."""
     node = _document()
     for key in path:
-        assert isinstance(node, dict)
         node = node[key]
-    assert isinstance(node, dict)
     return Figure(float(node["value"]), str(node["source"]))
 
 
 @cache
-def _document() -> dict[str, object]:
-    document = json.loads(files("ftplan.profiles").joinpath("data/runtime.json").read_text("utf-8"))
-    assert isinstance(document, dict)
+def _document() -> Mapping[str, Any]:
+    document: Mapping[str, Any] = packaged_json("runtime.json")
     return document

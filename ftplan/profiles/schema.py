@@ -86,6 +86,7 @@ class AttentionProfile:
 
     ``head_dim`` is the width of a query or key head (MLA: nope plus rope part), ``value_dim`` that of a value head.
     ``positions`` is how they enter. ``window`` is the sliding window in tokens, None for full attention.
+    ``sdpa_math``: heads do not match for sdpa's fused kernels, so that it materialises the scores.
     ``extra_params`` counts parameters outside linears and norms (gpt-oss's sinks).
     """
 
@@ -100,6 +101,7 @@ class AttentionProfile:
     softcap: bool = False
     sinks: bool = False
     fused_qkv: bool = False
+    sdpa_math: bool = False
     extra_params: int = 0
     supports: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2")
 

@@ -199,15 +199,17 @@ def falcon(fields: Fields) -> Body:
     heads = _falcon_heads(fields)
     width = fields.size_or("intermediate_size", 4 * heads.hidden)
     bias, alibi = fields.flag("bias", False), fields.flag("alibi", False)
-    layer = LayerProfile(
+    attention = _attention(
+        heads,
+        positions="alibi" if alibi else "rope",
+        rotary_dim=0 if alibi else heads.dim,
+        fused=True,
         # FalconFlashAttention2 has no ALiBi.
-        attention=_attention(
-            heads,
-            positions="alibi" if alibi else "rope",
-            rotary_dim=0 if alibi else heads.dim,
-            fused=True,
-            supports=("sdpa", "eager") if alibi else ALL_KERNELS,
-        ),
+        supports=("sdpa", "eager") if alibi else ALL_KERNELS,
+    )
+    layer = LayerProfile(
+        # The one key-value head reaches sdpa unrepeated, and its fused kernels want as many as there are queries.
+        attention=replace(attention, sdpa_math=heads.kv_count == 1),
         mlp=_mlp(fields, width, "gelu"),
         linears=_falcon_linears(heads, width, bias=bias),
         norms=layer_norms(heads.hidden, *_falcon_norms(fields)),

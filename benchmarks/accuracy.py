@@ -1,0 +1,79 @@
+"""Estimates beside measured runs, case by case: ``python -m benchmarks.accuracy``.
+
+Prints a line a case with signed errors, then mean absolute, mean signed and worst errors of each figure for the cases
+that constants were fitted on and for those that only test them; the last line is the summary as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from statistics import fmean
+
+from benchmarks.measured_cases import MeasuredCase, known_cases
+from ftplan.estimators.analytic import estimate
+from ftplan.results import Estimate, Phase, Timeline
+from ftplan.units import GIB
+
+
+def _host_in_training(predicted: Estimate) -> float:
+    """Host RAM after loading: the measured runs made their weights on the device."""
+    by_phase = Timeline(predicted.host.terms).by_phase
+    return max(size for phase, size in by_phase.items() if phase not in (Phase.LOAD, Phase.SAVE))
+
+
+FIGURES: dict[str, tuple[Callable[[Estimate], float], Callable[[MeasuredCase], float]]] = {
+    "allocated": (lambda e: e.peak_allocated_bytes, lambda c: c.row["peak_alloc"]),
+    "reserved": (lambda e: e.peak_reserved_bytes, lambda c: c.row["peak_reserved"]),
+    "process": (lambda e: e.process_bytes, lambda c: c.row["device_used_end"]),
+    "host": (_host_in_training, lambda c: c.row["host_peak_kib"] * 1024 * c.row["gpus"]),
+    "step": (lambda e: e.step_seconds, lambda c: c.row["step_s"]),
+}
+
+
+def signed_errors(case: MeasuredCase) -> dict[str, float]:
+    """Predicted over measured less one, for each figure."""
+    predicted = estimate(case.config, case.model, case.cluster)
+    return {name: of(predicted) / truth(case) - 1 for name, (of, truth) in FIGURES.items()}
+
+
+def summary(errors: Iterable[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean absolute, mean signed and worst error of each figure, in percent."""
+    rows = list(errors)
+    return {name: _stats([row[name] for row in rows]) for name in FIGURES} if rows else {}
+
+
+def _stats(values: list[float]) -> dict[str, float]:
+    worst = max(values, key=abs)
+    return {
+        "mean_abs_percent": round(100 * fmean(abs(value) for value in values), 3),
+        "mean_signed_percent": round(100 * fmean(values), 3),
+        "worst_percent": round(100 * worst, 3),
+        "cases": len(values),
+    }
+
+
+def main() -> None:
+    """Print the comparison."""
+    print(f"{'case':38} {'measured':>9} {'predicted':>9}  " + "  ".join(f"{name:>9}" for name in FIGURES))
+    by_part: dict[str, list[dict[str, float]]] = {}
+    for case in known_cases():
+        errors = signed_errors(case)
+        kind = "single" if case.is_single else "several"
+        by_part.setdefault(f"{kind}, {'fitted' if case.fitted else 'held out'}", []).append(errors)
+        by_part.setdefault(kind, []).append(errors)
+        predicted = estimate(case.config, case.model, case.cluster)
+        figures = "  ".join(f"{100 * errors[name]:+8.2f}%" for name in FIGURES)
+        measured = case.row["peak_alloc"] / GIB
+        print(f"{case.label:38} {measured:9.3f} {predicted.peak_allocated_bytes / GIB:9.3f}  {figures}")
+    result = {part: summary(rows) for part, rows in sorted(by_part.items())}
+    for part, stats in result.items():
+        line = ", ".join(
+            f"{name} {s['mean_abs_percent']:.2f} % (worst {s['worst_percent']:+.2f})" for name, s in stats.items()
+        )
+        print(f"{part}: {line}")
+    print(json.dumps({"benchmark": "accuracy", "errors": result}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The measured runs of ``benchmarks/data`` as configurations, so that estimates can stand beside them."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ftplan.planner.inventory import parse_inventory, resolve_inventory
+from ftplan.profiles.hf_config import profile_from_config
+from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.spec import RunConfig
+
+DATA = Path(__file__).parent / "data"
+GPUS = {"NVIDIA H200": "H200", "NVIDIA H100 80GB HBM3": "H100-SXM"}
+
+
+@dataclass(frozen=True)
+class MeasuredCase:
+    """One rank of one run: what was configured, and the row that was measured."""
+
+    id: str
+    rank: int
+    config: RunConfig
+    model: ModelProfile
+    cluster: Cluster
+    row: dict[str, Any]
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one GPU ran it."""
+        return self.row["gpus"] == 1
+
+    @property
+    def fitted(self) -> bool:
+        """Whether constants may be fitted on it; the others only test them."""
+        return zlib.crc32(self.id.encode()) % 2 == 0
+
+    @property
+    def label(self) -> str:
+        """Id, card and rank."""
+        return f"{self.id} {self.row['gpu'].removeprefix('NVIDIA ')} r{self.rank}"
+
+
+def known_cases() -> tuple[MeasuredCase, ...]:
+    """Every row of known.jsonl."""
+    return tuple(_case(row) for row in _rows("known.jsonl"))
+
+
+def capped_cases() -> tuple[MeasuredCase, ...]:
+    """Every row of capped.jsonl; ``row["case"]["cap_gib"]`` is the cap."""
+    return tuple(_case(row) for row in _rows("capped.jsonl"))
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DATA / name).read_text("utf-8").splitlines() if line.strip()]
+
+
+def _case(row: dict[str, Any]) -> MeasuredCase:
+    gpus = parse_inventory(f"{row['gpus']}x{GPUS[row['gpu']]}")
+    config = run_config(row["case"], expandable_segments=row["expandable_segments"])
+    return MeasuredCase(row["id"], row["rank"], config, _model(row["case"]["model"]), resolve_inventory(gpus), row)
+
+
+def run_config(case: dict[str, Any], *, expandable_segments: bool) -> RunConfig:
+    """The configuration that the measuring program ran for ``case``."""
+    offload = "none"
+    if case["offload"]:
+        offload = "optimizer+params" if case["parallel"] == "zero3" else "optimizer"
+    return RunConfig(
+        model=case["model"],
+        method=case["method"],
+        lora_rank=case["rank"],
+        lora_alpha=case["alpha"],
+        lora_targets=case["targets"],
+        lora_dropout=case["dropout"],
+        adapter_dtype="fp32" if case["adapter_fp32"] else case["weights"],
+        prepare_kbit=case["kbit_prepare"],
+        weights_dtype=case["weights"],
+        precision=case["amp"],
+        optimizer=case["optim"],
+        gradient_checkpointing=case["ckpt"],
+        seq_len=case["seq"],
+        micro_batch=case["micro"],
+        accumulation=case["accum"],
+        padding=case["pad"],
+        attention=case["attn"],
+        kernels="liger" if case["liger"] else "none",
+        sharding=case["parallel"],
+        offload=offload,
+        stack="trainer",
+        expandable_segments=expandable_segments,
+    )
+
+
+@cache
+def _model(name: str) -> ModelProfile:
+    models = json.loads((DATA / "measured_models.json").read_text("utf-8"))
+    return profile_from_config(models[name], id=name, source="benchmarks/data/measured_models.json")

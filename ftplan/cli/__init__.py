@@ -1,0 +1,85 @@
+"""The command line: parse, call a workflow, print, exit. A module a command; heavy imports inside commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Final
+
+import typer
+
+from ftplan import __version__
+from ftplan.errors import FtplanError
+
+COMMANDS: Final = {"plan": "plan", "estimate": "estimate", "run": "run_command"}
+"""Each command and its module in this package."""
+
+HELP: Final = "Plan, check and launch fine-tuning of language models: what fits your GPUs, how fast, and why."
+
+
+def build_app(only: str | None = None) -> typer.Typer:
+    """The application with every command, or with the one that is about to run: building the others costs time."""
+    app = typer.Typer(
+        name="ftplan",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        help=HELP,
+        epilog="Example: ftplan plan --model Qwen-7B --gpus 2x24GB",
+    )
+    app.callback()(_root)
+    for name, module in COMMANDS.items():
+        if only in (None, name):
+            app.command(name=name)(import_module(f"ftplan.cli.{module}").command)
+    return app
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"ftplan {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+
+
+def _root(version: Version = False) -> None:
+    pass
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line on ``arguments`` (default: the process's) and return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    only = given[0] if given and given[0] in COMMANDS else None
+    try:
+        result = build_app(only)(args=given, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except FtplanError as error:
+        return _report(error.message, error.hint, error.exit_code)
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except typer.Abort:
+        return _report("stopped", "", 130)
+    except BrokenPipeError:
+        # The reader of a pipe has left (`ftplan … | head`): nobody is there to be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        usage = _usage_error(error)
+        if usage is None:
+            raise
+        return _report(usage, f"see ftplan {only} --help" if only else "see ftplan --help", 2)
+
+
+def _usage_error(error: Exception) -> str | None:
+    """The message of a command-line parsing error, whichever click typer carries; None for anything else."""
+    show = getattr(error, "format_message", None)
+    return str(show()) if callable(show) and hasattr(error, "exit_code") else None
+
+
+def _report(message: str, hint: str, code: int) -> int:
+    from ftplan.render.console import print_error
+
+    print_error(message, hint)
+    return code

@@ -1,0 +1,100 @@
+"""``ftplan estimate``: memory and time of one configuration, or of a file of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ftplan.cli import options
+from ftplan.errors import InputError
+
+Batch = Annotated[Path | None, typer.Option("--batch", help="JSON Lines of cases; - reads standard input.")]
+Margin = Annotated[float, typer.Option("--margin", min=0.0, max=0.9, help="Part of each card to keep free.")]
+
+
+def command(
+    model: options.Model = None,
+    gpus: options.Gpus = None,
+    method: Annotated[str | None, typer.Option("--method", help="full, lora or qlora.")] = None,
+    lora_rank: options.LoraRank = None,
+    lora_alpha: options.LoraAlpha = None,
+    lora_targets: options.LoraTargets = None,
+    lora_dropout: options.LoraDropout = None,
+    adapter_dtype: options.AdapterDtype = None,
+    quantization: options.Quantization = None,
+    double_quantization: options.DoubleQuantization = None,
+    prepare_kbit: options.PrepareKbit = None,
+    weights_dtype: options.WeightsDtype = None,
+    precision: options.Precision = None,
+    optimizer: options.Optimizer = None,
+    gradient_checkpointing: options.Checkpointing = None,
+    seq_len: options.SeqLen = None,
+    micro_batch: options.MicroBatch = None,
+    accumulation: options.Accumulation = None,
+    padding: options.Padding = None,
+    packing: options.Packing = None,
+    attention: options.Attention = None,
+    kernels: options.Kernels = None,
+    loss_path: options.LossPath = None,
+    sharding: options.Sharding = None,
+    offload: options.Offload = None,
+    sync_each_batch: options.SyncEachBatch = None,
+    stack: options.Stack = None,
+    expandable_segments: options.Expandable = None,
+    batch: Batch = None,
+    margin: Margin = 0.0,
+    as_json: options.AsJson = False,
+) -> int:
+    """Estimate memory by phase and rank, host RAM and step time of one exact configuration.
+
+    Exit code 0 if it fits, 1 if not, 2 for bad input.
+    """
+    fields = options.given_fields(dict(locals()))
+    if batch is not None:
+        return _batch(batch, {**fields, **({"gpus": gpus} if gpus else {})}, as_json=as_json)
+    if model is None or gpus is None:
+        raise options.missing_model_or_gpus(model, "ftplan estimate --model Qwen-7B --gpus 1x24GB")
+    from ftplan.workflows import estimating
+
+    estimated = estimating.estimate(fields, gpus, margin=margin)
+    if as_json:
+        typer.echo(json.dumps(estimating.estimate_document(estimated), indent=2))
+    else:
+        from ftplan.render.estimates import print_estimate
+
+        print_estimate(estimated)
+    return 0 if estimated.estimate.fits else 1
+
+
+def _batch(file: Path, defaults: Mapping[str, Any], *, as_json: bool) -> int:
+    """One document a line, in order; 2 if any line was bad."""
+    from ftplan.workflows import estimating
+
+    failed = False
+    for answer in estimating.estimate_batch(_lines(file), defaults):
+        failed = failed or answer.failed
+        if as_json:
+            typer.echo(json.dumps(answer.document))
+        else:
+            from ftplan.render.estimates import batch_line
+
+            typer.echo(batch_line(answer.document))
+    return 2 if failed else 0
+
+
+def _lines(file: Path) -> Iterator[str]:
+    if str(file) == "-":
+        yield from sys.stdin
+        return
+    try:
+        with file.open(encoding="utf-8") as lines:
+            yield from lines
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}", field="batch") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text", field="batch") from error

@@ -1,0 +1,67 @@
+"""Options that several commands share: one declaration each, so that names and help never drift."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import typer
+
+from ftplan.errors import InputError
+
+Model = Annotated[
+    str | None, typer.Option("--model", help="Catalogue name or alias, hub id, or a path to a config.json or folder.")
+]
+Gpus = Annotated[
+    str | None,
+    typer.Option("--gpus", help="2x24GB, 8xRTX4090, 1xA100-80GB+1xRTX3090, 2x8xH100 (nodes x GPUs), 2xcpu:4GB, local."),
+]
+HostMemory = Annotated[str | None, typer.Option("--host-memory", help="RAM of each node, such as 64GB.")]
+LoraRank = Annotated[int | None, typer.Option("--lora-rank", min=1)]
+LoraAlpha = Annotated[int | None, typer.Option("--lora-alpha", min=1)]
+LoraTargets = Annotated[
+    str | None, typer.Option("--lora-targets", help="all-linear, qv, or module names joined by commas.")
+]
+LoraDropout = Annotated[float | None, typer.Option("--lora-dropout", min=0.0, max=0.99)]
+AdapterDtype = Annotated[str | None, typer.Option("--adapter-dtype", help="fp32, bf16 or fp16.")]
+WeightsDtype = Annotated[str | None, typer.Option("--weights-dtype", help="bf16, fp16 or fp32.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="Autocast: none, bf16 or fp16.")]
+Optimizer = Annotated[str | None, typer.Option("--optimizer", help="A name of transformers' optim.")]
+Checkpointing = Annotated[bool | None, typer.Option("--gradient-checkpointing/--no-gradient-checkpointing")]
+SeqLen = Annotated[int | None, typer.Option("--seq-len", min=1, help="Tokens of a sample.")]
+MicroBatch = Annotated[int | None, typer.Option("--micro-batch", min=1, help="Samples of one forward on one rank.")]
+Accumulation = Annotated[int | None, typer.Option("--accumulation", min=1, help="Micro-batches of one step.")]
+Padding = Annotated[bool | None, typer.Option("--padding/--no-padding", help="Batches carry an attention mask.")]
+Packing = Annotated[bool | None, typer.Option("--packing/--no-packing", help="Samples are joined to full length.")]
+Attention = Annotated[str | None, typer.Option("--attention", help="sdpa, eager or flash_attention_2.")]
+Kernels = Annotated[str | None, typer.Option("--kernels", help="none or liger.")]
+LossPath = Annotated[str | None, typer.Option("--loss-path", help="full, chunked or liger; default as the stack does.")]
+Sharding = Annotated[
+    str | None, typer.Option("--sharding", help="none, ddp, fsdp2, fsdp2-grad-op, hsdp, zero1, zero2 or zero3.")
+]
+Offload = Annotated[str | None, typer.Option("--offload", help="none, optimizer or optimizer+params.")]
+SyncEachBatch = Annotated[
+    bool | None,
+    typer.Option("--sync-each-batch/--no-sync-each-batch", help="Reduce gradients after every micro-batch (FSDP2)."),
+]
+Quantization = Annotated[str | None, typer.Option("--quantization", help="none, nf4 or fp4.")]
+DoubleQuantization = Annotated[bool | None, typer.Option("--double-quantization/--no-double-quantization")]
+PrepareKbit = Annotated[bool | None, typer.Option("--prepare-kbit/--no-prepare-kbit", help="peft's k-bit preparation.")]
+Stack = Annotated[str | None, typer.Option("--stack", help="Whose loop runs it: trainer, trl or llamafactory.")]
+Expandable = Annotated[
+    bool | None, typer.Option("--expandable-segments/--no-expandable-segments", help="The CUDA allocator's option.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+NOT_FIELDS: Final = frozenset({"gpus", "host_memory", "batch", "as_json", "margin"})
+"""Options of a command that are no fields of RunConfig."""
+
+
+def given_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """The `RunConfig` fields that were given on the command line, from a command's ``locals()``."""
+    return {name: value for name, value in values.items() if value is not None and name not in NOT_FIELDS}
+
+
+def missing_model_or_gpus(model: str | None, example: str) -> InputError:
+    """The error for a command that needs both and lacks one."""
+    missing = "model" if model is None else "gpus"
+    return InputError(f"--{missing} is missing", hint=example, field=missing)

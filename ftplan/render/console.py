@@ -1,0 +1,68 @@
+"""Consoles, and numbers as people read them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from rich.console import Console
+from rich.text import Text
+
+from ftplan.units import GIB, MIB
+
+MAX_WIDTH = 110
+
+
+@cache
+def out() -> Console:
+    """Standard output: no wider than a page, plain text when piped."""
+    console = Console(highlight=False)
+    if not console.is_terminal or console.width > MAX_WIDTH:
+        console.width = MAX_WIDTH
+    return console
+
+
+@cache
+def err() -> Console:
+    """Standard error."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_error(message: str, hint: str) -> None:
+    """``error:`` and ``hint:`` lines on stderr, readable without colour; what the user wrote is never markup."""
+    console = err()
+    console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    if hint:
+        console.print(Text.assemble(("hint: ", "bold cyan"), hint), soft_wrap=True)
+
+
+def size(size_bytes: int | float) -> str:
+    """Bytes in GiB, or MiB below a tenth of one."""
+    if abs(size_bytes) < GIB / 10:
+        return f"{size_bytes / MIB:.1f} MiB"
+    return f"{size_bytes / GIB:.2f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def count(number: int) -> str:
+    """A count of parameters: 7.72 B, 40.4 M."""
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return str(number)
+
+
+def bar(part: float, width: int) -> str:
+    """A bar of ``part`` (0 to 1) of ``width`` characters, in eighths of a character."""
+    eighths = round(max(0.0, min(1.0, part)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")

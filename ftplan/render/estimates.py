@@ -1,0 +1,116 @@
+"""An estimate as text: verdict, phases and terms as bars, host, time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ftplan.render.console import bar, count, duration, out, size
+from ftplan.results import Estimate, Phase, Term, Timeline
+
+if TYPE_CHECKING:
+    from ftplan.workflows.estimating import Estimated
+
+BAR_WIDTH = 32
+SMALL = 0.005
+"""Terms below this part of the peak are told together."""
+
+
+def print_estimate(estimated: Estimated) -> None:
+    """The whole answer of ``ftplan estimate``."""
+    result = estimated.estimate
+    console = out()
+    config = estimated.config
+    title = f"{estimated.model.id} · {config.method} · {config.sharding} on {estimated.cluster.text}"
+    console.print(Text(title, style="bold"))
+    console.print(verdict(result))
+    console.print()
+    print_memory(result)
+    console.print(time_line(result))
+    for note in result.notes:
+        console.print(Text(f"note: {note}"))
+
+
+def verdict(result: Estimate) -> Text:
+    """One line: fits or not, what is needed and what there is."""
+    need, have = size(result.needed_bytes), size(result.capacity_bytes)
+    if result.fits:
+        free = size(result.capacity_bytes - result.needed_bytes)
+        return Text.assemble(("fits", "bold green"), f": needs {need} of {have} on the worst rank, {free} free")
+    if not result.host.fits:
+        need, have = size(result.host.peak_bytes), size(result.host.capacity_bytes)
+        return Text.assemble(("does not fit", "bold red"), f": host RAM needs {need} of {have}")
+    return Text.assemble(("does not fit", "bold red"), f": needs {need} of {have} on the worst rank")
+
+
+def print_memory(result: Estimate) -> None:
+    """Peak by phase, terms at the peak, and the three figures of a device; then the host."""
+    console = out()
+    timeline = Timeline(result.terms)
+    console.print(_phases(timeline, result))
+    console.print(_terms(timeline))
+    console.print(
+        f"peak allocated {size(result.peak_allocated_bytes)} · reserved {size(result.peak_reserved_bytes)} · "
+        f"process {size(result.process_bytes)} · {result.provenance} ({result.estimator})"
+    )
+    host = result.host
+    console.print(
+        f"host RAM {size(host.peak_bytes)} of {size(host.capacity_bytes)} a node, highest in {host.peak_phase}"
+    )
+
+
+def _phases(timeline: Timeline, result: Estimate) -> Table:
+    table = _table("phase", "allocated", "of the card's memory")
+    for phase, peak in timeline.by_phase.items():
+        style = "bold" if phase == timeline.peak_phase else ""
+        table.add_row(phase, size(peak), bar(peak / result.capacity_bytes, BAR_WIDTH), style=style)
+    return table
+
+
+def _terms(timeline: Timeline) -> Table:
+    peak = timeline.peak_bytes
+    table = _table(f"at the peak ({timeline.peak_phase})", "bytes", "", "what it is")
+    small = 0
+    for term in terms_at(timeline.terms, timeline.peak_phase):
+        if term.bytes < SMALL * peak:
+            small += term.bytes
+            continue
+        table.add_row(term.name, size(term.bytes), bar(term.bytes / peak, BAR_WIDTH // 2), term.reason)
+    if small:
+        table.add_row("smaller terms", size(small), "", "")
+    return table
+
+
+def terms_at(terms: Sequence[Term], phase: Phase) -> list[Term]:
+    """The terms alive in ``phase``, largest first."""
+    return sorted((term for term in terms if phase in term.alive), key=lambda term: -term.bytes)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index == 1 else "left", overflow="fold")
+    return table
+
+
+def time_line(result: Estimate) -> str:
+    """One line: parameters, seconds a step, tokens a second and what bounds it."""
+    return (
+        f"{count(result.trainable_params)} of {count(result.total_params)} parameters train · "
+        f"step {duration(result.step_seconds)} · {result.tokens_per_second:,.0f} tokens/s · "
+        f"bound by {result.step.bound_by} (assumed until calibrated)"
+    )
+
+
+def batch_line(document: Mapping[str, Any]) -> str:
+    """One line for a case of ``--batch``."""
+    if "error" in document:
+        problem = document["error"]
+        hint = f" (hint: {problem['hint']})" if problem["hint"] else ""
+        return f"{document['id']}: error: {problem['message']}{hint}"
+    fits = "fits" if document["fits"] else "does not fit"
+    peak, step = size(document["peak_allocated_bytes"]), duration(document["step_seconds"])
+    return f"{document['id']}: {fits}, peak {peak}, step {step}"

@@ -1,0 +1,132 @@
+"""A plan as text: the choice, its reasons, memory, alternatives, and why others were rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from ftplan.render.console import duration, err, out, size
+from ftplan.render.estimates import print_memory, time_line, verdict
+from ftplan.results import Plan, RejectedGroup
+from ftplan.spec import RunConfig
+
+REJECTIONS_SHOWN = 8
+
+
+def print_plan(plan: Plan, written: Sequence[Path] = ()) -> None:
+    """The whole answer of ``ftplan plan``."""
+    console = out()
+    request = plan.request
+    title = f"{request.model} on {request.inventory.text}, global batch {plan.global_batch}, {request.seq_len} tokens"
+    console.print(Text(title, style="bold"))
+    if plan.config is None or plan.estimate is None:
+        _print_no_plan(plan)
+        return
+    console.print(Text.assemble(("plan: ", "bold"), summary(plan.config)))
+    console.print(verdict(plan.estimate))
+    console.print()
+    console.print(_reasons(plan))
+    console.print()
+    print_memory(plan.estimate)
+    console.print(time_line(plan.estimate))
+    for note in plan.estimate.notes:
+        console.print(Text(f"note: {note}"))
+    if plan.alternatives:
+        console.print()
+        console.print(_alternatives(plan))
+    _print_rejections(plan)
+    console.print(f"looked at {plan.search.candidates} configurations in {duration(plan.search.seconds)}")
+    for path in written:
+        console.print(Text(f"wrote {path}"), soft_wrap=True)
+
+
+def print_choice(plan: Plan) -> None:
+    """The choice alone, on stderr: what a run shows before it starts."""
+    assert plan.config is not None
+    assert plan.estimate is not None
+    console = err()
+    console.print(Text.assemble(("plan: ", "bold"), summary(plan.config)), soft_wrap=True)
+    console.print(verdict(plan.estimate))
+    console.print(time_line(plan.estimate), soft_wrap=True)
+
+
+def _print_no_plan(plan: Plan) -> None:
+    console = out()
+    console.print(Text("no plan: nothing fits", style="bold red"))
+    if plan.rejections:
+        nearest = plan.rejections[0]
+        lacking = nearest.rejection.lacking_bytes
+        by = f" by {size(lacking)}" if lacking is not None else ""
+        console.print(f"nearest miss{by}: {summary(nearest.config)}: {nearest.rejection.reason}")
+        if nearest.rejection.hint:
+            console.print(Text.assemble(("hint: ", "bold cyan"), nearest.rejection.hint))
+    _print_rejections(plan)
+
+
+def summary(config: RunConfig) -> str:
+    """A configuration in one line."""
+    parts = [config.method + (f" rank {config.lora_rank}" if config.trains_adapters else "")]
+    parts.append(config.sharding if config.sharding != "none" else "one process")
+    if config.offload != "none":
+        parts.append(f"offload {config.offload}")
+    parts.append("checkpointing" if config.gradient_checkpointing else "no checkpointing")
+    parts.append(f"micro-batch {config.micro_batch} x {config.accumulation}")
+    if config.optimizer.endswith("8bit"):
+        parts.append(config.optimizer)
+    return ", ".join(parts)
+
+
+def _reasons(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("choice")
+    table.add_column("value")
+    table.add_column("because", overflow="fold")
+    for reason in plan.reasons:
+        table.add_row(reason.field.replace("_", " "), Text(reason.value), Text(reason.because))
+    return table
+
+
+def _alternatives(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("alternatives that fit", overflow="fold")
+    table.add_column("needs", justify="right")
+    table.add_column("step", justify="right")
+    table.add_column("tokens/s", justify="right")
+    for one in plan.alternatives:
+        assert one.estimate is not None
+        table.add_row(
+            summary(one.config),
+            size(one.estimate.needed_bytes),
+            duration(one.estimate.step_seconds),
+            f"{one.estimate.tokens_per_second:,.0f}",
+        )
+    return table
+
+
+def _print_rejections(plan: Plan) -> None:
+    if not plan.rejections:
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("rejected", overflow="fold")
+    table.add_column("lacks", justify="right")
+    table.add_column("why", overflow="fold")
+    for group in plan.rejections[:REJECTIONS_SHOWN]:
+        table.add_row(_rejected_name(group), _lacks(group), Text(group.rejection.reason))
+    hidden = len(plan.rejections) - REJECTIONS_SHOWN
+    if hidden > 0:
+        table.add_row(f"and {hidden} more kinds (--json has all)", "", "")
+    out().print()
+    out().print(table)
+
+
+def _rejected_name(group: RejectedGroup) -> str:
+    config = group.config
+    return f"{config.method}, {config.sharding}" + (f", offload {config.offload}" if config.offload != "none" else "")
+
+
+def _lacks(group: RejectedGroup) -> str:
+    lacking = group.rejection.lacking_bytes
+    return "" if lacking is None else size(lacking)

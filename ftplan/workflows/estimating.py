@@ -1,0 +1,96 @@
+"""Estimate one configuration, or a file of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ftplan.errors import FtplanError, InputError
+from ftplan.estimators.analytic import estimate as analytic_estimate
+from ftplan.planner.inventory import parse_inventory, resolve_inventory
+from ftplan.profiles.models import load_model
+from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.results import Estimate, to_jsonable
+from ftplan.spec import RunConfig
+from ftplan.workflows.inputs import run_config
+
+
+@dataclass(frozen=True, slots=True)
+class Estimated:
+    """An estimate with what it was made for."""
+
+    config: RunConfig
+    model: ModelProfile
+    cluster: Cluster
+    estimate: Estimate
+
+
+def estimate(fields: Mapping[str, Any], gpus: str, *, margin: float = 0.0) -> Estimated:
+    """Estimate one configuration given as fields of `RunConfig`; sharding defaults to ddp on several devices.
+
+    Raises InputError for anything unknown or contradictory.
+    """
+    inventory = parse_inventory(gpus)
+    cluster = resolve_inventory(inventory)
+    given = dict(fields)
+    given.setdefault("sharding", "ddp" if cluster.world_size > 1 else "none")
+    config = run_config(given)
+    model = load_model(config.model)
+    return Estimated(config, model, cluster, analytic_estimate(config, model, cluster, margin=margin))
+
+
+@dataclass(frozen=True, slots=True)
+class BatchAnswer:
+    """One line of a batch: its document, and whether the line was bad."""
+
+    document: Mapping[str, Any]
+    failed: bool
+
+
+def estimate_batch(lines: Iterable[str], defaults: Mapping[str, Any]) -> Iterable[BatchAnswer]:
+    """Answer each JSON line: names of `RunConfig` with ``gpus`` and ``id``; a bad line gives an error in its place."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _answer(line, number, defaults)
+
+
+def _answer(line: str, number: int, defaults: Mapping[str, Any]) -> BatchAnswer:
+    case: Mapping[str, Any] = {}
+    try:
+        case = _parse_case(line, number)
+        fields = {**defaults, **{key: value for key, value in case.items() if key not in ("id", "gpus", "margin")}}
+        gpus, margin = case.get("gpus", defaults.get("gpus", "")), case.get("margin", 0.0)
+        fields.pop("gpus", None)
+        return BatchAnswer({"id": case.get("id"), **estimate_document(_checked(fields, gpus, margin))}, failed=False)
+    except FtplanError as error:
+        problem = {"field": error.field, "message": error.message, "hint": error.hint}
+        return BatchAnswer({"id": case.get("id"), "error": problem}, failed=True)
+
+
+def _checked(fields: Mapping[str, Any], gpus: object, margin: object) -> Estimated:
+    if not isinstance(gpus, str) or not gpus:
+        raise InputError("gpus is missing or no text", hint="for example 2x24GB", field="gpus")
+    if not isinstance(margin, int | float) or not 0 <= margin < 1:
+        raise InputError("margin is no number from 0 to 1", field="margin")
+    return estimate(fields, gpus, margin=float(margin))
+
+
+def _parse_case(line: str, number: int) -> Mapping[str, Any]:
+    try:
+        case = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"line {number} is not JSON: {error.msg}", hint="one JSON object a line") from error
+    if not isinstance(case, dict):
+        raise InputError(
+            f"line {number} is no JSON object", hint='for example {"id": 1, "model": "Qwen-7B", "gpus": "1x24GB"}'
+        )
+    return case
+
+
+def estimate_document(estimated: Estimated) -> dict[str, Any]:
+    """The JSON document of ``ftplan estimate``."""
+    document: dict[str, Any] = {"config": estimated.config.model_dump(mode="json")}
+    document.update(to_jsonable(estimated.estimate))
+    return document

@@ -1,0 +1,33 @@
+"""A user's values as specs: pydantic's errors become ours, with the field and what is valid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from ftplan.errors import InputError
+from ftplan.spec import RunConfig
+
+
+def run_config(fields: Mapping[str, Any]) -> RunConfig:
+    """A `RunConfig` from ``fields``; raises InputError that names the field and its valid values."""
+    try:
+        return RunConfig.model_validate(dict(fields))
+    except ValidationError as error:
+        raise input_error(error) from error
+
+
+def input_error(error: ValidationError) -> InputError:
+    """The first problem of a pydantic error in a user's words."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        valid = ", ".join(sorted(RunConfig.model_fields))
+        return InputError(f"unknown field {field!r}", hint=f"valid: {valid}", field=field)
+    if first["type"] == "missing":
+        return InputError(f"{field} is missing", field=field)
+    shown = f"{field}: {message}" if field else message
+    return InputError(shown, hint=f"given: {first['input']!r}" if field else "", field=field)
