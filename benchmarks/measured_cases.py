@@ -55,6 +55,17 @@ def capped_cases() -> tuple[MeasuredCase, ...]:
     return tuple(_case(row) for row in _rows("capped.jsonl"))
 
 
+def engine_cases() -> tuple[MeasuredCase, ...]:
+    """Every run of our own engine in engine.jsonl."""
+    return tuple(_engine_case(row) for row in _rows("engine.jsonl"))
+
+
+def _engine_case(row: dict[str, Any]) -> MeasuredCase:
+    gpus = parse_inventory(f"{row['gpus']}x{GPUS[row['gpu']]}")
+    model = _model(row["config"]["model"])
+    return MeasuredCase(row["id"], 0, RunConfig(**row["config"]), model, resolve_inventory(gpus), row)
+
+
 def _rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (DATA / name).read_text("utf-8").splitlines() if line.strip()]
 

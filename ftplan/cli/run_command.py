@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,6 +88,7 @@ def command(
     Exit code 0 when done, 1 if nothing fits, 2 for bad input, 3 if the run failed.
     """
     given = {name: value for name, value in locals().items() if value is not None}
+    gc.enable()  # this command lives for hours (see ftplan.__main__)
     if not dry_run:
         require_training_libraries()
     if resume:

@@ -27,7 +27,8 @@ class LayerMemory:
     """Bytes of one layer on one rank.
 
     ``norms`` … ``weight_copies`` are what autograd saves in the forward; ``checkpoint`` is what is saved instead under
-    activation checkpointing; ``transient`` is the most its backward holds beside the saved tensors.
+    activation checkpointing; ``transient`` is the most its backward holds beside the saved tensors, and
+    ``forward_transient`` its forward.
     """
 
     norms: int
@@ -38,6 +39,7 @@ class LayerMemory:
     weight_copies: int
     checkpoint: int
     transient: int
+    forward_transient: int
 
     @property
     def saved(self) -> int:
@@ -60,6 +62,7 @@ def layer_memory(layer: LayerProfile, work: Workload) -> LayerMemory:
         weight_copies=_weight_copies(layer, work),
         checkpoint=work.tokens * work.model.hidden_size * work.stream_bytes,
         transient=_backward_transient(layer, targets, mlp, work),
+        forward_transient=_forward_transient(targets, work),
     )
 
 
@@ -88,6 +91,11 @@ class Layers:
     def transient(self) -> int:
         """Most that one layer's backward holds beside the saved tensors."""
         return max(memory.transient for _, memory in self.memories)
+
+    @cached_property
+    def forward_transient(self) -> int:
+        """Most that one layer's forward holds beside the saved tensors."""
+        return max(memory.forward_transient for _, memory in self.memories)
 
     @cached_property
     def checkpoints(self) -> int:
@@ -229,7 +237,7 @@ def _mlp_saved(layer: LayerProfile, work: Workload) -> int:
     """
     mlp = layer.mlp
     elements = work.tokens * mlp.intermediate_size
-    element = work.stream_bytes if work.quantized else work.compute_bytes
+    element = _linear_output_bytes(layer, work)
     if mlp.activation in PYTHON_GELU:
         steps = 3 * FP32 + element if work.autocast else 4 * element
         return elements * (steps + (2 * element if mlp.gated else 0))
@@ -270,33 +278,60 @@ def _adapter_internals(targets: tuple[LinearProfile, ...], work: Workload) -> in
     return saved
 
 
+def _forward_transient(targets: tuple[LinearProfile, ...], work: Workload) -> int:
+    """peft's fp32 copy of the widest input beside its source, and some tensors of the hidden size."""
+    return _widest_cast(targets, work) + HIDDEN_BESIDE_CAST * _hidden_bytes(work)
+
+
 def _backward_transient(layer: LayerProfile, targets: tuple[LinearProfile, ...], mlp_saved: int, work: Workload) -> int:
-    """The worst of: peft's fp32 copy beside its source, the MLP's gradients, and eager attention's score gradients."""
-    element = work.compute_bytes
-    width = max((linear.in_features for linear in layer.linears), default=0)
-    hidden = work.tokens * work.model.hidden_size
-    mlp_gradients = 3 * work.tokens * width * element + hidden * element
+    """The worst of: peft's fp32 copy, the MLP's gradients, and the gradients of materialised attention scores.
+
+    The MLP's backward holds gradients of its wide tensors (three if gated, two if not; one less where 4-bit weights are
+    unpacked), when what the down projection read is freed already, and the gradient or the unpacked form of one weight.
+    """
+    gradients = _mlp_gradients(layer, targets, work) + (2 + work.quantized) * _hidden_bytes(work)
     if work.quantized or work.trains_all:
-        largest = max((linear.weight_params for linear in layer.linears), default=0)
-        mlp_gradients += largest * element
-    cast = max((_cast_transient(layer, linear, work) for linear in targets), default=0)
-    scores = _score_transient(layer, work) - mlp_saved
-    return max(mlp_gradients, cast + 3 * hidden * element, scores)
+        element = work.compute_bytes if work.quantized else work.gradient_bytes
+        gradients += max((linear.weight_params for linear in layer.linears), default=0) * element
+    return max(gradients, _forward_transient(targets, work), _score_transient(layer, work) - mlp_saved)
+
+
+HIDDEN_BESIDE_CAST: Final = 5
+"""Tensors of the residual stream's size that are alive beside the copy of peft's widest input (read off traces)."""
+
+
+def _hidden_bytes(work: Workload) -> int:
+    return work.tokens * work.model.hidden_size * work.compute_bytes
+
+
+def _mlp_gradients(layer: LayerProfile, targets: tuple[LinearProfile, ...], work: Workload) -> int:
+    keeps_product = work.trains_all or any(linear.reads == "mlp_act" for linear in targets)
+    tensors = 2 + layer.mlp.gated - work.quantized - keeps_product
+    width = layer.mlp.intermediate_size or max((linear.in_features for linear in layer.linears), default=0)
+    return work.tokens * width * max(1, tensors) * _linear_output_bytes(layer, work)
+
+
+def _linear_output_bytes(layer: LayerProfile, work: Workload) -> int:
+    """Element of what a linear returns: 4-bit layers answer in the dtype of their input, fp32 behind some norms."""
+    if not work.quantized:
+        return work.compute_bytes
+    fp32_input = work.stream_bytes == FP32 or (work.autocast and layer.norms[0].kind == "layer")
+    return FP32 if fp32_input else work.compute_bytes
 
 
 def _score_transient(layer: LayerProfile, work: Workload) -> int:
-    """Gradients of materialised scores: in fp32 under eager attention, in the operand's dtype in sdpa's math kernel."""
+    """Gradients of materialised scores, less the copy freed by then: fp32 if eager, else the operand's dtype."""
     if eager(layer, work):
-        return _score_elements(layer, work) * (2 * FP32 + work.compute_bytes)
+        return _score_elements(layer, work) * (2 * FP32 - work.compute_bytes)
     if layer.attention.sdpa_math and work.config.attention == "sdpa":
-        return _score_elements(layer, work) * 3 * work.compute_bytes
+        return _score_elements(layer, work) * 4 * work.compute_bytes
     return 0
 
 
-def _cast_transient(layer: LayerProfile, linear: LinearProfile, work: Workload) -> int:
-    if not (_own_copy_bytes(layer, linear, work) and work.autocast and adapter_element(work) == FP32):
-        return 0
-    if work.quantized:
+def _widest_cast(targets: tuple[LinearProfile, ...], work: Workload) -> int:
+    """peft's fp32 copy of the widest input, beside the input itself and, with dropout, the dropped copy."""
+    if work.quantized or not work.autocast or adapter_element(work) != FP32 or not targets:
         return 0
     dropped = FP32 if work.config.lora_dropout else 0
-    return work.tokens * linear.in_features * (FP32 + work.compute_bytes + dropped)
+    width = max(linear.in_features for linear in targets)
+    return work.tokens * width * (FP32 + work.compute_bytes + dropped)

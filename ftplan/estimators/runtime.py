@@ -41,19 +41,21 @@ def reserved_bytes(allocated: int, short_lived: Mapping[str, int], gpu: GpuProfi
     """
     if gpu.kind == "cpu":
         return allocated
+    excess = sum(size * runtime_figure("reserved", kind).value for kind, size in short_lived.items())
     if work.config.expandable_segments:
-        return round(allocated * (1 + runtime_figure("reserved", "expandable").value))
-    return allocated + round(sum(size * runtime_figure("reserved", kind).value for kind, size in short_lived.items()))
+        excess *= runtime_figure("reserved", "expandable").value
+    return allocated + round(excess)
 
 
 def needed_bytes(allocated: int, static: int, reserved: int, gpu: GpuProfile, work: Workload) -> int:
     """What the allocator must be able to reserve for the run to survive.
 
     With expandable segments a slack over what comes and goes (``allocated`` less the ``static`` weights), as capped
-    runs showed; with the default allocator what it would reserve unhindered, because fragments decide and several
-    capped runs failed at 1.05 times the tensors.
+    runs showed, and more where side streams hold memory that the main one cannot take. With the default allocator what
+    it would reserve unhindered, because fragments decide and several capped runs failed at 1.05 times the tensors.
     """
     if gpu.kind == "cpu":
         return allocated
-    slack = runtime_figure("expandable_slack").value
+    sharded = work.is_fsdp or work.zero_stage
+    slack = runtime_figure("expandable_slack_sharded" if sharded else "expandable_slack").value
     return allocated + round(slack * (allocated - static)) if work.config.expandable_segments else reserved

@@ -84,8 +84,7 @@ def _activations(bill: _Bill, work: Workload, layers: Layers) -> None:
     bill.add("activations: final norm", final, WITH_ACTIVATIONS, "input of the last norm and of the head", MODULES)
     mask = mask_bytes(work)
     bill.add("attention mask", mask, (*WITH_ACTIVATIONS, Phase.BACKWARD), "mask [B, 1, S, S] of sdpa or eager", MODULES)
-    layer = layers.transient if not work.config.gradient_checkpointing else layers.largest_saved
-    bill.add("layer in progress", layer, (Phase.FORWARD,), "tensors of the layer that runs", MODULES)
+    bill.add("layer in progress", layers.forward_transient, (Phase.FORWARD,), "tensors of the layer that runs", MODULES)
 
 
 _SAVED_PARTS: Final = {
@@ -157,14 +156,16 @@ def _last_layer(work: Workload, layers: Layers) -> Moment:
 
 
 def _first_layer(work: Workload, layers: Layers) -> Moment:
-    """Every gradient but the embedding's is there."""
+    """Every gradient but this layer's and the embedding's is there."""
     saved = 0 if work.config.gradient_checkpointing else layers.largest_saved
-    embedding = work.model.embedding_params * work.gradient_bytes // work.gradient_shards
-    missing = embedding if work.trains_all and not work.model.tied else 0
-    gradients = max(sharding.gradients_in_backward(work) - missing, sharding.accumulated_gradients(work))
+    missing = 0
+    if work.trains_all:
+        embedding = 0 if work.model.tied else work.model.embedding_params
+        missing = (embedding + work.model.layers[0].params) * work.gradient_bytes // work.gradient_shards
+    gradients = max(sharding.gradients_in_backward(work) - missing, sharding.accumulated_gradients(work), 0)
     return (
         ("activations", saved, "saved for the first layer"),
-        ("gradients", gradients, "all but the embedding's, as the backward ends"),
+        ("gradients", gradients, "all but this layer's and the embedding's"),
         *_in_progress(work, layers),
     )
 
@@ -178,12 +179,13 @@ def _in_progress(work: Workload, layers: Layers) -> Moment:
 
 
 def _embedding(work: Workload) -> Moment:
-    """Every gradient is there; a tied embedding's own part and the sum with the head's exist beside it."""
+    """Every gradient is there; a tied embedding's own part exists beside the head's until it is added."""
     gradients = max(sharding.gradients_in_backward(work), sharding.accumulated_gradients(work))
-    tied = 2 * work.model.embedding_params * work.gradient_bytes if work.model.tied and work.trains_all else 0
+    element = work.compute_bytes if work.is_fsdp else work.gradient_bytes
+    tied = work.model.embedding_params * element if work.model.tied and work.trains_all else 0
     return (
         ("gradients", gradients, "all, as the backward ends"),
-        ("embedding gradient", tied, "the tied embedding's own part, and the sum"),
+        ("embedding gradient", tied, "the tied embedding's own part"),
     )
 
 

@@ -53,7 +53,7 @@ def _sharding(
         best.setdefault(one.config.sharding, one.estimate.tokens_per_second)
     mine = chosen.config.sharding
     others = [
-        f"{name} " + (f"{slower:.0%} slower" if slower >= NEAR_EQUAL else "no faster")
+        f"{name} " + (f"{slower:.0%} slower" if slower >= NEAR_EQUAL else "about as fast")
         for name, speed in best.items()
         if name != mine and (slower := 1 - speed / chosen.estimate.tokens_per_second) is not None
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -135,7 +136,8 @@ def _needed(candidate: Candidate) -> int:
 def _alternatives(ranked: list[Candidate], found: Findings, request: PlanRequest) -> tuple[Candidate, ...]:
     """The best of every other kind (method, sharding, offload, checkpointing).
 
-    Those that are faster or need less memory than the chosen one, or train another method, come before the dominated.
+    Those that are faster or need less memory than the chosen one come before the dominated, the first of a method and
+    sharding before its variants, and the methods take turns.
     """
     chosen = ranked[0]
     best_of_kind: dict[object, Candidate] = {}
@@ -143,7 +145,15 @@ def _alternatives(ranked: list[Candidate], found: Findings, request: PlanRequest
     for candidate in [*ranked, *(one for fitting in others for one in fitting)]:
         best_of_kind.setdefault(_kind(candidate.config), candidate)
     rest = [one for one in best_of_kind.values() if one is not chosen]
-    return tuple(sorted(rest, key=lambda one: _is_dominated(one, chosen))[:ALTERNATIVES])
+    seen = {(chosen.config.method, chosen.config.sharding)}
+    of_method = Counter({chosen.config.method: 1})
+    order = []
+    for one in rest:
+        method, kind = one.config.method, (one.config.method, one.config.sharding)
+        order.append((_is_dominated(one, chosen), kind in seen, of_method[method]))
+        of_method[method] += kind not in seen
+        seen.add(kind)
+    return tuple(rest[index] for index in sorted(range(len(rest)), key=order.__getitem__)[:ALTERNATIVES])
 
 
 def _is_dominated(candidate: Candidate, chosen: Candidate) -> bool:

@@ -1,0 +1,135 @@
+"""Checkpoints are complete or absent: a manifest, written last, says which files belong to one and how large they are.
+
+A save can be cut short at any byte. Everything here therefore looks at `MANIFEST` only: a folder without it, or with
+files that do not match it, is no checkpoint, is never resumed from and never counts as one that is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+MANIFEST: Final = "ftplan-manifest.json"
+PREFIX: Final = "checkpoint-"
+HASHED_UP_TO_BYTES: Final = 16 * 2**20
+"""Larger files are compared by size only: reading tens of GB again would hold up the training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint: after ``step`` optimizer steps, saved by ``world_size`` ranks."""
+
+    path: Path
+    step: int
+    world_size: int
+    global_batch: int
+
+
+def seal(folder: Path, *, step: int, world_size: int, global_batch: int) -> None:
+    """Declare ``folder`` complete: flush every file to disk, then write the manifest atomically."""
+    files = {str(path.relative_to(folder)): _describe(path) for path in _files(folder)}
+    document = {"step": step, "world_size": world_size, "global_batch": global_batch, "files": files}
+    temporary = folder / f".{MANIFEST}.tmp"
+    temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    _flush(temporary)
+    temporary.replace(folder / MANIFEST)
+    sync_folder(folder)
+    sync_folder(folder.parent)
+
+
+def read(folder: Path) -> Checkpoint | None:
+    """The checkpoint in ``folder`` if it is complete and its files match the manifest, else None."""
+    try:
+        document = json.loads((folder / MANIFEST).read_bytes())
+        files = dict(document["files"])
+        checkpoint = Checkpoint(
+            folder, int(document["step"]), int(document["world_size"]), int(document["global_batch"])
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return checkpoint if all(_matches(folder / name, said) for name, said in files.items()) else None
+
+
+def complete(root: Path) -> list[Checkpoint]:
+    """The complete checkpoints under ``root``, newest first."""
+    found = [checkpoint for folder in _folders(root) if (checkpoint := read(folder)) is not None]
+    return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
+
+
+def latest_complete(root: Path) -> Checkpoint | None:
+    """The complete checkpoint under ``root`` with the highest step."""
+    by_step = sorted(_folders(root), key=_step_in_name, reverse=True)
+    return next((checkpoint for folder in by_step if (checkpoint := read(folder)) is not None), None)
+
+
+def prune(root: Path, keep: int) -> None:
+    """Delete all but the ``keep`` newest complete checkpoints; leaves incomplete folders alone."""
+    assert keep >= 1, "the only good checkpoint is never deleted"
+    for checkpoint in complete(root)[keep:]:
+        _delete(checkpoint.path)
+
+
+def discard_incomplete(root: Path) -> list[Path]:
+    """Delete what a killed run left unfinished, before another save could mix with it; returns the folders."""
+    gone = [folder for folder in _folders(root) if read(folder) is None]
+    for folder in gone:
+        _delete(folder)
+    return gone
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the entries of ``folder`` to disk, so that a rename in it survives a power cut."""
+    _flush(folder)
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in root.glob(f"{PREFIX}*") if path.is_dir() and _step_in_name(path) >= 0]
+
+
+def _step_in_name(folder: Path) -> int:
+    digits = folder.name.removeprefix(PREFIX)
+    return int(digits) if digits.isascii() and digits.isdecimal() else -1
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and MANIFEST not in path.name)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    _flush(path)
+    size = path.stat().st_size
+    return {"bytes": size, "sha256": _sha256(path) if size <= HASHED_UP_TO_BYTES else None}
+
+
+def _matches(path: Path, said: Mapping[str, Any]) -> bool:
+    try:
+        if path.stat().st_size != said["bytes"]:
+            return False
+        return said["sha256"] is None or said["sha256"] == _sha256(path)
+    except (OSError, KeyError, TypeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _delete(folder: Path) -> None:
+    # Without its manifest a folder is no checkpoint, so a kill halfway through the deletion leaves no false one.
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

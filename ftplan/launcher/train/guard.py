@@ -1,0 +1,72 @@
+"""Keeps a worker from outliving those it works for, and turns SIGTERM into a request to save and stop.
+
+Light, because it must be in place before the heavy imports. Everything happens in a thread of its own: the main thread
+may hang in a collective, because another rank is dead, exactly when a signal arrives.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Final
+
+from ftplan.launcher.process import LAUNCHER_PID
+
+POLL_SECONDS: Final = 0.5
+EXIT_ORPHANED: Final = 75
+
+
+class Guard:
+    """Watches the processes this one depends on; ``stop_requested`` is set once SIGTERM has come.
+
+    torchrun sends SIGTERM in two cases: somebody asked it to end, or another worker died. In the second case the step
+    can never be finished, so the worker ends at once when one of its ``peers`` is gone.
+    """
+
+    def __init__(self) -> None:
+        self.stop_requested = threading.Event()
+        self._agent = os.getppid()
+        launcher = os.environ.get(LAUNCHER_PID)
+        self._launcher = int(launcher) if launcher else None
+        self._peers: tuple[int, ...] = ()
+        self._training = False
+
+    def start(self) -> None:
+        """Take SIGTERM over. Call it before any other thread exists, because threads inherit the signal mask."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=self._watch, name="ftplan-guard", daemon=True).start()
+
+    def training_begins(self, peers: tuple[int, ...]) -> None:
+        """From now on a SIGTERM lets the step finish; ``peers`` are the workers on this machine."""
+        self._peers = peers
+        self._training = True
+
+    def training_ends(self) -> None:
+        """From now on peers may end, each in its own time."""
+        self._peers = ()
+
+    def _watch(self) -> None:
+        while True:
+            received = signal.sigtimedwait({signal.SIGTERM}, POLL_SECONDS)
+            if received is not None:
+                if not self._training:
+                    os._exit(128 + signal.SIGTERM)
+                self.stop_requested.set()
+            if self._orphaned():
+                os._exit(EXIT_ORPHANED)
+            if self.stop_requested.is_set() and not all(map(_alive, self._peers)):
+                os._exit(EXIT_ORPHANED)
+
+    def _orphaned(self) -> bool:
+        return os.getppid() != self._agent or (self._launcher is not None and not _alive(self._launcher))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

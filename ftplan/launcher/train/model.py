@@ -1,0 +1,165 @@
+"""Builds the model and tokenizer a job names: loaded or random, quantized, with adapters."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from ftplan.estimators.targets import ALL_LINEAR, QUERY_VALUE, target_modules
+from ftplan.launcher.job import Source, TrainJob
+from ftplan.launcher.train.control import Control
+from ftplan.profiles.hf_config import profile_from_config
+from ftplan.spec import RunConfig
+
+Model: TypeAlias = PreTrainedModel | PeftModel
+
+DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer of ``source``; code from the repository is never run."""
+    return AutoTokenizer.from_pretrained(source.location, trust_remote_code=False)
+
+
+def build_model(job: TrainJob, control: Control) -> Model:
+    """The model of ``job`` on this rank, ready for the trainer: base weights, and adapters if it trains those."""
+    model = _base(job, control)
+    config = job.config
+    if config.prepare_kbit:
+        model = prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=config.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
+    if not config.trains_adapters:
+        return model
+    # The adapters' first values are the same on every rank and after a resume.
+    set_seed(job.seed)
+    return get_peft_model(model, lora_config(config, model.config))
+
+
+def lora_config(config: RunConfig, shape: PretrainedConfig) -> LoraConfig:
+    """The adapters, as peft is told about them."""
+    return LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=_targets(config, shape),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def cast_adapters(model: Model, config: RunConfig) -> None:
+    """Give the adapters the dtype of the configuration, whatever peft and the trainer have made of them."""
+    dtype = DTYPES[config.adapter_dtype]
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+
+
+def count_parameters(model: Model) -> tuple[int, int]:
+    """All and trainable elements; a 4-bit weight counts its elements, not its bytes."""
+    total = trainable = 0
+    for parameter in model.parameters():
+        elements = getattr(parameter, "ds_numel", None) or _elements(parameter)
+        total += elements
+        trainable += elements if parameter.requires_grad else 0
+    return total, trainable
+
+
+def _base(job: TrainJob, control: Control) -> PreTrainedModel:
+    if job.model.kind == "config":
+        if job.config.quantization == "none":
+            return _random(job)
+        # Weights are quantized while they are loaded: random ones have to be on disk first.
+        return _pretrained(job, str(_written(job, control)))
+    return _pretrained(job, job.model.location)
+
+
+def _random(job: TrainJob) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(job.model.location, trust_remote_code=False)
+    set_seed(job.seed)
+    return AutoModelForCausalLM.from_config(
+        config,
+        dtype=DTYPES[job.config.weights_dtype],
+        attn_implementation=job.config.attention,
+        trust_remote_code=False,
+    )
+
+
+def _pretrained(job: TrainJob, location: str) -> PreTrainedModel:
+    config = job.config
+    model = AutoModelForCausalLM.from_pretrained(
+        location,
+        dtype=DTYPES[config.weights_dtype],
+        attn_implementation=config.attention,
+        quantization_config=_quantization(config),
+        device_map={"": _device(job)} if config.quantization != "none" else None,
+        trust_remote_code=False,
+    )
+    for layer in model.modules():
+        # In evaluation bitsandbytes 0.50 repacks 4-bit weights for this instruction set, which needs widths divisible
+        # by 64 and leaves weights that training then reads in another layout.
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _quantization(config: RunConfig) -> BitsAndBytesConfig | None:
+    if config.quantization == "none":
+        return None
+    sharded = config.sharding in ("fsdp2", "fsdp2-grad-op", "hsdp", "zero3")
+    dtype = DTYPES[config.precision if config.precision != "none" else config.weights_dtype]
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.quantization,
+        bnb_4bit_use_double_quant=config.double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+        # Sharding splits parameters of a float dtype only, and all of one dtype.
+        bnb_4bit_quant_storage=DTYPES[config.weights_dtype] if sharded else torch.uint8,
+    )
+
+
+def _written(job: TrainJob, control: Control) -> Path:
+    """The random model as a folder, written once by rank 0."""
+    folder = Path(job.run_dir) / "base"
+    if control.is_main and not folder.exists():
+        temporary = folder.with_name(".base.tmp")
+        _random(job).save_pretrained(temporary)
+        temporary.rename(folder)
+    control.barrier()
+    return folder
+
+
+def _device(job: TrainJob) -> str | int:
+    return "cpu" if job.device == "cpu" else int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _targets(config: RunConfig, shape: PretrainedConfig) -> str | list[str]:
+    if config.lora_targets == ALL_LINEAR:
+        return ALL_LINEAR
+    if QUERY_VALUE not in config.target_names:
+        return list(config.target_names)
+    # The same names that the estimate counted: peft's own defaults differ from them for some architectures.
+    profile = profile_from_config(shape.to_dict(), id=config.model, source="the loaded model")
+    return list(target_modules(profile, config))
+
+
+def _elements(parameter: torch.nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else int(parameter.numel())

@@ -1,0 +1,55 @@
+"""TRL's trainer, with the loss computed the way the configuration says."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from datasets import Dataset
+from transformers import Trainer
+from trl import SFTTrainer
+
+
+class PlannedTrainer(SFTTrainer):  # type: ignore[misc]
+    """`SFTTrainer` that honours ``loss_path``, fills the last batch, and counts the tokens put through the model.
+
+    TRL 1.16 always computes the loss in chunks, from the hidden states, and never holds the logits. Loss path ``full``
+    is transformers' own loss over all logits; ``liger`` is Liger's fused loss, which TRL switches off.
+
+    ``samples`` counts the rows given, after packing and before filling.
+    """
+
+    def __init__(self, *, loss_path: str, global_batch: int, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self._chunked = loss_path == "chunked"
+        self.tokens_seen = 0
+        self.samples = len(self.train_dataset)
+        self.train_dataset: Dataset = fill(self.train_dataset, global_batch, self.args.seed)
+        if loss_path == "liger":
+            self.args.liger_kernel_config = None
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, object]:
+        """The loss of one micro-batch."""
+        if self.model.training:
+            self.tokens_seen += inputs["input_ids"].numel()
+        if self._chunked:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return Trainer.compute_loss(self, model, {**inputs, "use_cache": False}, return_outputs, num_items_in_batch)
+
+
+def fill(dataset: Dataset, global_batch: int, seed: int) -> Dataset:
+    """``dataset`` with rows repeated until its length is a multiple of ``global_batch``.
+
+    Otherwise the last step of an epoch is a smaller one, and how small depends on how the batch is split over ranks,
+    micro-batches and accumulation: the same job would learn differently on another number of devices.
+    """
+    chosen = random.Random(seed)  # noqa: S311 - a reproducible choice, nothing secret
+    rows = list(range(len(dataset)))
+    lacking = -len(rows) % global_batch
+    return dataset.select(rows + chosen.choices(rows, k=lacking)) if lacking else dataset

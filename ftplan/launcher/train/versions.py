@@ -1,0 +1,21 @@
+"""Versions of what a run depends on, for its record."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+PACKAGES: Final = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "deepspeed")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions by package, and Python's."""
+    return {"python": platform.python_version()} | {name: found for name in PACKAGES if (found := _version(name))}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

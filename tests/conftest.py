@@ -1,0 +1,40 @@
+"""What all tests share: Hypothesis's settings, and golden files with one command to refresh them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+GOLDEN = Path(__file__).parent / "golden"
+REFRESH_VARIABLE = "FTPLAN_UPDATE_GOLDEN"
+
+settings.register_profile("ftplan", max_examples=80, deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("ftplan")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--refresh-golden", action="store_true", help="write the golden files instead of comparing")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--refresh-golden"):
+        os.environ[REFRESH_VARIABLE] = "1"
+
+
+@pytest.fixture
+def golden() -> Callable[[str, str], None]:
+    """Compare a text with the golden file of that name; with ``--refresh-golden``, write it."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if os.environ.get(REFRESH_VARIABLE):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.exists(), f"{path} is missing: pytest tests/golden --refresh-golden"
+        assert text == path.read_text(encoding="utf-8"), "refresh with pytest tests/golden --refresh-golden"
+
+    return compare

@@ -1,0 +1,138 @@
+"""What people see and scripts read, whole; after a change: ``pytest tests/golden --refresh-golden``, and read the diff.
+
+Times of the search and names of runs differ each time and are replaced. Help is compared by options and texts, because
+its layout is the command-line library's and changes with it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from ftplan import cli
+from ftplan.render import console
+
+PLAN = ("plan", "--model", "Qwen-7B", "--gpus", "2x24GB")
+ESTIMATE = ("estimate", "--model", "Qwen-7B", "--gpus", "1x24GB")
+OFFLOADED = (
+    "estimate",
+    "--model",
+    "Baichuan2-13B",
+    "--gpus",
+    "2xA6000",
+    "--sharding",
+    "zero3",
+    "--offload",
+    "optimizer",
+)
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch, tmp_path):
+    """No terminal, no colour, a page of 100 columns, an empty folder, no network."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"NO_COLOR": "1", "COLUMNS": "100", "TERMINAL_WIDTH": "100", "HF_HUB_OFFLINE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    console.out.cache_clear()
+    console.err.cache_clear()
+
+
+@pytest.fixture
+def shown(capsys):
+    def run(*arguments, code=0):
+        assert cli.run(list(arguments)) == code
+        return without_trailing_blanks(capsys.readouterr().out)
+
+    return run
+
+
+def without_trailing_blanks(text):
+    return "".join(line.rstrip() + "\n" for line in text.splitlines())
+
+
+def untimed(text):
+    return re.sub(r"(looked at \d+ configurations in) [\d.]+ \w+", r"\1 TIME", text)
+
+
+def brief(document):
+    """A plan's document without the search's seconds, and with terms only where they are the plan's own."""
+    document["search"].pop("seconds")
+    estimates = [one["estimate"] for one in document["alternatives"]]
+    for estimate in estimates:
+        del estimate["terms"], estimate["host"]["terms"]
+    for estimate in [document["estimate"], *estimates]:
+        for rank in estimate["ranks"] if estimate else ():
+            del rank["terms"]
+    return document
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "code"),
+    [
+        ("plan.txt", PLAN, 0),
+        ("plan-one-small-card.txt", ("plan", "--model", "Qwen-7B", "--gpus", "1x8GB"), 0),
+        ("plan-nothing-fits.txt", ("plan", "--model", "Qwen-7B", "--gpus", "1x1GB"), 1),
+        ("plan-sharded.txt", ("plan", "--model", "Qwen2-VL-72B", "--gpus", "8xRTX4090"), 0),
+        ("estimate.txt", ESTIMATE, 0),
+        ("estimate-too-large.txt", (*ESTIMATE, "--method", "full"), 1),
+        ("estimate-offload.txt", OFFLOADED, 0),
+    ],
+)
+def test_text(golden, shown, name, arguments, code):
+    golden(name, untimed(shown(*arguments, code=code)))
+
+
+def test_plan_json(golden, shown):
+    golden("plan.json", json.dumps(brief(json.loads(shown(*PLAN, "--json"))), indent=2) + "\n")
+
+
+def test_estimate_json(golden, shown):
+    golden("estimate.json", json.dumps(json.loads(shown(*ESTIMATE, "--json")), indent=2) + "\n")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "launch.sh"])
+def test_files_of_out(golden, shown, name):
+    shown(*PLAN, "--out", "plan")
+    golden(f"out/{name}", Path("plan", name).read_text("utf-8"))
+
+
+def test_the_plan_of_out(golden, shown):
+    shown(*PLAN, "--out", "plan")
+    golden("plan.json", json.dumps(brief(json.loads(Path("plan/plan.json").read_text("utf-8"))), indent=2) + "\n")
+
+
+def help_of(command):
+    """Usage, help and options of a command, a line each."""
+    lines = [command.help.strip(), ""]
+    for each in command.params:
+        kind = "argument" if each.param_type_name == "argument" else "/".join((*each.opts, *each.secondary_opts))
+        lines.append(f"{kind}: {getattr(each, 'help', None) or ''}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help(golden, name):
+    golden(f"help/{name}.txt", help_of(typer.main.get_command(cli.build_app()).commands[name]))
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_on_100_columns_has_every_option_in_full(shown, name):
+    """An option cut to ``--gradient-checkpoint…`` cannot be typed."""
+    text = shown(name, "--help")
+    options = [each for each in typer.main.get_command(cli.build_app()).commands[name].params if each.opts]
+    names = [one for each in options for one in (*each.opts, *each.secondary_opts) if one.startswith("--")]
+    assert len(names) > 20
+    assert [one for one in names if one not in text] == []
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_help_of_all_commands(golden, shown):
+    text = shown("--help")
+    assert all(name in text for name in cli.COMMANDS)
+    golden("help/ftplan.txt", cli.HELP + "\n")

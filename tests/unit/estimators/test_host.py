@@ -1,0 +1,107 @@
+import pytest
+from small import ADAPTER_PER_RANK, PARAMS, SMALL, small_model, workload
+
+from ftplan.estimators.activations import Layers
+from ftplan.estimators.host import SHARD_FILE_BYTES, host_estimate
+from ftplan.estimators.timeline import device_terms
+from ftplan.profiles.runtime import runtime_figure
+from ftplan.results import Phase, Provenance, Timeline
+from ftplan.units import GB
+
+PROCESS = runtime_figure("process_host_bytes").value
+PINNED = runtime_figure("pinned_host_factor").value
+LARGE = small_model(hidden_size=4096, intermediate_size=14336, num_hidden_layers=40, vocab_size=32000)
+FULL = {"method": "full", "precision": "bf16"}
+
+
+def host(gpus="4x24GB", model=SMALL, **fields):
+    work = workload(gpus, model=model, **fields)
+    return host_estimate(work, Layers.of(work))
+
+
+def size_of(name, **fields):
+    return sum(term.bytes for term in host(**fields).terms if term.name == name)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "sharding", "ranks"), [("1x24GB", "none", 1), ("4x24GB", "ddp", 4), ("4x24GB", "none", 1)]
+)
+def test_each_rank_is_a_process(gpus, sharding, ranks):
+    assert size_of("processes", gpus=gpus, sharding=sharding) == round(ranks * PROCESS)
+
+
+def test_only_the_ranks_of_one_node_share_its_memory():
+    assert size_of("processes", gpus="2x4x24GB", sharding="ddp") == round(4 * PROCESS)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "zero1", "zero2"])
+def test_ranks_that_hold_the_whole_model_each_load_a_copy(sharding):
+    assert size_of("loading", sharding=sharding) == 4 * PARAMS * 2
+
+
+def test_under_fsdp2_rank_0_loads_the_model_and_the_others_receive_files():
+    whole = LARGE.total_params * 2
+    assert whole > SHARD_FILE_BYTES
+    assert size_of("loading", model=LARGE, sharding="fsdp2") == whole + 3 * SHARD_FILE_BYTES
+
+
+@pytest.mark.parametrize("fields", [{"sharding": "zero3"}, {"method": "qlora", "sharding": "ddp"}])
+def test_others_load_file_by_file(fields):
+    assert size_of("loading", model=LARGE, **fields) == 4 * SHARD_FILE_BYTES
+
+
+def test_loading_ends_before_the_first_step():
+    result = host(model=LARGE, sharding="ddp")
+    assert result.peak_phase is Phase.LOAD
+    assert [term.alive for term in result.terms if term.name == "loading"] == [(Phase.LOAD,)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "bytes_per_param"),
+    [
+        # fp32 states 8, master 4 and gradient 4; with parameters the bf16 weights too.
+        ({"sharding": "zero2", "offload": "optimizer"}, 16),
+        ({"sharding": "zero3", "offload": "optimizer"}, 16),
+        ({"sharding": "zero3", "offload": "optimizer+params"}, 18),
+        # FSDP2 moves its fp32 shards as they are: weight 4, gradient 4, states 8.
+        ({"sharding": "fsdp2", "offload": "optimizer+params"}, 16),
+    ],
+)
+def test_what_is_offloaded_is_on_the_host_once_over_all_ranks(fields, bytes_per_param):
+    assert size_of("offloaded state", **FULL, **fields) == round(PARAMS * bytes_per_param * PINNED)
+
+
+def test_paged_states_can_live_on_the_host():
+    adapters = 8 * ADAPTER_PER_RANK
+    assert size_of("offloaded state", gpus="1x24GB", optimizer="paged_adamw_32bit") == round(8 * adapters * PINNED)
+    assert size_of("offloaded state", gpus="1x24GB", optimizer="adamw_torch") == 0
+
+
+def test_sharded_weights_are_gathered_to_save_them():
+    assert size_of("saving", sharding="fsdp2", **FULL) == 2 * PARAMS
+    assert size_of("saving", sharding="fsdp2") == 0
+    assert size_of("saving", sharding="ddp", **FULL) == 0
+
+
+def test_the_tensors_of_cpu_processes_are_in_the_host_s_memory():
+    work = workload("2xcpu:4GB", sharding="ddp", weights_dtype="fp32")
+    cpu, result = work.cluster.gpus[0], host("2xcpu:4GB", sharding="ddp", weights_dtype="fp32")
+    device_peak = Timeline(device_terms(work, Layers.of(work), cpu)).peak_bytes
+    assert result.peak_bytes == 2 * (cpu.context_bytes + device_peak)
+
+
+def test_the_host_fits_if_its_ram_suffices():
+    fitting = host(model=LARGE, sharding="fsdp2", **FULL)
+    assert fitting.fits
+    assert fitting.peak_bytes <= fitting.capacity_bytes
+    offloaded = host(model=LARGE, gpus="1x24GB", sharding="zero3", offload="optimizer+params", **FULL)
+    assert offloaded.peak_bytes > 16 * LARGE.total_params > 100 * GB
+    assert offloaded.fits is (offloaded.peak_bytes <= offloaded.capacity_bytes)
+    assert not offloaded.fits
+
+
+def test_host_figures_are_sums_of_their_terms():
+    result = host(sharding="zero3", offload="optimizer", **FULL)
+    timeline = Timeline(result.terms)
+    assert timeline.peak == (result.peak_phase, result.peak_bytes)
+    assert timeline.provenance in (Provenance.MEASURED, Provenance.ANALYTIC)

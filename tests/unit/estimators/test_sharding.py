@@ -1,0 +1,180 @@
+import pytest
+from small import ADAPTER_PER_RANK, EMBEDDING, HIDDEN, LAYER_PARAMS, LAYERS, MLP, PARAMS, small_model, workload
+
+from ftplan.estimators import sharding
+
+ADAPTERS = 8 * ADAPTER_PER_RANK
+FULL = {"method": "full", "precision": "bf16"}
+LARGE = small_model(hidden_size=4096, intermediate_size=14336, num_hidden_layers=16, vocab_size=32000)
+"""More than ZeRO-3's limit of live parameters."""
+
+
+def on_four(sharding_name, **fields):
+    return workload("4x24GB", sharding=sharding_name, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({}, ADAPTERS * 4),
+        ({"adapter_dtype": "bf16"}, ADAPTERS * 2),
+        ({"method": "full"}, PARAMS * 2),
+        ({"method": "full", "weights_dtype": "fp32"}, PARAMS * 4),
+    ],
+)
+def test_ddp_copies_every_gradient_into_buckets(fields, size):
+    assert sharding.ddp_buckets(on_four("ddp", **fields)) == size
+
+
+@pytest.mark.parametrize("name", ["none", "fsdp2", "zero1", "zero2", "zero3"])
+def test_only_ddp_has_ddp_buckets(name):
+    assert sharding.ddp_buckets(on_four(name, method="full")) == 0
+
+
+@pytest.mark.parametrize(("name", "size"), [("zero1", 2 * 2 * HIDDEN**2), ("zero2", 2 * 2 * HIDDEN**2)])
+def test_zero_1_and_2_overlap_two_buckets(name, size):
+    assert sharding.zero_buckets(on_four(name)) == size
+
+
+def test_zero_3_has_one_bucket():
+    assert sharding.zero_buckets(on_four("zero3")) == 2 * HIDDEN**2
+
+
+def test_a_bucket_is_no_larger_than_what_trains():
+    few = on_four("zero3", lora_rank=1, lora_targets="q_proj")
+    assert sharding.zero_buckets(few) == 2 * LAYERS * 128
+
+
+@pytest.mark.parametrize("name", ["none", "ddp", "fsdp2"])
+def test_without_deepspeed_there_are_no_zero_buffers(name):
+    assert sharding.zero_buckets(on_four(name)) == 0
+    assert sharding.zero_buffers(on_four(name)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "offload", "size"),
+    [
+        ("zero3", "none", 2 * PARAMS // 4),
+        ("zero1", "none", 0),
+        ("zero2", "none", 0),
+        ("zero2", "optimizer", 2 * EMBEDDING),
+        ("zero3", "optimizer", 0),
+        ("zero3", "optimizer+params", 0),
+    ],
+)
+def test_buffers_that_deepspeed_keeps_between_steps(name, offload, size):
+    assert sharding.zero_buffers(on_four(name, offload=offload, **FULL)) == size
+
+
+@pytest.mark.parametrize(
+    ("name", "offload", "parameters", "optimizer"),
+    [
+        ("zero3", "optimizer+params", True, True),
+        ("zero2", "optimizer", False, True),
+        ("zero3", "optimizer", False, True),
+        ("fsdp2", "optimizer+params", True, True),
+        ("fsdp2", "optimizer", True, True),  # FSDP2's policy moves everything
+        ("zero3", "none", False, False),
+        ("fsdp2", "none", False, False),
+    ],
+)
+def test_what_offload_moves(name, offload, parameters, optimizer):
+    work = on_four(name, offload=offload)
+    assert sharding.offloads_parameters(work) is parameters
+    assert sharding.offloads_optimizer(work) is optimizer
+
+
+def test_fsdp2_gathers_two_layers_and_its_last_group():
+    work = on_four("fsdp2", **FULL)
+    assert sharding.layer_weight_bytes(work) == 2 * LAYER_PARAMS
+    assert sharding.tail_weight_bytes(work) == 2 * EMBEDDING
+    assert sharding.gathered_in_layers(work) == 2 * 2 * LAYER_PARAMS + 2 * EMBEDDING
+    assert sharding.gathered_at_loss(work, backward=False) == 2 * 2 * EMBEDDING
+    assert sharding.gathered_at_loss(work, backward=True) == 2 * EMBEDDING
+
+
+def test_fsdp2_grad_op_keeps_everything_gathered():
+    work = on_four("fsdp2-grad-op", **FULL)
+    assert sharding.gathered_in_layers(work) == 2 * PARAMS
+    assert sharding.gathered_at_loss(work, backward=True) == 2 * PARAMS
+
+
+def test_fsdp2_gathers_packed_layers_as_they_are():
+    work = on_four("fsdp2", method="qlora", precision="bf16")
+    packed = on_four("fsdp2", precision="bf16")
+    assert sharding.layer_weight_bytes(work) < 0.3 * sharding.layer_weight_bytes(packed)
+
+
+def test_zero_3_keeps_a_small_model_whole_and_a_large_one_up_to_its_limit():
+    assert sharding.zero3_live(on_four("zero3", **FULL)) == 2 * PARAMS
+    assert LARGE.total_params > sharding.ZERO3_MAX_LIVE
+    assert sharding.zero3_live(on_four("zero3", model=LARGE, **FULL)) == 2 * 10**9
+
+
+@pytest.mark.parametrize("name", ["none", "ddp", "zero1", "zero2"])
+def test_whole_parameters_need_no_gathering(name):
+    assert sharding.gathered_in_layers(on_four(name)) == 0
+    assert sharding.gathered_at_loss(on_four(name), backward=False) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("none", 2 * PARAMS),
+        ("ddp", 2 * PARAMS),
+        ("fsdp2", 4 * PARAMS // 4),
+        ("zero1", 2 * PARAMS + 4 * PARAMS // 4),  # whole in bf16, and its own part converted to fp32
+        ("zero2", 2 * PARAMS // 4 + 4 * PARAMS // 4),
+        ("zero3", 4 * PARAMS // 4),
+    ],
+)
+def test_gradients_when_the_optimizer_reads_them(name, size):
+    assert sharding.gradients_at_step(on_four(name, **FULL)) == size
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("none", 2 * PARAMS),
+        ("ddp", 2 * PARAMS),
+        ("fsdp2", 4 * PARAMS // 4 + 2 * (PARAMS // LAYERS) * 2),  # shards, and two layers' whole ones on the way
+        ("zero1", 2 * PARAMS),
+        ("zero2", 2 * PARAMS // 4),
+        ("zero3", 0),
+    ],
+)
+def test_gradients_at_the_end_of_the_backward(name, size):
+    assert sharding.gradients_in_backward(on_four(name, **FULL)) == size
+
+
+@pytest.mark.parametrize(("name", "offload"), [("zero2", "optimizer"), ("zero3", "optimizer+params")])
+def test_offloaded_optimizers_keep_no_gradients_on_the_device(name, offload):
+    work = on_four(name, offload=offload, accumulation=2, **FULL)
+    assert sharding.gradients_in_backward(work) == 0
+    assert sharding.gradients_at_step(work) == 0
+    assert sharding.accumulated_gradients(work) == 0
+
+
+@pytest.mark.parametrize("name", ["none", "ddp", "fsdp2", "zero1", "zero2", "zero3"])
+def test_without_accumulation_no_gradient_outlives_a_micro_batch(name):
+    assert sharding.accumulated_gradients(on_four(name, **FULL)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "size"),
+    [
+        ("none", {}, 2 * PARAMS),
+        ("ddp", {}, 2 * PARAMS),
+        ("fsdp2", {}, 2 * PARAMS),  # Trainer accumulates without synchronising: whole, in the reduce dtype
+        ("fsdp2", {"sync_each_batch": True}, 4 * PARAMS // 4),
+        ("zero1", {}, 2 * PARAMS),
+        ("zero2", {}, 2 * PARAMS // 4),
+        ("zero3", {}, 0),
+    ],
+)
+def test_gradients_kept_between_micro_batches(name, fields, size):
+    assert sharding.accumulated_gradients(on_four(name, accumulation=2, **FULL, **fields)) == size
+
+
+def test_the_buffer_of_an_offloaded_optimizer_holds_the_largest_adapter():
+    assert sharding.zero_buffers(on_four("zero2", offload="optimizer")) == 2 * 8 * MLP

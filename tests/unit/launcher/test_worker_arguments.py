@@ -1,0 +1,77 @@
+"""The parts of the worker that need no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jobs import make_config, make_job
+
+from ftplan.launcher.events import Noted, to_line
+from ftplan.launcher.job import DataSource
+from ftplan.launcher.train.arguments import sft_arguments
+from ftplan.launcher.train.reporter import Reporter
+from ftplan.launcher.train.versions import versions
+
+
+def test_nothing_the_configuration_states_is_left_to_a_default() -> None:
+    config = make_config(sharding="ddp", precision="none", gradient_checkpointing=False, optimizer="adamw_8bit")
+    arguments = sft_arguments(make_job(config))
+    # TRL would turn the first three on if they were left out.
+    assert (arguments["bf16"], arguments["fp16"], arguments["gradient_checkpointing"]) == (False, False, False)
+    assert arguments["per_device_train_batch_size"] == 4
+    assert arguments["gradient_accumulation_steps"] == 2
+    assert (arguments["max_length"], arguments["packing"], arguments["optim"]) == (128, False, "adamw_8bit")
+    assert arguments["use_cpu"] is True
+    assert arguments["deepspeed"] is None
+    assert "fsdp" not in arguments
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("bf16", (True, False)), ("fp16", (False, True))])
+def test_precision_is_the_autocast_dtype(precision: str, expected: tuple[bool, bool]) -> None:
+    arguments = sft_arguments(make_job(make_config(sharding="ddp", precision=precision)))
+    assert (arguments["bf16"], arguments["fp16"]) == expected
+
+
+def test_the_length_is_steps_or_epochs() -> None:
+    assert sft_arguments(make_job())["max_steps"] == 60
+    arguments = sft_arguments(make_job(max_steps=None, epochs=1.5))
+    assert arguments["num_train_epochs"] == 1.5
+    assert "max_steps" not in arguments
+
+
+def test_the_trainer_deletes_no_checkpoint_itself() -> None:
+    assert sft_arguments(make_job(save_total_limit=1))["save_total_limit"] is None
+
+
+def test_held_out_rows_are_evaluated_whenever_a_checkpoint_is_saved() -> None:
+    assert sft_arguments(make_job())["eval_strategy"] == "no"
+    arguments = sft_arguments(make_job(data=DataSource(paths=("a.json",), eval_fraction=0.1), save_steps=7))
+    assert (arguments["eval_strategy"], arguments["eval_steps"]) == ("steps", 7)
+
+
+def test_sharding_reaches_the_trainer() -> None:
+    arguments = sft_arguments(make_job(make_config(sharding="fsdp2"), device="cuda"))
+    assert arguments["fsdp"] is True
+    assert arguments["fsdp_config"]["version"] == 2
+    arguments = sft_arguments(make_job(make_config(sharding="zero3"), device="cuda"))
+    assert arguments["deepspeed"]["zero_optimization"]["stage"] == 3
+
+
+def test_reports_start_on_a_line_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    reporter = Reporter(path)
+    reporter.start_on_new_line()
+    reporter.report(Noted("one"))
+    assert path.read_bytes() == to_line(Noted("one"))
+    with path.open("ab") as file:
+        file.write(b'{"event": "not')
+    later = Reporter(path)
+    later.start_on_new_line()
+    later.start_on_new_line()
+    later.report(Noted("two"))
+    assert path.read_bytes() == to_line(Noted("one")) + b'{"event": "not\n' + to_line(Noted("two"))
+
+
+def test_versions_name_python() -> None:
+    assert "python" in versions()

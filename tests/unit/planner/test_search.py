@@ -1,0 +1,220 @@
+from dataclasses import replace
+
+import pytest
+from plans import cluster, estimated, planned, request
+
+from ftplan.errors import BatchError, InputError, UnknownNameError
+from ftplan.planner.explain import NEAR_EQUAL
+from ftplan.planner.search import ALTERNATIVES, examine, rank, search
+from ftplan.profiles.models import load_model
+
+
+def findings(gpus="2x24GB", model="Qwen-7B", **fields):
+    return search(request(gpus, model, **fields), load_model(model), cluster(gpus))
+
+
+def kind(config):
+    return (config.method, config.sharding, config.offload, config.gradient_checkpointing)
+
+
+def test_the_plan_fits_with_the_margin_asked_for():
+    plan = planned(margin=0.1)
+    assert plan.config is not None
+    assert plan.estimate.fits
+    assert plan.estimate.needed_bytes <= 0.9 * plan.estimate.capacity_bytes
+
+
+def test_a_wider_margin_rejects_more():
+    narrow, wide = (findings(margin=margin) for margin in (0.0, 0.3))
+    assert sum(len(fitting) for _, fitting in wide.tiers[:1]) < sum(len(fitting) for _, fitting in narrow.tiers[:1])
+
+
+def test_everything_looked_at_either_fits_or_is_rejected():
+    found = findings()
+    fitting = [candidate for _, candidates in found.tiers for candidate in candidates]
+    assert found.looked_at == len(fitting) + len(found.rejected) > 0
+    assert all(candidate.estimate.fits and candidate.rejection is None for candidate in fitting)
+    assert all(candidate.rejection is not None for candidate in found.rejected)
+
+
+def test_rejections_are_counted_once_each():
+    plan = planned()
+    assert sum(group.count for group in plan.rejections) == len(findings().rejected)
+    assert plan.search.candidates == findings().looked_at
+    assert plan.search.seconds > 0
+
+
+def test_the_nearest_miss_comes_first_and_what_is_no_matter_of_bytes_last():
+    lacking = [group.rejection.lacking_bytes for group in planned("1x8GB").rejections]
+    counted = [size for size in lacking if size is not None]
+    assert counted == sorted(counted)
+    assert lacking == counted + [None] * (len(lacking) - len(counted))
+
+
+def test_rejections_are_grouped_by_rule_method_and_sharding():
+    groups = [
+        (group.rejection.rule, group.config.method, group.config.sharding) for group in planned("1x8GB").rejections
+    ]
+    assert len(set(groups)) == len(groups)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "model", "method"),
+    [
+        ("2x24GB", "Qwen-7B", "lora"),
+        ("1x80GB", "Qwen-7B", "lora"),
+        ("1x12GB", "Qwen-7B", "qlora"),
+        ("8xRTX4090", "Qwen2-VL-72B", "qlora"),
+    ],
+)
+def test_auto_takes_the_best_method_that_fits(gpus, model, method):
+    assert planned(gpus, model).config.method == method
+
+
+def test_lora_is_not_left_while_it_fits_even_if_qlora_is_faster():
+    plan = planned("2x24GB")
+    assert plan.config.method == "lora"
+    assert "qlora" in {one.config.method for one in plan.alternatives} | {
+        group.config.method for group in plan.rejections
+    }
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_method_asked_for_is_kept(method):
+    plan = planned("4x80GB", method=method)
+    assert plan.config.method == method
+    assert {one.config.method for one in plan.alternatives} == {method}
+
+
+def test_where_nothing_fits_there_is_no_plan_but_every_reason():
+    plan = planned("1x1GB")
+    assert plan.config is None
+    assert plan.estimate is None
+    assert plan.reasons == ()
+    assert plan.alternatives == ()
+    assert plan.rejections[0].rejection.lacking_bytes > 0
+
+
+def test_a_batch_that_does_not_split_is_an_error_with_the_nearest():
+    with pytest.raises(BatchError) as caught:
+        planned("3x24GB", global_batch=32)
+    assert caught.value.nearest == (30, 33)
+
+
+def test_a_pinned_single_process_needs_no_split():
+    plan = planned("3x24GB", global_batch=32, pins={"sharding": "none"})
+    assert plan.config.micro_batch * plan.config.accumulation == 32
+
+
+@pytest.mark.parametrize("pins", [{"micro_batch": 5}, {"accumulation": 7}, {"micro_batch": 4, "accumulation": 2}])
+def test_a_pinned_split_that_cannot_give_the_global_batch_is_an_error_too(pins):
+    """32 on two ranks is 16 each: neither 5 nor 7 divides that, and 4 x 2 is 8."""
+    with pytest.raises(InputError):
+        planned("2x24GB", global_batch=32, pins=pins)
+
+
+def test_a_pinned_micro_batch_may_be_larger_than_any_the_search_would_try():
+    plan = planned("1xH200", "Qwen2.5-0.5B", global_batch=128, seq_len=128, pins={"micro_batch": 128})
+    assert plan.config is not None
+    assert plan.config.micro_batch == 128
+
+
+@pytest.mark.parametrize(
+    ("pins", "error"), [({"optimizer": "adamx"}, UnknownNameError), ({"lora_targets": "nowhere"}, InputError)]
+)
+def test_pins_that_name_nothing_are_errors(pins, error):
+    with pytest.raises(error):
+        planned(pins=pins)
+
+
+def test_alternatives_are_other_kinds_that_fit():
+    plan = planned("8x80GB")
+    kinds = [kind(plan.config), *(kind(one.config) for one in plan.alternatives)]
+    assert 0 < len(plan.alternatives) <= ALTERNATIVES
+    assert len(set(kinds)) == len(kinds)
+    assert all(one.estimate.fits for one in plan.alternatives)
+
+
+def test_alternatives_that_are_worse_in_every_respect_come_last():
+    plan = planned("8x80GB")
+
+    def dominated(one):
+        slower = one.estimate.tokens_per_second <= plan.estimate.tokens_per_second
+        return slower and one.estimate.needed_bytes >= plan.estimate.needed_bytes
+
+    order = [dominated(one) for one in plan.alternatives if one.config.method == plan.config.method]
+    assert order == sorted(order)
+
+
+def with_figures(speed, needed, **fields):
+    candidate = estimated(**fields)
+    return replace(candidate, estimate=replace(candidate.estimate, tokens_per_second=speed, needed_bytes=needed))
+
+
+FAST_LARGE = with_figures(1000.0, 20, sharding="ddp")
+NEAR_EQUAL_BUT_SHARDED = with_figures(1000.0 * (1 + NEAR_EQUAL / 2), 10, sharding="zero3")
+SLOW_SMALL = with_figures(500.0, 5, sharding="zero3")
+
+
+def test_among_near_equals_in_speed_the_simpler_wins():
+    assert rank([NEAR_EQUAL_BUT_SHARDED, SLOW_SMALL, FAST_LARGE], request())[0] is FAST_LARGE
+
+
+def test_a_clearly_faster_one_wins_however_it_shards():
+    faster = with_figures(1200.0, 30, sharding="zero3")
+    assert rank([FAST_LARGE, faster], request())[0] is faster
+
+
+def test_among_equally_simple_near_equals_the_smaller_wins():
+    smaller = with_figures(999.0, 15, sharding="ddp")
+    assert rank([FAST_LARGE, smaller], request())[0] is smaller
+
+
+@pytest.mark.parametrize("objective", ["memory", "headroom"])
+def test_the_objective_may_be_memory(objective):
+    ranked = rank([FAST_LARGE, NEAR_EQUAL_BUT_SHARDED, SLOW_SMALL], request(objective=objective))
+    assert [one.estimate.needed_bytes for one in ranked] == [5, 10, 20]
+
+
+def test_a_plan_for_memory_needs_no_more_than_one_for_speed():
+    memory, speed = (planned("8x80GB", objective=objective) for objective in ("memory", "throughput"))
+    assert memory.estimate.needed_bytes < speed.estimate.needed_bytes
+    assert memory.estimate.tokens_per_second < speed.estimate.tokens_per_second
+
+
+def test_ranking_loses_nothing():
+    everything = [FAST_LARGE, NEAR_EQUAL_BUT_SHARDED, SLOW_SMALL]
+    assert len(rank(everything, request())) == 3
+
+
+def test_a_candidate_that_a_rule_rejects_is_not_estimated():
+    config = estimated(sharding="hsdp").config
+    candidate = examine(config, request(), load_model("Qwen-7B"), cluster("2x24GB"))
+    assert candidate.estimate is None
+    assert candidate.rejection.rule == "hsdp-needs-nodes"
+
+
+def test_a_candidate_without_memory_keeps_its_estimate():
+    candidate = examine(estimated("1x8GB").config, request("1x8GB"), load_model("Qwen-7B"), cluster("1x8GB"))
+    assert candidate.rejection.rule == "memory"
+    assert not candidate.estimate.fits
+
+
+def test_the_fastest_of_a_tier_is_chosen_up_to_near_equality():
+    found = findings("8x80GB")
+    _, fitting = found.best_tier
+    fastest = max(one.estimate.tokens_per_second for one in fitting)
+    assert planned("8x80GB").estimate.tokens_per_second >= (1 - NEAR_EQUAL) * fastest
+
+
+def test_a_search_is_the_same_each_time():
+    first, second = planned(), planned()
+    assert replace(first, search=second.search) == second
+
+
+def test_larger_micro_batches_of_what_does_not_fit_are_passed_by():
+    rejected = [one.config for one in findings("1x8GB").rejected]
+    by_family = {}
+    for config in rejected:
+        by_family.setdefault((*kind(config), config.lora_rank, config.accumulation > 1), []).append(config.micro_batch)
+    assert all(len(set(sizes)) == len(sizes) == 1 for sizes in by_family.values())
