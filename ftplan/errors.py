@@ -47,7 +47,7 @@ class UnknownNameError(InputError):
     """A name that no catalogue holds."""
 
     def __init__(self, what: str, name: str, valid: Iterable[str], *, field: str, hint: str = "") -> None:
-        names = sorted(set(valid), key=str.lower)
+        names = sorted(set(valid), key=lambda name: (name.lower(), name))
         super().__init__(f"unknown {what} {name!r}", hint=hint or _nearest(name, names), field=field)
         self.name = name
         self.valid = tuple(names)

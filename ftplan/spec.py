@@ -23,7 +23,7 @@ LossPath = Literal["full", "chunked", "liger"]
 StackName = Literal["trainer", "trl", "llamafactory"]
 Objective = Literal["throughput", "memory", "headroom", "cost"]
 
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 
 
 class Spec(BaseModel):

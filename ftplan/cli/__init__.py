@@ -25,6 +25,7 @@ def build_app(only: str | None = None) -> typer.Typer:
         name="ftplan",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # plain help: boxes cut long option names
         help=HELP,
         epilog="Example: ftplan plan --model Qwen-7B --gpus 2x24GB",
     )

@@ -95,6 +95,7 @@ def _lines(file: Path) -> Iterator[str]:
         with file.open(encoding="utf-8") as lines:
             yield from lines
     except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}", field="batch") from error
+        hint = "a file of JSON Lines, or - for standard input"
+        raise InputError(f"cannot read {file}: {error.strerror}", hint=hint, field="batch") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text", field="batch") from error
+        raise InputError(f"{file} is not UTF-8 text", hint="a file of JSON Lines", field="batch") from error

@@ -16,17 +16,23 @@ Gpus = Annotated[
     typer.Option("--gpus", help="2x24GB, 8xRTX4090, 1xA100-80GB+1xRTX3090, 2x8xH100 (nodes x GPUs), 2xcpu:4GB, local."),
 ]
 HostMemory = Annotated[str | None, typer.Option("--host-memory", help="RAM of each node, such as 64GB.")]
-LoraRank = Annotated[int | None, typer.Option("--lora-rank", min=1)]
-LoraAlpha = Annotated[int | None, typer.Option("--lora-alpha", min=1)]
+LoraRank = Annotated[int | None, typer.Option("--lora-rank", min=1, help="Rank of the adapters.")]
+LoraAlpha = Annotated[
+    int | None, typer.Option("--lora-alpha", min=1, help="Scale of the adapters (default twice the rank).")
+]
 LoraTargets = Annotated[
     str | None, typer.Option("--lora-targets", help="all-linear, qv, or module names joined by commas.")
 ]
-LoraDropout = Annotated[float | None, typer.Option("--lora-dropout", min=0.0, max=0.99)]
+LoraDropout = Annotated[
+    float | None, typer.Option("--lora-dropout", min=0.0, max=0.99, help="Dropout before the adapters.")
+]
 AdapterDtype = Annotated[str | None, typer.Option("--adapter-dtype", help="fp32, bf16 or fp16.")]
 WeightsDtype = Annotated[str | None, typer.Option("--weights-dtype", help="bf16, fp16 or fp32.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="Autocast: none, bf16 or fp16.")]
 Optimizer = Annotated[str | None, typer.Option("--optimizer", help="A name of transformers' optim.")]
-Checkpointing = Annotated[bool | None, typer.Option("--gradient-checkpointing/--no-gradient-checkpointing")]
+Checkpointing = Annotated[
+    bool | None, typer.Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Recompute activations.")
+]
 SeqLen = Annotated[int | None, typer.Option("--seq-len", min=1, help="Tokens of a sample.")]
 MicroBatch = Annotated[int | None, typer.Option("--micro-batch", min=1, help="Samples of one forward on one rank.")]
 Accumulation = Annotated[int | None, typer.Option("--accumulation", min=1, help="Micro-batches of one step.")]
@@ -44,7 +50,9 @@ SyncEachBatch = Annotated[
     typer.Option("--sync-each-batch/--no-sync-each-batch", help="Reduce gradients after every micro-batch (FSDP2)."),
 ]
 Quantization = Annotated[str | None, typer.Option("--quantization", help="none, nf4 or fp4.")]
-DoubleQuantization = Annotated[bool | None, typer.Option("--double-quantization/--no-double-quantization")]
+DoubleQuantization = Annotated[
+    bool | None, typer.Option("--double-quantization/--no-double-quantization", help="Quantize the scales, too.")
+]
 PrepareKbit = Annotated[bool | None, typer.Option("--prepare-kbit/--no-prepare-kbit", help="peft's k-bit preparation.")]
 Stack = Annotated[str | None, typer.Option("--stack", help="Whose loop runs it: trainer, trl or llamafactory.")]
 Expandable = Annotated[

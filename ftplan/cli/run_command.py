@@ -29,10 +29,12 @@ Weights = Annotated[str | None, typer.Option("--weights", help="Folder with the 
 Tokenizer = Annotated[str | None, typer.Option("--tokenizer", help="Folder or hub id of the tokenizer.")]
 Epochs = Annotated[float | None, typer.Option("--epochs", min=0.0001, help="Passes over the data (default 1).")]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Optimizer steps, instead of epochs.")]
-LearningRate = Annotated[float | None, typer.Option("--learning-rate", min=1e-12)]
+LearningRate = Annotated[
+    float | None, typer.Option("--learning-rate", min=1e-12, help="Default 2e-4, full training 1e-5.")
+]
 SaveSteps = Annotated[int | None, typer.Option("--save-steps", min=1, help="Steps between checkpoints.")]
 Keep = Annotated[int | None, typer.Option("--keep", min=1, help="Complete checkpoints to keep.")]
-Seed = Annotated[int | None, typer.Option("--seed")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of initial weights and data order (default 42).")]
 GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Samples of one step (default 32).")]
 Method = Annotated[str | None, typer.Option("--method", help="auto, full, lora or qlora.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command and the files; start nothing.")]

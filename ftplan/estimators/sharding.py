@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from ftplan.estimators.params import trainable_params
-from ftplan.estimators.states import largest_trainable, whole_weight_bytes
+from ftplan.estimators.states import largest_trainable, trainable_blocks, whole_weight_bytes
 from ftplan.estimators.workload import Workload
 from ftplan.units import ceil_div
 
@@ -111,7 +111,7 @@ def gradients_in_backward(work: Workload) -> int:
     if work.zero_stage == 3:
         return 0
     element = work.gradient_bytes
-    held = ceil_div(total, work.gradient_shards) * element
+    held = ceil_div(total, work.gradient_shards) * element + trainable_blocks(work, element, work.gradient_shards)
     if work.is_fsdp:
         layer = total // max(1, work.model.layer_count)
         return (0 if offloads_parameters(work) else held) + 2 * layer * work.compute_bytes
@@ -123,7 +123,8 @@ def gradients_at_step(work: Workload) -> int:
     total = trainable_params(work.model, work.config)
     if offloads_optimizer(work) and (work.zero_stage or work.is_fsdp):
         return 0
-    held = ceil_div(total, work.gradient_shards) * work.gradient_bytes
+    blocks = trainable_blocks(work, work.gradient_bytes, work.gradient_shards)
+    held = ceil_div(total, work.gradient_shards) * work.gradient_bytes + blocks
     if work.zero_stage == 3:
         return ceil_div(total, work.world) * FP32
     if work.zero_stage:
@@ -146,7 +147,7 @@ def accumulated_gradients(work: Workload) -> int:
         return 0 if offloads_parameters(work) else ceil_div(total, work.gradient_shards) * work.gradient_bytes
     if work.zero_stage:
         return 0 if work.zero_stage == 3 or offloads_optimizer(work) else _zero_partition(total, work)
-    return total * work.gradient_bytes
+    return total * work.gradient_bytes + trainable_blocks(work, work.gradient_bytes, 1)
 
 
 def _zero_partition(total: int, work: Workload) -> int:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 from ftplan.errors import UnknownNameError
+from ftplan.estimators.blocks import unsplit_bytes
 from ftplan.estimators.params import total_params, trainable_params
 from ftplan.estimators.workload import Workload
 from ftplan.profiles.schema import ModelProfile
@@ -27,9 +28,6 @@ NF4_BYTES: Final = 0.5 + 4 / 64
 NF4_DOUBLE_BYTES: Final = 0.5 + 1 / 64 + 4 / (64 * 256)
 """The same with the absmax itself in 8 bits, in blocks of 256 with one fp32 each."""
 
-MIN_8BIT_SIZE: Final = 4096
-"""bitsandbytes keeps the state of smaller tensors in 32 bits (Optimizer8bit, min_8bit_size)."""
-
 
 @dataclass(frozen=True, slots=True)
 class OptimizerCost:
@@ -37,11 +35,13 @@ class OptimizerCost:
 
     ``factored``: Adafactor keeps a row and a column instead of a state of the parameter's shape.
     ``state_is_8bit``: embeddings and small tensors stay in 32 bits. ``paged``: states live in host RAM under pressure.
-    ``follows_parameter``: states take the parameter's dtype, so bytes count elements of it.
+    ``follows_parameter``: states take the parameter's dtype, so bytes count elements of it. ``moments`` is the number
+    of tensors of the parameter's shape.
     """
 
     state: float
     temporary: float
+    moments: int = 2
     follows_parameter: bool = True
     factored: bool = False
     state_is_8bit: bool = False
@@ -55,8 +55,8 @@ _PAGED_8BIT = OptimizerCost(
     state=2 * (1 + 4 / 256), temporary=0, follows_parameter=False, state_is_8bit=True, paged=True
 )
 _PAGED_32BIT = OptimizerCost(state=2 * FP32, temporary=0, follows_parameter=False, paged=True)
-_LION_8BIT = OptimizerCost(state=1 + 4 / 256, temporary=0, follows_parameter=False, state_is_8bit=True)
-_SGD = OptimizerCost(state=0, temporary=0)
+_LION_8BIT = OptimizerCost(state=1 + 4 / 256, temporary=0, moments=1, follows_parameter=False, state_is_8bit=True)
+_SGD = OptimizerCost(state=0, temporary=0, moments=0)
 _ADAFACTOR = OptimizerCost(state=0, temporary=0, factored=True)
 
 OPTIMIZERS: Final[dict[str, OptimizerCost]] = {
@@ -119,10 +119,29 @@ def whole_weight_bytes(work: Workload) -> int:
 
 
 def weights(work: Workload) -> Term:
-    """Base weights as they lie on the device through the whole run."""
+    """Base weights as they lie on the device through the whole run, in the allocator's blocks."""
     what = "4-bit weights with their scales" if work.quantized else f"{work.config.weights_dtype} weights"
     over = f", sharded over {work.parameter_shards} ranks" if work.parameter_shards > 1 else ""
-    return Term("weights", weight_bytes(work), ALWAYS, f"base {what}{over}", "catalogue parameter count x dtype")
+    size = weight_bytes(work) + _weight_blocks(work)
+    return Term("weights", size, ALWAYS, f"base {what}{over}", "catalogue parameter count x dtype, allocator's blocks")
+
+
+def _weight_blocks(work: Workload) -> int:
+    if work.on_cpu or work.zero_stage:
+        return 0
+    element = work.trainable_bytes if work.trains_all else work.unquantized_bytes
+    packed = 0.5 if work.quantized else element
+    return unsplit_bytes(work.model, element, packed, work.parameter_shards)
+
+
+def trainable_blocks(work: Workload, element: int, shards: int) -> int:
+    """What the allocator's blocks add to one tensor like each weight, such as a gradient or a moment of Adam.
+
+    Adapters are too small for blocks of their own; DeepSpeed keeps flat buffers.
+    """
+    if not work.trains_all or work.on_cpu or work.zero_stage:
+        return 0
+    return unsplit_bytes(work.model, element, element, shards)
 
 
 def adapters(work: Workload) -> Term:
@@ -153,10 +172,11 @@ def optimizer_states(work: Workload) -> int:
     element = (FP32 if work.zero_stage else work.trainable_bytes) if cost.follows_parameter else 1
     if cost.state_is_8bit and work.trains_all:
         wide = _embedding_elements(work.model)
-        total = round((trainable - wide) * cost.state + wide * 2 * FP32)
-    else:
-        total = round(trainable * cost.state * element)
-    return work.sharded(total, work.optimizer_shards)
+        total = round((trainable - wide) * cost.state + wide * cost.moments * FP32)
+        return work.sharded(total, work.optimizer_shards)
+    total = work.sharded(round(trainable * cost.state * element), work.optimizer_shards)
+    blocks = trainable_blocks(work, element, work.optimizer_shards) if cost.follows_parameter else 0
+    return total + cost.moments * blocks
 
 
 def optimizer_temporary(work: Workload) -> int:
@@ -166,7 +186,8 @@ def optimizer_temporary(work: Workload) -> int:
     if cost.factored:
         return 2 * FP32 * largest_trainable(work)
     element = FP32 if work.zero_stage else work.trainable_bytes
-    return work.sharded(round(trainable * cost.temporary * element), work.optimizer_shards)
+    blocks = trainable_blocks(work, element, work.optimizer_shards) if cost.temporary else 0
+    return work.sharded(round(trainable * cost.temporary * element), work.optimizer_shards) + blocks
 
 
 def gradient_elements(work: Workload) -> int:

@@ -17,6 +17,7 @@ class Workload:
     Element sizes are in bytes. Ranks are data-parallel, one on each device.
 
     Attributes:
+        on_cpu: the devices are CPU processes, without a caching allocator.
         world: data-parallel ranks; one without sharding, which uses the first device only.
         ranks_per_node: ranks of one node.
         is_fsdp: FSDP2 in any form.
@@ -41,6 +42,7 @@ class Workload:
         self.model = model
         self.cluster = cluster
         self.stack = load_stack(config.stack)
+        self.on_cpu = cluster.gpus[0].kind == "cpu"
         self._set_ranks()
         self._set_elements()
 

@@ -83,12 +83,12 @@ class TrainJob(Spec):
     tokenizer: Source
     data: DataSource
     max_steps: PositiveInt | None = None
-    epochs: float | None = Field(default=None, gt=0)
-    learning_rate: float = Field(default=2e-4, gt=0)
+    epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=2e-4, gt=0, allow_inf_nan=False)
     lr_scheduler: str = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    max_grad_norm: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     seed: int = 42
     logging_steps: PositiveInt = 1
     save_steps: PositiveInt = 100

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from functools import cache
+from typing import Any
 
-from ftplan.errors import BatchError
+from ftplan.errors import BatchError, InputError
 
 
 def check_global_batch(global_batch: int, ranks: int) -> int:
@@ -15,6 +17,20 @@ def check_global_batch(global_batch: int, ranks: int) -> int:
     below = global_batch // ranks * ranks
     nearest = [below, below + ranks] if below else [ranks]
     raise BatchError(f"a global batch of {global_batch} does not split evenly over {ranks} ranks", nearest=nearest)
+
+
+def check_pinned_split(samples_per_rank: int, pins: Mapping[str, Any]) -> None:
+    """Raise InputError if a pinned micro-batch or accumulation cannot make up ``samples_per_rank`` exactly."""
+    given = {field: pins[field] for field in ("micro_batch", "accumulation") if field in pins}
+    product = math.prod(given.values())
+    exact = product == samples_per_rank if len(given) == 2 else samples_per_rank % product == 0
+    if exact:
+        return
+    shown = " x ".join(f"{field} {value}" for field, value in given.items())
+    divisors = [str(number) for number in range(1, samples_per_rank + 1) if samples_per_rank % number == 0]
+    hint = f"use one of {', '.join(divisors[:12])}" if len(given) == 1 else f"their product must be {samples_per_rank}"
+    message = f"{shown} does not make up the {samples_per_rank} samples that a rank takes in a step"
+    raise InputError(message, hint=hint, field=next(iter(given)))
 
 
 def splits(samples_per_rank: int, largest: int = 64) -> Iterator[tuple[int, int]]:

@@ -35,7 +35,7 @@ def _local_node(inventory: Inventory) -> Node:
 
 def _card(group: DeviceGroup) -> GpuProfile:
     gpu = load_gpu(group.device)
-    return gpu if group.memory_bytes is None else replace(gpu, usable_bytes=group.memory_bytes)
+    return gpu if group.memory_bytes is None else replace(gpu, usable_bytes=min(group.memory_bytes, gpu.usable_bytes))
 
 
 def _cpu_node(inventory: Inventory) -> Node:

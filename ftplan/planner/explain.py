@@ -36,7 +36,8 @@ def explain(
 
 
 def _method(config: RunConfig, tier: Tier, request: PlanRequest) -> Reason:
-    because = tier.because if request.method == "auto" or tier.method == "full" else "asked for"
+    pinned = {"weights_dtype", "precision"} & set(request.pins)
+    because = tier.because if request.method == "auto" or (tier.method == "full" and not pinned) else "asked for"
     return Reason("method", config.method, because)
 
 

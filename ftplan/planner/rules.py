@@ -31,9 +31,8 @@ def needs_bf16(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Reje
 
 def trains_in_fp16(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
     """torch's gradient scaler refuses fp16 gradients, so fp16 weights cannot train."""
-    trains_fp16 = (
-        not config.trains_adapters and config.weights_dtype == "fp16" and not config.sharding.startswith("zero")
-    )
+    makes_fp32 = config.sharding.startswith(("zero", "fsdp", "hsdp")) and config.precision != "none"
+    trains_fp16 = not config.trains_adapters and config.weights_dtype == "fp16" and not makes_fp32
     if not trains_fp16:
         return None
     return Rejection(

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Final
 
 from ftplan.estimators.analytic import estimate
-from ftplan.planner.batch import check_global_batch
+from ftplan.planner.batch import check_global_batch, check_pinned_split
 from ftplan.planner.explain import NEAR_EQUAL, explain
 from ftplan.planner.rules import first_rejection, memory_rejection
 from ftplan.planner.space import OFFLOADS, SHARDINGS, Tier, candidates, tiers
@@ -42,8 +42,8 @@ def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Plan:
     Raises BatchError if the global batch does not split over the ranks, InputError for pins that name nothing.
     """
     started = time.perf_counter()
-    if request.pins.get("sharding") != "none":
-        check_global_batch(request.global_batch, cluster.world_size)
+    ranks = 1 if request.pins.get("sharding") == "none" else cluster.world_size
+    check_pinned_split(check_global_batch(request.global_batch, ranks), request.pins)
     found = search(request, model, cluster)
     best = found.best_tier
     stats = SearchStats(found.looked_at, time.perf_counter() - started)

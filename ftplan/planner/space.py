@@ -26,39 +26,60 @@ OFFLOADS: Final = ("none", "optimizer", "optimizer+params")
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Values that decide the trained model's quality, with the reason for this tier's place."""
+    """Values that decide the trained model's quality, with the reason for this tier's place.
+
+    ``master_copy``: full fine-tuning updates fp32 weights: loaded as such, or the copy that FSDP2 and ZeRO make.
+    """
 
     method: str
     because: str
     lora_rank: int = DEFAULT_RANK
     optimizer: str = OPTIMIZER
     offloads: tuple[str, ...] = OFFLOADS
-    weights_dtype: str | None = None
+    master_copy: bool = True
 
 
 def tiers(request: PlanRequest) -> tuple[Tier, ...]:
-    """The tiers for the requested method, best first."""
-    if request.method == "full":
-        return _FULL
-    if request.method == "lora":
-        return (_LORA, *_smaller(_LORA), _LORA_OFFLOADED)
-    if request.method == "qlora":
-        return (_QLORA, *_smaller(_QLORA))
-    return (_LORA, _QLORA, *_smaller(_QLORA), _LORA_OFFLOADED)
+    """The tiers for the requested method, best first; tiers that differ only in what is pinned are one."""
+    by_method = {
+        "full": _FULL,
+        "lora": (_LORA, *_smaller(_LORA), _LORA_OFFLOADED),
+        "qlora": (_QLORA, *_smaller(_QLORA), _QLORA_OFFLOADED),
+        "auto": (_LORA, _QLORA, *_smaller(_QLORA), _QLORA_OFFLOADED, _LORA_OFFLOADED),
+    }
+    distinct: dict[tuple[object, ...], Tier] = {}
+    for tier in by_method[request.method]:
+        distinct.setdefault(_unpinned(tier, request.pins), tier)
+    return tuple(distinct.values())
+
+
+def _unpinned(tier: Tier, pins: Mapping[str, Any]) -> tuple[object, ...]:
+    """What of a tier the pins leave open."""
+    return (
+        tier.method,
+        None if "lora_rank" in pins else tier.lora_rank,
+        None if "optimizer" in pins else tier.optimizer,
+        None if "offload" in pins else tier.offloads,
+        None if "weights_dtype" in pins else tier.master_copy,
+    )
 
 
 _ON_DEVICE: Final = ("none", "optimizer")
+_ON_HOST: Final = ("optimizer+params",)
 _LORA = Tier("lora", "16-bit LoRA keeps the base weights exact: the first choice where it fits", offloads=_ON_DEVICE)
 _QLORA = Tier("qlora", "4-bit base weights, because 16-bit LoRA does not fit", offloads=_ON_DEVICE)
-_LORA_OFFLOADED = Tier("lora", "base weights on the host: nothing fits on the cards", offloads=("optimizer+params",))
+_QLORA_OFFLOADED = Tier("qlora", "4-bit weights on the host: nothing fits on the cards", offloads=_ON_HOST)
+_LORA_OFFLOADED = Tier("lora", "base weights on the host: nothing fits on the cards", offloads=_ON_HOST)
 _FULL = (
-    Tier("full", "full fine-tuning was asked for; fp32 master weights keep small updates", weights_dtype="fp32"),
-    Tier("full", "16-bit weights without a master copy, because fp32 ones do not fit", weights_dtype="16-bit"),
+    Tier("full", "full fine-tuning was asked for; an fp32 copy of the weights keeps small updates"),
+    Tier(
+        "full", "pure 16-bit weights, because an fp32 copy does not fit; small updates may be lost", master_copy=False
+    ),
     Tier(
         "full",
-        "8-bit optimizer states, because 32-bit ones do not fit",
+        "8-bit optimizer states on pure 16-bit weights, because 32-bit ones do not fit",
         optimizer=SMALL_OPTIMIZER,
-        weights_dtype="16-bit",
+        master_copy=False,
     ),
 )
 
@@ -81,7 +102,9 @@ def candidates(tier: Tier, request: PlanRequest, model: ModelProfile, cluster: C
         ranks = 1 if sharding == "none" else cluster.world_size
         if request.global_batch % ranks:
             continue
-        for micro, accumulation in splits(request.global_batch // ranks):
+        if not tier.master_copy and str(sharding).startswith("zero"):
+            continue  # DeepSpeed always keeps one
+        for micro, accumulation in splits(request.global_batch // ranks, max(64, pins.get("micro_batch", 1))):
             if pins.get("micro_batch", micro) != micro or pins.get("accumulation", accumulation) != accumulation:
                 continue
             yield RunConfig(
@@ -93,7 +116,7 @@ def candidates(tier: Tier, request: PlanRequest, model: ModelProfile, cluster: C
                     "micro_batch": micro,
                     "accumulation": accumulation,
                     "padding": pins.get("padding", micro > 1 and not pins.get("packing", False)),
-                    "weights_dtype": pins.get("weights_dtype", _weights_dtype(tier, str(sharding), base)),
+                    **_full_precision(tier, str(sharding), base, pins),
                     "sync_each_batch": pins.get("sync_each_batch", accumulation > 1 and sharding in FSDP),
                 }
             )
@@ -127,8 +150,14 @@ def _fixed(tier: Tier, request: PlanRequest, model: ModelProfile, cluster: Clust
     }
 
 
-def _weights_dtype(tier: Tier, sharding: str, base: Mapping[str, Any]) -> str:
-    """The loaded dtype: fp32 where full training wants it; FSDP2 and ZeRO make an fp32 copy of 16-bit weights."""
-    if tier.weights_dtype == "fp32" and sharding in ("none", "ddp"):
-        return "fp32"
-    return str(base["weights_dtype"])
+def _full_precision(tier: Tier, sharding: str, base: Mapping[str, Any], pins: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Loaded dtype and autocast of full fine-tuning, as far as they are not pinned.
+
+    A master copy is loaded as fp32, or made by FSDP2 and ZeRO under mixed precision; without autocast there is none.
+    """
+    if tier.method != "full" or base["weights_dtype"] == "fp32":
+        return {}
+    chosen = {} if tier.master_copy else {"precision": "none"}
+    if tier.master_copy and sharding in ("none", "ddp"):
+        chosen = {"weights_dtype": "fp32"}
+    return {name: value for name, value in chosen.items() if name not in pins}

@@ -27,12 +27,23 @@ def err() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def plain(text: str) -> str:
+    """``text`` with control characters spelled out: a name must not send escape codes to the terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
+def words(*parts: str | tuple[str, str], style: str = "") -> Text:
+    """Text of strings and (string, style) pairs; what a user wrote is neither markup nor control codes."""
+    pairs = (part if isinstance(part, tuple) else (part, "") for part in parts)
+    return Text.assemble(*((plain(text), part_style) for text, part_style in pairs), style=style)
+
+
 def print_error(message: str, hint: str) -> None:
-    """``error:`` and ``hint:`` lines on stderr, readable without colour; what the user wrote is never markup."""
+    """``error:`` and ``hint:`` lines on stderr, readable without colour."""
     console = err()
-    console.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    console.print(words(("error: ", "bold red"), message), soft_wrap=True)
     if hint:
-        console.print(Text.assemble(("hint: ", "bold cyan"), hint), soft_wrap=True)
+        console.print(words(("hint: ", "bold cyan"), hint), soft_wrap=True)
 
 
 def size(size_bytes: int | float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from ftplan.render.console import bar, count, duration, out, size
+from ftplan.render.console import bar, count, duration, out, plain, size, words
 from ftplan.results import Estimate, Phase, Term, Timeline
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ def print_estimate(estimated: Estimated) -> None:
     console = out()
     config = estimated.config
     title = f"{estimated.model.id} · {config.method} · {config.sharding} on {estimated.cluster.text}"
-    console.print(Text(title, style="bold"))
+    console.print(words(title, style="bold"))
     console.print(verdict(result))
     console.print()
     print_memory(result)
     console.print(time_line(result))
     for note in result.notes:
-        console.print(Text(f"note: {note}"))
+        console.print(words(f"note: {note}"))
 
 
 def verdict(result: Estimate) -> Text:
@@ -39,11 +39,11 @@ def verdict(result: Estimate) -> Text:
     need, have = size(result.needed_bytes), size(result.capacity_bytes)
     if result.fits:
         free = size(result.capacity_bytes - result.needed_bytes)
-        return Text.assemble(("fits", "bold green"), f": needs {need} of {have} on the worst rank, {free} free")
+        return words(("fits", "bold green"), f": needs {need} of {have} on the worst rank, {free} free")
     if not result.host.fits:
         need, have = size(result.host.peak_bytes), size(result.host.capacity_bytes)
-        return Text.assemble(("does not fit", "bold red"), f": host RAM needs {need} of {have}")
-    return Text.assemble(("does not fit", "bold red"), f": needs {need} of {have} on the worst rank")
+        return words(("does not fit", "bold red"), f": host RAM needs {need} of {have}")
+    return words(("does not fit", "bold red"), f": needs {need} of {have} on the worst rank")
 
 
 def print_memory(result: Estimate) -> None:
@@ -78,7 +78,7 @@ def _terms(timeline: Timeline) -> Table:
         if term.bytes < SMALL * peak:
             small += term.bytes
             continue
-        table.add_row(term.name, size(term.bytes), bar(term.bytes / peak, BAR_WIDTH // 2), term.reason)
+        table.add_row(term.name, size(term.bytes), bar(term.bytes / peak, BAR_WIDTH // 2), words(term.reason))
     if small:
         table.add_row("smaller terms", size(small), "", "")
     return table
@@ -110,7 +110,7 @@ def batch_line(document: Mapping[str, Any]) -> str:
     if "error" in document:
         problem = document["error"]
         hint = f" (hint: {problem['hint']})" if problem["hint"] else ""
-        return f"{document['id']}: error: {problem['message']}{hint}"
+        return plain(f"{document['id']}: error: {problem['message']}{hint}").replace("\n", " ")
     fits = "fits" if document["fits"] else "does not fit"
     peak, step = size(document["peak_allocated_bytes"]), duration(document["step_seconds"])
     return f"{document['id']}: {fits}, peak {peak}, step {step}"

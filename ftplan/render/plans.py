@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
-from ftplan.render.console import duration, err, out, size
+from ftplan.render.console import duration, err, out, size, words
 from ftplan.render.estimates import print_memory, time_line, verdict
 from ftplan.results import Plan, RejectedGroup
 from ftplan.spec import RunConfig
@@ -21,11 +20,11 @@ def print_plan(plan: Plan, written: Sequence[Path] = ()) -> None:
     console = out()
     request = plan.request
     title = f"{request.model} on {request.inventory.text}, global batch {plan.global_batch}, {request.seq_len} tokens"
-    console.print(Text(title, style="bold"))
+    console.print(words(title, style="bold"))
     if plan.config is None or plan.estimate is None:
         _print_no_plan(plan)
         return
-    console.print(Text.assemble(("plan: ", "bold"), summary(plan.config)))
+    console.print(words(("plan: ", "bold"), summary(plan.config)))
     console.print(verdict(plan.estimate))
     console.print()
     console.print(_reasons(plan))
@@ -33,14 +32,14 @@ def print_plan(plan: Plan, written: Sequence[Path] = ()) -> None:
     print_memory(plan.estimate)
     console.print(time_line(plan.estimate))
     for note in plan.estimate.notes:
-        console.print(Text(f"note: {note}"))
+        console.print(words(f"note: {note}"))
     if plan.alternatives:
         console.print()
         console.print(_alternatives(plan))
     _print_rejections(plan)
     console.print(f"looked at {plan.search.candidates} configurations in {duration(plan.search.seconds)}")
     for path in written:
-        console.print(Text(f"wrote {path}"), soft_wrap=True)
+        console.print(words(f"wrote {path}"), soft_wrap=True)
 
 
 def print_choice(plan: Plan) -> None:
@@ -48,21 +47,21 @@ def print_choice(plan: Plan) -> None:
     assert plan.config is not None
     assert plan.estimate is not None
     console = err()
-    console.print(Text.assemble(("plan: ", "bold"), summary(plan.config)), soft_wrap=True)
+    console.print(words(("plan: ", "bold"), summary(plan.config)), soft_wrap=True)
     console.print(verdict(plan.estimate))
     console.print(time_line(plan.estimate), soft_wrap=True)
 
 
 def _print_no_plan(plan: Plan) -> None:
     console = out()
-    console.print(Text("no plan: nothing fits", style="bold red"))
+    console.print(words("no plan: nothing fits", style="bold red"))
     if plan.rejections:
         nearest = plan.rejections[0]
         lacking = nearest.rejection.lacking_bytes
         by = f" by {size(lacking)}" if lacking is not None else ""
-        console.print(f"nearest miss{by}: {summary(nearest.config)}: {nearest.rejection.reason}")
+        console.print(words(f"nearest miss{by}: {summary(nearest.config)}: {nearest.rejection.reason}"))
         if nearest.rejection.hint:
-            console.print(Text.assemble(("hint: ", "bold cyan"), nearest.rejection.hint))
+            console.print(words(("hint: ", "bold cyan"), nearest.rejection.hint))
     _print_rejections(plan)
 
 
@@ -85,7 +84,7 @@ def _reasons(plan: Plan) -> Table:
     table.add_column("value")
     table.add_column("because", overflow="fold")
     for reason in plan.reasons:
-        table.add_row(reason.field.replace("_", " "), Text(reason.value), Text(reason.because))
+        table.add_row(reason.field.replace("_", " "), words(reason.value), words(reason.because))
     return table
 
 
@@ -114,7 +113,7 @@ def _print_rejections(plan: Plan) -> None:
     table.add_column("lacks", justify="right")
     table.add_column("why", overflow="fold")
     for group in plan.rejections[:REJECTIONS_SHOWN]:
-        table.add_row(_rejected_name(group), _lacks(group), Text(group.rejection.reason))
+        table.add_row(_rejected_name(group), _lacks(group), words(group.rejection.reason))
     hidden = len(plan.rejections) - REJECTIONS_SHOWN
     if hidden > 0:
         table.add_row(f"and {hidden} more kinds (--json has all)", "", "")

@@ -8,11 +8,10 @@ from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from ftplan.launcher.engine import Prepared
 from ftplan.launcher.events import Evaluated, Event, Failed, Noted, Saved, Started, Stepped
-from ftplan.render.console import count, duration, err, out, size
+from ftplan.render.console import count, duration, err, out, size, words
 from ftplan.results import Measured, RunRecord
 
 
@@ -82,20 +81,20 @@ class RunDisplay:
         return f"memory {size(max(used))}" + (f" (predicted {size(expected)})" if expected else "")
 
     def _line(self, text: str) -> None:
-        err().print(Text(text), soft_wrap=True)
+        err().print(words(text), soft_wrap=True)
 
 
 def print_prepared(prepared: Prepared) -> None:
     """What a dry run would start: command, environment, files."""
     console = out()
-    console.print(Text("command", style="bold"))
-    console.print(Text("  " + " ".join(shlex.quote(word) for word in prepared.argv)), soft_wrap=True)
-    console.print(Text("environment", style="bold"))
+    console.print(words("command", style="bold"))
+    console.print(words("  " + " ".join(shlex.quote(word) for word in prepared.argv)), soft_wrap=True)
+    console.print(words("environment", style="bold"))
     for name, value in sorted(prepared.env.items()):
-        console.print(Text(f"  {name}={shlex.quote(value)}"), soft_wrap=True)
+        console.print(words(f"  {name}={shlex.quote(value)}"), soft_wrap=True)
     for path, text in prepared.files.items():
-        console.print(Text(path, style="bold"), soft_wrap=True)
-        console.print(Text(text), soft_wrap=True)
+        console.print(words(path, style="bold"), soft_wrap=True)
+        console.print(words(text), soft_wrap=True)
 
 
 def print_record(record: RunRecord, folder: str) -> None:
@@ -106,7 +105,7 @@ def print_record(record: RunRecord, folder: str) -> None:
         loss = f", loss {record.first_loss:.4f} -> {record.last_loss:.4f}"
     style = "bold green" if record.status == "finished" else "bold yellow"
     steps = f": {record.steps} steps in {duration(record.wall_seconds)}{loss}"
-    console.print(Text.assemble((record.status, style), steps))
+    console.print(words((record.status, style), steps))
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("", "predicted", "measured", "predicted is"):
         table.add_column(column, justify="left" if not column else "right")
@@ -120,7 +119,7 @@ def print_record(record: RunRecord, folder: str) -> None:
         console.print(
             f"{record.measured.tokens_per_second:,.0f} tokens/s (the prediction is for samples of full length)"
         )
-    console.print(Text(f"record: {folder}/record.json"), soft_wrap=True)
+    console.print(words(f"record: {folder}/record.json"), soft_wrap=True)
 
 
 def _off(predicted: float | None, measured: float) -> str:

@@ -73,7 +73,7 @@ def _checked(fields: Mapping[str, Any], gpus: object, margin: object) -> Estimat
     if not isinstance(gpus, str) or not gpus:
         raise InputError("gpus is missing or no text", hint="for example 2x24GB", field="gpus")
     if not isinstance(margin, int | float) or not 0 <= margin < 1:
-        raise InputError("margin is no number from 0 to 1", field="margin")
+        raise InputError("margin is no number from 0 to 1", hint="for example 0.03", field="margin")
     return estimate(fields, gpus, margin=float(margin))
 
 

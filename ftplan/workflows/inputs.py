@@ -28,6 +28,7 @@ def input_error(error: ValidationError) -> InputError:
         valid = ", ".join(sorted(RunConfig.model_fields))
         return InputError(f"unknown field {field!r}", hint=f"valid: {valid}", field=field)
     if first["type"] == "missing":
-        return InputError(f"{field} is missing", field=field)
-    shown = f"{field}: {message}" if field else message
-    return InputError(shown, hint=f"given: {first['input']!r}" if field else "", field=field)
+        return InputError(f"{field} is missing", hint=f"give a value for {field}", field=field)
+    if not field:
+        return InputError(message, hint="change one of these options", field=field)
+    return InputError(f"{field}: {message}", hint=f"given: {first['input']!r:.80}", field=field)

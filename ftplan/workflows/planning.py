@@ -52,7 +52,8 @@ def load_plan(path: Path) -> Plan:
     try:
         return from_json(Plan, file.read_bytes())
     except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}", field="plan") from error
+        hint = "write one with ftplan plan --out DIR"
+        raise InputError(f"cannot read {file}: {error.strerror}", hint=hint, field="plan") from error
     except ValueError as error:
         raise InputError(
             f"{file} is not a plan of this version of ftplan", hint="write one with ftplan plan --out DIR", field="plan"
@@ -78,7 +79,8 @@ def write_plan(chosen: Plan, folder: Path) -> tuple[Path, ...]:
             write_atomic(folder / name, text)
         (folder / "launch.sh").chmod(0o755)
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}", field="out") from error
+        hint = "name a folder that can be made or written"
+        raise InputError(f"cannot write to {folder}: {error.strerror}", hint=hint, field="out") from error
     return tuple(folder / name for name in files)
 
 

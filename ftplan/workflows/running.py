@@ -93,13 +93,13 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
         else None
     )
     if source is None:
-        raise InputError("no data", hint=f"--data FILE.jsonl; forms: {data.forms_hint()}", field="data")
+        raise InputError("no data", hint=f"--data FILE.jsonl; {data.forms_hint()}", field="data")
     data.load(source)
     run_id = records.new_run_id()
     run_dir = settings.run_dir or DEFAULT_RUNS / run_id
     ranks = 1 if config.sharding == "none" else cluster.world_size
     fields = {
-        "run_id": run_dir.name if settings.run_dir else run_id,
+        "run_id": run_id,
         "run_dir": str(run_dir.absolute()),
         "config": config,
         "inventory": chosen.request.inventory.text,
@@ -202,4 +202,5 @@ def _keep_plan(job: TrainJob, chosen: Plan) -> None:
     try:
         records.write_atomic(run.plan, to_json(chosen))
     except OSError as error:
-        raise InputError(f"cannot write to {run.root}: {error.strerror}", field="run_dir") from error
+        hint = "name a folder that can be made or written"
+        raise InputError(f"cannot write to {run.root}: {error.strerror}", hint=hint, field="run_dir") from error

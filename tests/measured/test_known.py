@@ -16,7 +16,10 @@ SEVERAL_WORST = 0.05
 SEVERAL_MEAN = 0.015
 """Of the peak allocated: the largest error of any case, and the mean of their sizes."""
 
-WEIGHTS_WORST = 0.005
+WEIGHTS_WORST = 0.002
+"""Weights are laid into the allocator's blocks exactly; adapters, which fill holes they leave, are not."""
+PACKED_WEIGHTS_WORST = 0.016
+"""Packing to 4-bit frees 16-bit weights in between and leaves holes, which only a replay of the loading would know."""
 """Of the weights and adapters against what was allocated after the model was built."""
 
 KNOWN = known_cases()
@@ -75,7 +78,9 @@ def base_and_adapters(case):
 @pytest.mark.parametrize("case", SINGLE, ids=lambda case: case.label)
 def test_weights_are_what_the_built_model_takes(case):
     """A total may be right by two errors, so the largest term is held to its own measurement."""
-    assert base_and_adapters(case) == pytest.approx(case.row["static_alloc"], rel=WEIGHTS_WORST)
+    assert base_and_adapters(case) == pytest.approx(
+        case.row["static_alloc"], rel=PACKED_WEIGHTS_WORST if case.config.method == "qlora" else WEIGHTS_WORST
+    )
 
 
 @pytest.mark.parametrize("case", KNOWN, ids=lambda case: case.label)

@@ -1,4 +1,4 @@
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from strategies import cluster, estimated, model_of, pins, requests
 
@@ -6,6 +6,9 @@ from ftplan.planner.inventory import parse_inventory, resolve_inventory
 from ftplan.planner.rules import first_rejection
 from ftplan.planner.search import plan as search_plan
 from ftplan.results import Plan, from_json, to_json
+from ftplan.spec import PlanRequest
+
+OFFLOADED = "optimizer+params"
 
 few = settings(max_examples=60)
 """A plan takes tens of milliseconds."""
@@ -109,6 +112,7 @@ def test_a_plan_that_fits_a_card_fits_the_same_card_with_more_memory(data, card,
 
 
 @few
+@example(PlanRequest(model="gemma-2-9b", inventory=parse_inventory("2x7GB"), method="qlora"), {"offload": OFFLOADED})
 @given(requests(gpus=st.sampled_from(("1x4GB", "1x8GB", "2x8GB", "2xT4", "2xcpu:4GB")), pins=st.just({})), pins)
 def test_a_pin_never_finds_what_the_free_search_does_not(request, pinned):
     """Tiers of quality first: whatever fits with pins fits without them, in as good a tier."""

@@ -61,7 +61,8 @@ class Fields:
 
     def _bad(self, name: str, value: object, wanted: str) -> ModelConfigError:
         shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:57]}…"
-        return ModelConfigError(f"{self.owner}: {self._prefix}{name} is {shown}, not {wanted}")
+        hint = "compare it with the config.json that was published with the model"
+        return ModelConfigError(f"{self.owner}: {self._prefix}{name} is {shown}, not {wanted}", hint=hint)
 
     def require(self, *names: str) -> None:
         """Raise an error that lists every one of ``names`` that the config lacks."""

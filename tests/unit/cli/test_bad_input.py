@@ -51,6 +51,8 @@ BAD = [
     ("error: no run to resume in nowhere", ("run", "--resume", "--dry-run", "--run-dir", "nowhere")),
     ("error: a plan file needs no --demo", ("run", "plan.json", "--demo", "--dry-run")),
     ("error: --demo brings its own model", (*DEMO, "--model", "Qwen-7B")),
+    ("error: ", (*DEMO, "--learning-rate", "inf")),
+    ("error: ", (*DEMO, "--epochs", "inf")),
     ("error: no data", ("run", "--model", "Qwen-7B", "--gpus", "2x24GB", "--dry-run")),
 ]
 

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftplan.errors import FtplanError, InventoryError
-from ftplan.planner import cluster, inventory
 from ftplan.planner.inventory import MAX_DEVICES, format_inventory, parse_inventory, resolve_inventory
+from ftplan.profiles import detect
 from ftplan.profiles.gpus import list_gpus, load_cpu, load_gpu
 from ftplan.profiles.hosts import default_host
 from ftplan.profiles.schema import Node
@@ -187,8 +187,7 @@ def test_stated_cpu_sizes_make_the_default_host_large_enough():
 def machine(monkeypatch):
     def be(*gpus):
         node = Node(gpus=gpus, host=default_host(gpus, memory_bytes=48 * GIB))
-        monkeypatch.setattr(inventory, "detect_node", lambda: node)
-        monkeypatch.setattr(cluster, "detect_node", lambda: node)
+        monkeypatch.setattr(detect, "detect_node", lambda: node)
         return node
 
     return be

@@ -40,7 +40,7 @@ class TestTwoA6000WithAGlobalBatchOf64:
     def test_the_reason_says_that_no_zero_stage_is_faster(self, stage):
         chosen = plan("2xA6000", "Qwen-7B", method="lora", global_batch=64, pins=ARTICLE)
         said = next(part for part in because(chosen, "sharding").split(", ") if stage in part)
-        assert said.endswith(("no faster", "slower"))
+        assert said.endswith(("about as fast", "no faster", "slower"))
 
     def test_the_batch_is_explained_as_a_product(self):
         pins = {**ARTICLE, "micro_batch": 4, "accumulation": 8}

