@@ -22,7 +22,7 @@ def laid(*sizes):
         ((11 * MIB,), 12 * MIB),  # 1 MiB is left of the segment: not split off
         ((int(10.5 * MIB),), int(10.5 * MIB)),  # 1.5 MiB is left: split off
         ((9 * MIB, 9 * MIB), 18 * MIB),  # both from one segment of 20 MiB, whose last 2 MiB are split off
-        ((9 * MIB, 10 * MIB - 512), 20 * MIB),  # the second takes the remainder, and the MiB it leaves
+        ((19 * MIB // 2, 10 * MIB - 512), 20 * MIB),  # the second takes the remainder with the half MiB it leaves
         ((int(10.5 * MIB), int(1.25 * MIB)), 12 * MIB),  # the second fits into what the first left
     ],
 )
