@@ -3,8 +3,8 @@
 Rules from c10/cuda/CUDACachingAllocator.cpp and AllocatorConfig.h: sizes round to 512 bytes; up to 1 MiB comes from
 segments of 2 MiB, below 10 MiB from segments of 20 MiB, the rest from segments of their own, rounded to 2 MiB; the best
 fitting free block is taken; what is left of a large block is split off only if it exceeds 1 MiB. Replaying a model's
-weights gives the measured allocation of every unquantized run in ``benchmarks/data`` to a kibibyte: Qwen2.5-7B takes 0.4 %
-more than its elements, because a matrix of 129.5 MiB gets a block of 130 MiB.
+weights and adapters gives the measured allocation of every unquantized run in ``benchmarks/data`` to a kibibyte:
+Qwen2.5-7B takes 0.4 % more than its elements, because a matrix of 129.5 MiB gets a block of 130 MiB.
 """
 
 from __future__ import annotations
