@@ -5,7 +5,7 @@ from __future__ import annotations
 from ftplan.estimators import host as host_memory
 from ftplan.estimators.activations import Layers
 from ftplan.estimators.params import total_params, trainable_params
-from ftplan.estimators.runtime import deepspeed_bytes, nccl_bytes, needed_bytes, reserved_bytes
+from ftplan.estimators.runtime import deepspeed_bytes, fsdp_bytes, nccl_bytes, needed_bytes, reserved_bytes
 from ftplan.estimators.step_time import step_time
 from ftplan.estimators.timeline import device_terms, short_lived
 from ftplan.estimators.workload import Workload
@@ -91,7 +91,12 @@ def process_terms(work: Workload, gpu: GpuProfile) -> tuple[Term, ...]:
     on_device = "CUDA context and libraries" if gpu.kind != "cpu" else "Python and the training libraries"
     known = Provenance.MEASURED if gpu.context_provenance == "measured" else Provenance.ASSUMED
     terms = [Term("context", gpu.context_bytes, tuple(Phase), on_device, gpu.source, known)]
-    for name, figure in (("NCCL", nccl_bytes(gpu, work)), ("DeepSpeed", deepspeed_bytes(gpu, work))):
+    figures = {
+        "NCCL": nccl_bytes(gpu, work),
+        "FSDP2": fsdp_bytes(gpu, work),
+        "DeepSpeed": deepspeed_bytes(gpu, work),
+    }
+    for name, figure in figures.items():
         if figure.value:
             terms.append(
                 Term(name, int(figure.value), tuple(Phase), f"{name} outside the allocator", figure.source, known)

@@ -65,7 +65,8 @@ def _chunked(work: Workload) -> LossMemory:
     tile = min(work.tokens, TRL_TILE_TOKENS) * min(model.vocab_size, TRL_TILE_COLUMNS) * element
     hidden = work.tokens * model.hidden_size
     head = model.embedding_params if work.trains_all else 0
-    backward = hidden * (element + FP32) + tile + head * (FP32 + work.gradient_bytes)
+    converted = element if work.is_fsdp else work.gradient_bytes
+    backward = hidden * (element + FP32) + tile + head * (FP32 + converted)
     return LossMemory(hidden * element + tile, backward, hidden * element + tile)
 
 

@@ -25,6 +25,13 @@ def nccl_bytes(gpu: GpuProfile, work: Workload) -> Figure:
     return runtime_figure("nccl_bytes")
 
 
+def fsdp_bytes(gpu: GpuProfile, work: Workload) -> Figure:
+    """Further communicators under FSDP2, in our own engine's loop."""
+    if not work.is_fsdp or work.world == 1 or gpu.kind == "cpu" or work.config.stack != "trl":
+        return Figure(0, "no FSDP2 of our own engine")
+    return runtime_figure("fsdp_engine_bytes")
+
+
 def deepspeed_bytes(gpu: GpuProfile, work: Workload) -> Figure:
     """DeepSpeed's own memory outside the caching allocator."""
     if not work.zero_stage or gpu.kind == "cpu":

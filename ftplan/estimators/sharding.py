@@ -89,11 +89,16 @@ def gathered_in_layers(work: Workload) -> int:
 
 
 def gathered_at_loss(work: Workload, *, backward: bool) -> int:
-    """Gathered parameters at the loss: FSDP2's last group, in its forward beside the all-gather's output buffer."""
+    """Gathered parameters at the loss: FSDP2's last group.
+
+    In the forward the all-gather's output buffer still stands beside it, but where the loss runs in tiles: measured on
+    two H200, 0.25 GiB less than with it for Qwen2.5-0.5B.
+    """
     if work.zero_stage == 3 or work.config.sharding == "fsdp2-grad-op":
         return gathered_in_layers(work)
     if work.is_fsdp:
-        return tail_weight_bytes(work) * (1 if backward else 2)
+        buffered = not backward and work.config.loss_path == "full"
+        return tail_weight_bytes(work) * (2 if buffered else 1)
     return 0
 
 

@@ -180,14 +180,18 @@ def optimizer_states(work: Workload) -> int:
 
 
 def optimizer_temporary(work: Workload) -> int:
-    """Bytes the optimizer's step allocates and frees: foreach Adam's root, Adafactor's update of its largest tensor."""
+    """Bytes the optimizer's step allocates and frees: foreach Adam's root, Adafactor's update of its largest tensor.
+
+    ZeRO-1/2 flatten their gradient partition, 2 T / W in bf16, before they convert it, and free it before Adam's root.
+    """
     cost = optimizer_cost(work.config.optimizer)
     trainable = trainable_params(work.model, work.config)
     if cost.factored:
         return 2 * FP32 * largest_trainable(work)
     element = FP32 if work.zero_stage else work.trainable_bytes
     blocks = trainable_blocks(work, element, work.optimizer_shards) if cost.temporary else 0
-    return work.sharded(round(trainable * cost.temporary * element), work.optimizer_shards) + blocks
+    flat = work.sharded(trainable * work.compute_bytes, work.optimizer_shards) if work.zero_stage in (1, 2) else 0
+    return max(work.sharded(round(trainable * cost.temporary * element), work.optimizer_shards) + blocks, flat)
 
 
 def gradient_elements(work: Workload) -> int:
