@@ -164,6 +164,7 @@ class PlanRequest(Spec):
     method: Literal["auto", "full", "lora", "qlora"] = "auto"
     global_batch: PositiveInt = 32
     seq_len: PositiveInt = 2048
+    seq_len_is_default: bool = False
     objective: Objective = "throughput"
     margin: float = Field(default=0.03, ge=0.0, lt=0.5, description="part of the card kept free")
     pins: Mapping[str, Any] = Field(default_factory=dict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -13,10 +15,14 @@ import typer
 from ftplan import __version__
 from ftplan.errors import FtplanError
 
-COMMANDS: Final = {"plan": "plan", "estimate": "estimate", "run": "run_command"}
-"""Each command and its module in this package."""
+COMMANDS: Final = {
+    "plan": ("plan", "Choose what fits and is fastest, and say why."),
+    "estimate": ("estimate", "Memory and time of one exact configuration."),
+    "run": ("run_command", "Train a plan, or resume what stopped."),
+}
+"""Each command's module in this package, and what it does in a few words."""
 
-HELP: Final = "Plan, check and launch fine-tuning of language models: what fits your GPUs, how fast, and why."
+HELP: Final = "Plan and launch fine-tuning of language models: what fits your GPUs, how fast, and why."
 
 
 def build_app(only: str | None = None) -> typer.Typer:
@@ -30,9 +36,9 @@ def build_app(only: str | None = None) -> typer.Typer:
         epilog="Example: ftplan plan --model Qwen-7B --gpus 2x24GB",
     )
     app.callback()(_root)
-    for name, module in COMMANDS.items():
+    for name, (module, short_help) in COMMANDS.items():
         if only in (None, name):
-            app.command(name=name)(import_module(f"ftplan.cli.{module}").command)
+            app.command(name=name, short_help=short_help)(import_module(f"ftplan.cli.{module}").command)
     return app
 
 
@@ -52,6 +58,7 @@ def _root(version: Version = False) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on ``arguments`` (default: the process's) and return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _never_fail_to_encode()
     only = given[0] if given and given[0] in COMMANDS else None
     try:
         result = build_app(only)(args=given, standalone_mode=False)
@@ -67,10 +74,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return _report(f"cannot write the output: {error.strerror}", "free some space, or write elsewhere", 2)
         usage = _usage_error(error)
         if usage is None:
             raise
+        if not given:
+            typer.echo(usage, err=True)
+            return 2
         return _report(usage, f"see ftplan {only} --help" if only else "see ftplan --help", 2)
+
+
+def _never_fail_to_encode() -> None:
+    """A terminal that cannot show a character gets it spelled out."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _usage_error(error: Exception) -> str | None:

@@ -92,10 +92,8 @@ def _lines(file: Path) -> Iterator[str]:
         yield from sys.stdin
         return
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8", errors="replace") as lines:
             yield from lines
     except OSError as error:
         hint = "a file of JSON Lines, or - for standard input"
         raise InputError(f"cannot read {file}: {error.strerror}", hint=hint, field="batch") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text", hint="a file of JSON Lines", field="batch") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +49,7 @@ HYPERPARAMETERS = {
     "keep": "save_total_limit",
     "seed": "seed",
 }
+RESUME_OPTIONS = frozenset({"resume", "run_dir", "dry_run", "as_json"})
 PINS = frozenset(
     {"lora_rank", "lora_targets", "sharding", "offload", "micro_batch", "gradient_checkpointing", "packing"}
 )
@@ -87,7 +89,7 @@ def command(
 ) -> int:
     """Train a plan under torchrun, with progress, checkpoints and a record of predicted beside measured.
 
-    Exit code 0 when done, 1 if nothing fits, 2 for bad input, 3 if the run failed.
+    Exit code 0 when done, 1 if nothing fits, 2 for bad input, 3 if the run failed or was stopped.
     """
     given = {name: value for name, value in locals().items() if value is not None}
     gc.enable()  # this command lives for hours (see ftplan.__main__)
@@ -95,6 +97,8 @@ def command(
         require_training_libraries()
     if resume:
         from ftplan.workflows import running
+
+        _only_resume(given)
 
         return _go(running.resumed(run_dir), None, dry_run=dry_run, as_json=as_json)
     chosen = _plan(given)
@@ -104,6 +108,15 @@ def command(
         print_plan(chosen)
         return 1
     return _start(chosen, given, dry_run=dry_run, force=force, as_json=as_json)
+
+
+def _only_resume(given: Mapping[str, Any]) -> None:
+    """A resumed run goes on as it began: raise InputError for an option that would change it."""
+    others = sorted(name for name, value in given.items() if value is not False and name not in RESUME_OPTIONS)
+    if others:
+        shown = ", ".join("--" + name.replace("_", "-") for name in others)
+        hint = "a resumed run goes on with the options it was started with; leave them out"
+        raise InputError(f"--resume takes no {shown}", hint=hint, field=others[0])
 
 
 def require_training_libraries() -> None:
@@ -180,4 +193,4 @@ def _finish(record: RunRecord, job: TrainJob, *, as_json: bool) -> int:
         typer.echo(to_json(record), nl=False)
     else:
         print_record(record, job.run_dir)
-    return 0
+    return 0 if record.status == "finished" else 3

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ftplan.estimators import host as host_memory
 from ftplan.estimators.activations import Layers
-from ftplan.estimators.params import total_params, trainable_params
+from ftplan.estimators.params import expert_targets, total_params, trainable_params
 from ftplan.estimators.runtime import deepspeed_bytes, fsdp_bytes, nccl_bytes, needed_bytes, reserved_bytes
 from ftplan.estimators.step_time import step_time
 from ftplan.estimators.timeline import device_terms, short_lived
@@ -59,7 +61,7 @@ def _rank_estimates(work: Workload, layers: Layers, margin: float) -> tuple[Rank
         card = (gpu.name, gpu.usable_bytes)
         if card not in by_card:
             by_card[card] = _rank_estimate(work, layers, gpu, margin)
-        ranks.append(_numbered(by_card[card], rank))
+        ranks.append(replace(by_card[card], rank=rank))
     return tuple(ranks)
 
 
@@ -104,19 +106,18 @@ def process_terms(work: Workload, gpu: GpuProfile) -> tuple[Term, ...]:
     return tuple(terms)
 
 
-def _numbered(estimated: RankEstimate, rank: int) -> RankEstimate:
-    return RankEstimate(
-        rank=rank,
-        device=estimated.device,
-        peak_allocated_bytes=estimated.peak_allocated_bytes,
-        peak_reserved_bytes=estimated.peak_reserved_bytes,
-        process_bytes=estimated.process_bytes,
-        needed_bytes=estimated.needed_bytes,
-        capacity_bytes=estimated.capacity_bytes,
-        fits=estimated.fits,
-        peak_phase=estimated.peak_phase,
-        terms=estimated.terms,
-    )
+def _expert_notes(work: Workload) -> list[str]:
+    """What users of mixtures of experts do not expect of 4-bit loading and of peft's all-linear."""
+    experts = [group.layer.mlp.experts for group in work.model.groups if group.layer.mlp.experts]
+    notes = []
+    if experts and work.quantized:
+        notes.append("bitsandbytes packs linear modules only: the fused experts stay in 16 bit")
+    if work.config.trains_adapters and any(expert_targets(group.layer, work.config) for group in work.model.groups):
+        notes.append(
+            f"{work.config.lora_targets} reaches the fused experts, an adapter for each of them; "
+            "target the attention's modules to train far fewer parameters"
+        )
+    return notes
 
 
 def _notes(work: Workload) -> tuple[str, ...]:
@@ -125,6 +126,12 @@ def _notes(work: Workload) -> tuple[str, ...]:
         notes.append(f"sharding none runs one process: {work.cluster.world_size - 1} devices stay idle")
     if work.is_fsdp and work.config.offload == "optimizer":
         notes.append("FSDP2 offloads parameters, gradients and optimizer states together")
+    names = {gpu.name for gpu in work.cluster.gpus[: work.world]}
+    if len(names) > 1:
+        notes.append(f"unequal cards ({', '.join(sorted(names))}): every step waits for the slowest")
+    if len(work.cluster.nodes) > 1:
+        notes.append("several nodes: ftplan run starts one machine; start the same job on each")
+    notes += _expert_notes(work)
     if work.model.vision is not None:
         notes.append("text-only samples: the vision tower is counted as weights, not run")
     return tuple(notes)

@@ -120,7 +120,11 @@ def whole_weight_bytes(work: Workload) -> int:
 
 def weights(work: Workload) -> Term:
     """Base weights as they lie on the device through the whole run, in the allocator's blocks."""
-    what = "4-bit weights with their scales" if work.quantized else f"{work.config.weights_dtype} weights"
+    what = (
+        "4-bit weights with their scales, and what stays in 16 bit"
+        if work.quantized
+        else f"{work.config.weights_dtype} weights"
+    )
     over = f", sharded over {work.parameter_shards} ranks" if work.parameter_shards > 1 else ""
     size = weight_bytes(work) + _weight_blocks(work)
     return Term("weights", size, ALWAYS, f"base {what}{over}", "catalogue parameter count x dtype, allocator's blocks")

@@ -157,7 +157,7 @@ def _offload_seconds(work: Workload, gpu: GpuProfile) -> float:
     if not sharding.offloads_optimizer(work):
         return 0.0
     trainable = work.sharded(trainable_params(work.model, work.config), work.optimizer_shards)
-    moved = trainable * (work.gradient_bytes + work.compute_bytes)
+    moved = trainable * (work.gradient_bytes * work.config.accumulation + work.compute_bytes)
     if sharding.offloads_parameters(work):
         moved += int(_passes(work)) * work.config.accumulation * states.weight_bytes(work)
     return moved / gpu.pcie_bytes_per_second + trainable * _constant("host_adam_per_element")

@@ -12,6 +12,9 @@ from ftplan.spec import PlanRequest, RunConfig
 NEAR_EQUAL = 0.03
 """Speeds this close count as one: the estimate of a step is no better than that."""
 
+BY_MEMORY = ("memory", "headroom")
+"""Objectives that rank by bytes instead of speed."""
+
 COMPARED = ("offload", "gradient_checkpointing", "micro_batch")
 """Fields the search chose by speed, explained by what the next best value would cost."""
 
@@ -20,13 +23,17 @@ def explain(
     chosen: Candidate,
     ranked: Sequence[Candidate],
     rejected: Sequence[Candidate],
+    faster: Candidate | None,
     tier: Tier,
     request: PlanRequest,
     cluster: Cluster,
 ) -> tuple[Reason, ...]:
-    """A reason for every field that was chosen, in the order a user reads them."""
+    """A reason for every field that was chosen, in the order a user reads them.
+
+    ``faster`` is the fastest candidate that another method offers, if it is faster than the chosen one.
+    """
     config = chosen.config
-    reasons = [_method(config, tier, request)]
+    reasons = [_method(chosen, faster, tier, request)]
     reasons.append(Reason("sharding", config.sharding, _sharding(chosen, ranked, rejected, request)))
     for field in COMPARED:
         value = str(getattr(config, field))
@@ -35,10 +42,15 @@ def explain(
     return tuple(reasons)
 
 
-def _method(config: RunConfig, tier: Tier, request: PlanRequest) -> Reason:
+def _method(chosen: Candidate, faster: Candidate | None, tier: Tier, request: PlanRequest) -> Reason:
     pinned = {"weights_dtype", "precision"} & set(request.pins)
     because = tier.because if request.method == "auto" or (tier.method == "full" and not pinned) else "asked for"
-    return Reason("method", config.method, because)
+    if request.objective == "memory" and request.method == "auto":
+        because = "the method that needs least memory here"
+    elif faster is not None and chosen.estimate is not None and faster.estimate is not None:
+        gain = faster.estimate.tokens_per_second / chosen.estimate.tokens_per_second - 1
+        because += f"; {faster.config.method} would be {gain:.0%} faster here"
+    return Reason("method", chosen.config.method, because)
 
 
 def _sharding(
@@ -53,12 +65,17 @@ def _sharding(
         assert one.estimate is not None
         best.setdefault(one.config.sharding, one.estimate.tokens_per_second)
     mine = chosen.config.sharding
+    other = next((one for one in ranked if one.config.sharding != mine), None)
+    if request.objective in BY_MEMORY and other is not None:
+        return _by_memory("sharding", chosen, other)
+    if mine == "none":
+        return "one card, nothing to share"
     others = [
         f"{name} " + (f"{slower:.0%} slower" if slower >= NEAR_EQUAL else "about as fast")
         for name, speed in best.items()
         if name != mine and (slower := 1 - speed / chosen.estimate.tokens_per_second) is not None
     ]
-    plain = "one card, nothing to share" if mine == "none" else f"{mine} fits"
+    plain = f"{mine} fits"
     lacking = {one.config.sharding for one in rejected if one.config.method == chosen.config.method} - set(best)
     simpler = [name for name in ("none", "ddp") if name in lacking and mine not in ("none", "ddp")]
     if simpler:
@@ -77,19 +94,30 @@ def _compared(
         return "asked for"
     value = getattr(chosen.config, field)
     other = next((one for one in ranked if getattr(one.config, field) != value), None)
+    if other is not None and request.objective in BY_MEMORY:
+        return _by_memory(field, chosen, other)
     if other is not None and chosen.estimate is not None and other.estimate is not None:
         return _against(field, other, chosen.estimate.tokens_per_second, other.estimate.tokens_per_second)
     if any(one.config.method == chosen.config.method and getattr(one.config, field) != value for one in rejected):
-        return f"nothing with another value fits; the nearest miss is {_nearest(field, value, chosen, rejected)}"
+        nearest = _nearest(field, value, chosen, rejected)
+        return f"with {chosen.config.method}, nothing else fits; the nearest miss is {nearest}"
     return "the only choice on these devices"
 
 
 def _against(field: str, other: Candidate, speed: float, other_speed: float) -> str:
     named = _shown(field, getattr(other.config, field))
     slower = 1 - other_speed / speed
-    if slower < 0.01:
+    if slower < NEAR_EQUAL:
         return f"about as fast as {named}, and simpler or smaller"
     return f"the fastest that fits: {named} is {slower:.0%} slower"
+
+
+def _by_memory(field: str, chosen: Candidate, other: Candidate) -> str:
+    assert chosen.estimate is not None
+    assert other.estimate is not None
+    more = other.estimate.needed_bytes / chosen.estimate.needed_bytes - 1
+    named = _shown(field, getattr(other.config, field))
+    return f"needs least: {named} needs {more:.0%} more" if more >= 0.01 else f"needs no more than {named}"
 
 
 def _nearest(field: str, value: object, chosen: Candidate, rejected: Sequence[Candidate]) -> str:
@@ -120,7 +148,7 @@ def _fixed(config: RunConfig, request: PlanRequest, cluster: Cluster) -> Iterato
     yield Reason(
         "accumulation",
         str(config.accumulation),
-        f"{config.micro_batch} samples x {config.accumulation} steps x {ranks} ranks = {request.global_batch}, exactly",
+        f"{config.micro_batch} x {config.accumulation} on {ranks} rank(s) = {request.global_batch} samples, exactly",
     )
     if config.trains_adapters:
         because = "asked for" if "lora_rank" in request.pins else "the default" if config.lora_rank == 16 else "fits"
@@ -133,6 +161,8 @@ def _fixed(config: RunConfig, request: PlanRequest, cluster: Cluster) -> Iterato
     else:
         because = f"{lacking} has no bf16" if lacking else "every card computes in bf16, which needs no loss scaling"
         yield Reason("precision", config.precision, because)
+    if request.seq_len_is_default:
+        yield Reason("seq_len", str(config.seq_len), "not given: the default, or all positions the model has")
     yield Reason("optimizer", config.optimizer, _optimizer(config, request, cluster))
     if config.sharding == "ddp" and config.trains_adapters:
         yield Reason(

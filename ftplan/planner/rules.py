@@ -205,7 +205,7 @@ def memory_rejection(estimate: Estimate, margin: float) -> Rejection | None:
         )
     return Rejection(
         "memory",
-        f"the worst rank peaks in phase {estimate.peak_phase}",
+        f"does not fit: peaks in phase {estimate.peak_phase}",
         hint="a smaller micro-batch, checkpointing, sharding, or a larger card",
         needed_bytes=estimate.needed_bytes,
         available_bytes=round(estimate.capacity_bytes * (1 - margin)),

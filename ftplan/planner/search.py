@@ -35,6 +35,20 @@ class Findings:
         """The first tier in which something fits."""
         return next(((tier, fitting) for tier, fitting in self.tiers if fitting), None)
 
+    def best_for(self, request: PlanRequest) -> tuple[Tier, list[Candidate]] | None:
+        """The tier to choose from: the first in which something fits, or that with least memory if that is asked."""
+        if request.objective != "memory":
+            return self.best_tier
+        fitting = [(tier, candidates) for tier, candidates in self.tiers if candidates]
+        return min(fitting, key=lambda pair: min(map(_needed, pair[1])), default=None)
+
+
+def _faster_method(chosen: Candidate, found: Findings) -> Candidate | None:
+    """The fastest candidate of another method, if it is clearly faster than the chosen one."""
+    others = [one for tier, fitting in found.tiers for one in fitting if tier.method != chosen.config.method]
+    fastest = max(others, key=_speed, default=None)
+    return fastest if fastest and _speed(fastest) > (1 + NEAR_EQUAL) * _speed(chosen) else None
+
 
 def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Plan:
     """The best configuration for ``request``, with reasons, alternatives and what was rejected.
@@ -45,7 +59,7 @@ def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Plan:
     ranks = 1 if request.pins.get("sharding") == "none" else cluster.world_size
     check_pinned_split(check_global_batch(request.global_batch, ranks), request.pins)
     found = search(request, model, cluster)
-    best = found.best_tier
+    best = found.best_for(request)
     stats = SearchStats(found.looked_at, time.perf_counter() - started)
     rejections = tuple(_grouped(found.rejected))
     if best is None:
@@ -54,7 +68,8 @@ def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Plan:
     ranked = rank(fitting, request)
     chosen = ranked[0]
     assert chosen.estimate is not None
-    reasons = explain(chosen, ranked, found.rejected, tier, request, cluster)
+    faster = _faster_method(chosen, found)
+    reasons = explain(chosen, ranked, found.rejected, faster, tier, request, cluster)
     others = _alternatives(ranked, found, request)
     return Plan(request, request.global_batch, chosen.config, chosen.estimate, reasons, others, rejections, stats)
 

@@ -41,11 +41,12 @@ class Tier:
 
 def tiers(request: PlanRequest) -> tuple[Tier, ...]:
     """The tiers for the requested method, best first; tiers that differ only in what is pinned are one."""
+    on_host = {tier.method: (tier, *_smaller(tier)) for tier in (_LORA_OFFLOADED, _QLORA_OFFLOADED)}
     by_method = {
         "full": _FULL,
-        "lora": (_LORA, *_smaller(_LORA), _LORA_OFFLOADED),
-        "qlora": (_QLORA, *_smaller(_QLORA), _QLORA_OFFLOADED),
-        "auto": (_LORA, _QLORA, *_smaller(_QLORA), _QLORA_OFFLOADED, _LORA_OFFLOADED),
+        "lora": (_LORA, *_smaller(_LORA), *on_host["lora"]),
+        "qlora": (_QLORA, *_smaller(_QLORA), *on_host["qlora"]),
+        "auto": (_LORA, _QLORA, *_smaller(_QLORA), *on_host["qlora"], *on_host["lora"]),
     }
     distinct: dict[tuple[object, ...], Tier] = {}
     for tier in by_method[request.method]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 from rich.console import Console
@@ -15,10 +16,16 @@ MAX_WIDTH = 110
 @cache
 def out() -> Console:
     """Standard output: no wider than a page, plain text when piped."""
-    console = Console(highlight=False)
-    if not console.is_terminal or console.width > MAX_WIDTH:
+    console = _Output(highlight=False)
+    if (not console.is_terminal and "COLUMNS" not in os.environ) or console.width > MAX_WIDTH:
         console.width = MAX_WIDTH
     return console
+
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """The reader of a pipe has left (`ftplan … | head`): that is no failure of ours."""
+        raise BrokenPipeError
 
 
 @cache

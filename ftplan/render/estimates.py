@@ -54,8 +54,10 @@ def print_memory(result: Estimate) -> None:
     console.print(_terms(timeline))
     console.print(
         f"peak allocated {size(result.peak_allocated_bytes)} · reserved {size(result.peak_reserved_bytes)} · "
-        f"process {size(result.process_bytes)} · {result.provenance} ({result.estimator})"
+        f"process {size(result.process_bytes)} · {result.provenance}"
     )
+    if result.process_bytes > result.needed_bytes:
+        console.print("(process is with room to spare: where memory is short, cached blocks are given back)")
     host = result.host
     console.print(
         f"host RAM {size(host.peak_bytes)} of {size(host.capacity_bytes)} a node, highest in {host.peak_phase}"

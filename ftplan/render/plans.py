@@ -109,21 +109,16 @@ def _print_rejections(plan: Plan) -> None:
     if not plan.rejections:
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("rejected", overflow="fold")
+    table.add_column("rejected, nearest of each kind", overflow="fold")
     table.add_column("lacks", justify="right")
     table.add_column("why", overflow="fold")
     for group in plan.rejections[:REJECTIONS_SHOWN]:
-        table.add_row(_rejected_name(group), _lacks(group), words(group.rejection.reason))
+        table.add_row(summary(group.config), _lacks(group), words(group.rejection.reason))
     hidden = len(plan.rejections) - REJECTIONS_SHOWN
     if hidden > 0:
         table.add_row(f"and {hidden} more kinds (--json has all)", "", "")
     out().print()
     out().print(table)
-
-
-def _rejected_name(group: RejectedGroup) -> str:
-    config = group.config
-    return f"{config.method}, {config.sharding}" + (f", offload {config.offload}" if config.offload != "none" else "")
 
 
 def _lacks(group: RejectedGroup) -> str:

@@ -120,6 +120,8 @@ def print_record(record: RunRecord, folder: str) -> None:
             f"{record.measured.tokens_per_second:,.0f} tokens/s (the prediction is for samples of full length)"
         )
     console.print(words(f"record: {folder}/record.json"), soft_wrap=True)
+    if record.status == "interrupted":
+        console.print(words(f"resume: ftplan run --resume --run-dir {shlex.quote(folder)}"), soft_wrap=True)
 
 
 def _off(predicted: float | None, measured: float) -> str:

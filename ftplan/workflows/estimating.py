@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ftplan.errors import FtplanError, InputError
 from ftplan.estimators.analytic import estimate as analytic_estimate
 from ftplan.planner.inventory import parse_inventory, resolve_inventory
+from ftplan.planner.rules import first_rejection
 from ftplan.profiles.models import load_model
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Estimate, to_jsonable
@@ -38,7 +39,12 @@ def estimate(fields: Mapping[str, Any], gpus: str, *, margin: float = 0.0) -> Es
     given.setdefault("sharding", "ddp" if cluster.world_size > 1 else "none")
     config = run_config(given)
     model = load_model(config.model)
-    return Estimated(config, model, cluster, analytic_estimate(config, model, cluster, margin=margin))
+    estimated = analytic_estimate(config, model, cluster, margin=margin)
+    conflict = first_rejection(config, model, cluster)
+    if conflict is not None:
+        note = f"this would not run: {conflict.reason} ({conflict.hint})"
+        estimated = replace(estimated, notes=(note, *estimated.notes))
+    return Estimated(config, model, cluster, estimated)
 
 
 @dataclass(frozen=True, slots=True)

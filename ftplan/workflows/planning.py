@@ -16,6 +16,8 @@ from ftplan.spec import PlanRequest, RunConfig
 from ftplan.units import parse_size
 from ftplan.workflows.inputs import input_error
 
+DEFAULT_SEQ_LEN: Final = 2048
+
 LAUNCH_SCRIPT: Final = """\
 #!/usr/bin/env bash
 # Trains the plan beside this script; give the data: ./launch.sh --data FILE.jsonl
@@ -40,10 +42,19 @@ def plan_request(gpus: str, *, host_memory: str | None = None, **fields: Any) ->
     if host_memory is not None and not memory:
         raise InputError(f"host memory {host_memory!r} is no size", hint="for example 64GB", field="host_memory")
     inventory = parse_inventory(gpus, host_memory_bytes=memory)
+    if "seq_len" not in fields:
+        fields = {**fields, "seq_len": _default_seq_len(fields["model"]), "seq_len_is_default": True}
     try:
         return PlanRequest.model_validate({**fields, "inventory": inventory})
     except ValidationError as error:
         raise input_error(error) from error
+
+
+def _default_seq_len(model: str) -> int:
+    """The usual length, or all positions of a model with fewer learned ones."""
+    profile = load_model(model)
+    learned = profile.layers[0].attention.positions == "learned"
+    return min(DEFAULT_SEQ_LEN, profile.max_positions or DEFAULT_SEQ_LEN) if learned else DEFAULT_SEQ_LEN
 
 
 def load_plan(path: Path) -> Plan:

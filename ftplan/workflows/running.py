@@ -190,9 +190,25 @@ def launch(job: TrainJob, chosen: Plan | None, on_event: OnEvent) -> RunRecord:
     Raises RunFailedError if the run failed.
     """
     artifacts.argv(job, "job.json")
+    check_devices(job)
     if chosen is not None:
         _keep_plan(job, chosen)
     return engine.launch(job, on_event=on_event)
+
+
+def check_devices(job: TrainJob) -> None:
+    """Raise InputError if this machine has fewer GPUs than the job has ranks on it."""
+    if job.device == "cpu":
+        return
+    from ftplan.profiles.detect import detect_gpus
+
+    found = len(detect_gpus())
+    if found < job.nproc_per_node:
+        raise InputError(
+            f"the plan is for {job.inventory}: {job.nproc_per_node} GPUs, and this machine has {found}",
+            hint="run it where they are, or plan with --gpus local",
+            field="gpus",
+        )
 
 
 def _keep_plan(job: TrainJob, chosen: Plan) -> None:

@@ -18,7 +18,7 @@ RUN_CONFIG = """
     padding packing attention kernels loss_path sharding offload sync_each_batch stack expandable_segments
 """
 
-PLAN_REQUEST = "model inventory method global_batch seq_len objective margin pins"
+PLAN_REQUEST = "model inventory method global_batch seq_len seq_len_is_default objective margin pins"
 
 COMMANDS = {
     "plan": """

@@ -100,11 +100,14 @@ def test_without_json_each_case_is_a_line(cli, write):
     assert lines[2].startswith("two: error: unknown model 'nope'")
 
 
-def test_a_file_that_is_no_text_is_refused(cli, tmp_path):
-    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    answer = cli("estimate", "--batch", "bytes")
+def test_a_line_that_is_no_text_is_refused_and_the_others_are_answered(cli, tmp_path):
+    good = json.dumps({"id": 1, **GOOD}).encode()
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00\n" + good)
+    answer = cli("estimate", "--batch", "bytes", "--json")
     assert answer.code == 2
-    assert answer.err.startswith("error: bytes is not UTF-8 text")
+    bad, fine = answer.documents
+    assert "not JSON" in bad["error"]["message"]
+    assert fine["id"] == 1
 
 
 @pytest.mark.parametrize("identity", [None, 0, "x", 1.5, [1], {"run": 7}])

@@ -90,12 +90,12 @@ def test_the_accumulation_is_an_exact_product(gpus, ranks):
     plan = planned(gpus, global_batch=24)
     config = plan.config
     because = reason(plan, "accumulation").because
-    assert because == f"{config.micro_batch} samples x {config.accumulation} steps x {ranks} ranks = 24, exactly"
+    assert because == f"{config.micro_batch} x {config.accumulation} on {ranks} rank(s) = 24 samples, exactly"
 
 
 def test_a_single_process_counts_as_one_rank():
     plan = planned("4x80GB", global_batch=24, pins={"sharding": "none"})
-    assert "x 1 ranks = 24" in reason(plan, "accumulation").because
+    assert "on 1 rank(s) = 24 samples" in reason(plan, "accumulation").because
 
 
 @pytest.mark.parametrize(
@@ -143,4 +143,4 @@ def test_a_choice_by_speed_names_what_the_next_best_would_cost():
 
 def test_a_choice_that_memory_forces_names_the_nearest_miss():
     because = reason(planned("1x8GB"), "gradient_checkpointing").because
-    assert because == "nothing with another value fits; the nearest miss is no activation checkpointing"
+    assert because == "with qlora, nothing else fits; the nearest miss is no activation checkpointing"

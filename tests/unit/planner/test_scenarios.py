@@ -45,7 +45,7 @@ class TestTwoA6000WithAGlobalBatchOf64:
     def test_the_batch_is_explained_as_a_product(self):
         pins = {**ARTICLE, "micro_batch": 4, "accumulation": 8}
         chosen = plan("2xA6000", "Qwen-7B", method="lora", global_batch=64, pins=pins)
-        assert because(chosen, "accumulation") == "4 samples x 8 steps x 2 ranks = 64, exactly"
+        assert because(chosen, "accumulation") == "4 x 8 on 2 rank(s) = 64 samples, exactly"
 
 
 class TestNothingButModelAndCards:

@@ -13,9 +13,9 @@ def space(gpus="2x24GB", model="Qwen-7B", tier=0, **fields):
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ("auto", ["lora", "qlora", "qlora", "qlora", "qlora", "lora"]),
-        ("lora", ["lora", "lora", "lora", "lora"]),
-        ("qlora", ["qlora", "qlora", "qlora", "qlora"]),
+        ("auto", ["lora", *["qlora"] * 6, *["lora"] * 3]),
+        ("lora", ["lora"] * 6),
+        ("qlora", ["qlora"] * 6),
         ("full", ["full", "full", "full"]),
     ],
 )
@@ -28,7 +28,7 @@ def test_full_fine_tuning_only_when_asked():
 
 
 def test_smaller_ranks_come_after_the_default():
-    assert [tier.lora_rank for tier in tiers(request(method="qlora"))] == [DEFAULT_RANK, 8, 4, DEFAULT_RANK]
+    assert [tier.lora_rank for tier in tiers(request(method="qlora"))] == [DEFAULT_RANK, 8, 4] * 2
 
 
 def test_base_weights_leave_the_cards_last_of_all():

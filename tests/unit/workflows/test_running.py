@@ -1,0 +1,63 @@
+import pytest
+
+from ftplan import cli
+from ftplan.errors import InputError
+from ftplan.launcher import demo
+from ftplan.profiles import detect
+from ftplan.workflows import planning, running
+
+
+def plan_for(gpus):
+    return planning.plan(planning.plan_request(gpus, model=str(demo.model_path()), seq_len=64, global_batch=8))
+
+
+def settings(tmp_path, **changes):
+    return running.demo_settings(running.RunSettings(run_dir=tmp_path / "run", **changes))
+
+
+def test_a_plan_for_gpus_is_not_started_where_there_are_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(detect, "detect_gpus", lambda: ())
+    ready = running.ready(plan_for("2x24GB"), settings(tmp_path))
+    with pytest.raises(InputError, match="2 GPUs, and this machine has 0"):
+        running.launch(ready.job, ready.plan, lambda event: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_demo_takes_the_users_length_instead_of_its_own(tmp_path):
+    assert running.ready(plan_for("2xcpu"), settings(tmp_path)).job.max_steps == demo.LEARNING["max_steps"]
+    epochs = running.ready(plan_for("2xcpu"), settings(tmp_path, hyperparameters={"epochs": 2.0})).job
+    assert (epochs.epochs, epochs.max_steps) == (2.0, None)
+
+
+def test_weights_have_to_be_there(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds no weights"):
+        running.weights_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("option", [["--learning-rate", "1"], ["--max-steps", "9"], ["--model", "gpt2"], ["--demo"]])
+def test_a_resumed_run_takes_no_other_options(option, capsys):
+    assert cli.run(["run", "--resume", "--dry-run", *option]) == 2
+    assert option[0] in capsys.readouterr().err
+
+
+def test_a_model_with_few_positions_is_planned_for_those(capsys):
+    plan = planning.plan(planning.plan_request("1x24GB", model="gpt2"))
+    assert plan.config is not None
+    assert plan.config.seq_len == 1024
+
+
+def test_least_memory_is_looked_for_in_every_method():
+    plan = planning.plan(planning.plan_request("1x24GB", model="Qwen-7B", objective="memory"))
+    assert plan.config is not None
+    assert plan.estimate is not None
+    assert plan.config.method == "qlora"
+    needs = [one.estimate.needed_bytes for one in plan.alternatives if one.estimate is not None]
+    assert plan.estimate.needed_bytes <= min(needs)
+
+
+def test_the_price_of_a_better_method_is_said():
+    plan = planning.plan(planning.plan_request("2x24GB", model="Qwen-7B"))
+    because = next(reason.because for reason in plan.reasons if reason.field == "method")
+    assert "qlora would be" in because
+    assert "faster here" in because
