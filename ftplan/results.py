@@ -1,7 +1,8 @@
 """Frozen outputs: terms, estimates, rejections, plans and run records.
 
-Plain dataclasses, because a search builds tens of thousands of them; pydantic serialises and validates them at the
-edges (`to_json`, `from_json`). Bytes are integers, times are seconds.
+Plain dataclasses, because a search builds tens of thousands of them, and without slots, which would double the time to
+import them; pydantic serialises and validates them at the edges (`to_json`, `from_json`). Bytes are integers, times are
+seconds.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Provenance(StrEnum):
         return max(figures, key=order.index, default=Provenance.MEASURED)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Term:
     """One contribution to memory: ``bytes`` held during each phase in ``alive``.
 
@@ -65,7 +66,7 @@ class Term:
     provenance: Provenance = Provenance.ANALYTIC
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Timeline:
     """Memory of one device or host over the phases of a run."""
 
@@ -112,7 +113,7 @@ class Timeline:
         return Provenance.worst(term.provenance for term in self.terms)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RankEstimate:
     """Memory of one rank on its device.
 
@@ -133,7 +134,7 @@ class RankEstimate:
     terms: tuple[Term, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HostEstimate:
     """RAM of one node, all its ranks together."""
 
@@ -144,7 +145,7 @@ class HostEstimate:
     terms: tuple[Term, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepTime:
     """Seconds of one optimizer step by part; ``total_seconds`` accounts for what overlaps."""
 
@@ -158,7 +159,7 @@ class StepTime:
     provenance: Provenance = Provenance.ANALYTIC
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Estimate:
     """What a configuration costs: the worst rank's figures, each rank's, the host's and the time of a step."""
 
@@ -183,7 +184,7 @@ class Estimate:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rejection:
     """Why a candidate is out: the rule, and for memory the bytes it needs and what there is."""
 
@@ -202,7 +203,7 @@ class Rejection:
         return self.needed_bytes - self.available_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Candidate:
     """A configuration the search looked at, with its estimate or the reason it was rejected."""
 
@@ -211,7 +212,7 @@ class Candidate:
     rejection: Rejection | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RejectedGroup:
     """All candidates a rule rejected, told by the nearest miss among them."""
 
@@ -220,7 +221,7 @@ class RejectedGroup:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reason:
     """Why the plan has this value in this field, in words a user understands."""
 
@@ -229,7 +230,7 @@ class Reason:
     because: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SearchStats:
     """How much the search looked at."""
 
@@ -237,7 +238,7 @@ class SearchStats:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """The answer to a `PlanRequest`: one configuration with its reasons, or none with the rejections."""
 
@@ -251,7 +252,7 @@ class Plan:
     search: SearchStats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Measured:
     """What a run really cost. A figure that could not be measured is None, never 0.
 
@@ -266,7 +267,7 @@ class Measured:
     tokens_per_second: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunRecord:
     """The end of a run: what was predicted beside what was measured."""
 

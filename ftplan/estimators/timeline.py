@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from ftplan.estimators import sharding, states
-from ftplan.estimators.activations import Layers
+from ftplan.estimators.activations import Layers, eager, masked
 from ftplan.estimators.loss import LossMemory, loss_memory
 from ftplan.estimators.params import trainable_params
 from ftplan.estimators.runtime import workspace_bytes
@@ -98,9 +98,12 @@ _SAVED_PARTS: Final = {
 
 
 def mask_bytes(work: Workload) -> int:
-    """Bytes of the 4-D attention mask, one for all layers: padded batches, and eager attention."""
+    """Bytes of the 4-D attention mask, one for all layers: padded batches, eager attention, windows under sdpa."""
     config = work.config
-    if config.attention == "flash_attention_2" or not (config.padding or config.attention == "eager"):
+    layers = [group.layer for group in work.model.groups]
+    if config.attention == "flash_attention_2" and "flash_attention_2" in layers[0].attention.supports:
+        return 0
+    if not any(masked(layer, work) or eager(layer, work) for layer in layers):
         return 0
     batch = config.micro_batch if config.padding else 1
     return batch * config.seq_len**2 * work.compute_bytes
