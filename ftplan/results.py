@@ -136,10 +136,11 @@ class RankEstimate:
 
 @dataclass(frozen=True)
 class HostEstimate:
-    """RAM of one node, all its ranks together."""
+    """RAM of one node, all its ranks together; ``capacity_assumed`` if nobody stated or measured what there is."""
 
     peak_bytes: int
     capacity_bytes: int
+    capacity_assumed: bool
     fits: bool
     peak_phase: Phase
     terms: tuple[Term, ...]

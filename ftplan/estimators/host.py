@@ -22,7 +22,8 @@ def host_estimate(work: Workload, layers: Layers) -> HostEstimate:
     node = max(work.cluster.nodes, key=lambda node: len(node.gpus))
     terms = tuple(_cpu_terms(work, layers) if node.gpus[0].kind == "cpu" else _gpu_terms(work))
     phase, peak = Timeline(terms).peak
-    return HostEstimate(peak, node.host.memory_bytes, peak <= node.host.memory_bytes, phase, terms)
+    capacity = node.host.memory_bytes
+    return HostEstimate(peak, capacity, node.host.memory_assumed, peak <= capacity, phase, terms)
 
 
 def _gpu_terms(work: Workload) -> list[Term]:

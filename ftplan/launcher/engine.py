@@ -54,7 +54,9 @@ def load_job(run: RunDir) -> TrainJob:
     except OSError as error:
         raise InputError(f"no run in {run.root}: {error.strerror}", field="resume") from error
     except ValueError as error:
-        raise InputError(f"{run.job} is not a job of this ftplan", hint=str(error), field="resume") from error
+        raise InputError(
+            f"{run.job} is not a job of this ftplan", hint="another version wrote it, or it is damaged", field="resume"
+        ) from error
 
 
 def resume_job(run: RunDir) -> TrainJob:

@@ -62,6 +62,7 @@ def _cpu_host(inventory: Inventory, stated: int) -> HostProfile:
 
 
 def _with_memory(host: HostProfile, memory_bytes: int | None) -> HostProfile:
-    if memory_bytes is None or memory_bytes == host.memory_bytes:
+    if memory_bytes is None or (memory_bytes == host.memory_bytes and not host.memory_assumed):
         return host
-    return replace(host, memory_bytes=memory_bytes, source=f"RAM as stated; for the rest {host.source}")
+    source = f"RAM as stated; for the rest {host.source}"
+    return replace(host, memory_bytes=memory_bytes, source=source, memory_assumed=False)

@@ -63,6 +63,7 @@ def detect_host(gpus: tuple[GpuProfile, ...] = (), *, root: Path = _ROOT) -> Hos
         memory_bytes=min([physical, *_cgroup_limits(root)]) // MIB * MIB,
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         source=f"RAM and cores of this machine; for the rest {host.source}",
+        memory_assumed=False,
     )
 
 

@@ -50,7 +50,8 @@ def default_host(gpus: Sequence[GpuProfile], *, memory_bytes: int | None = None)
     )
     if memory_bytes is None:
         return host
-    return replace(host, memory_bytes=memory_bytes, source=f"RAM as stated; for the rest {host.source}")
+    source = f"RAM as stated; for the rest {host.source}"
+    return replace(host, memory_bytes=memory_bytes, source=source, memory_assumed=False)
 
 
 @cache

@@ -308,7 +308,10 @@ class GpuProfile:
 
 @dataclass(frozen=True)
 class HostProfile:
-    """One node's host: RAM, physical cores, and bytes per second between RAM and cores."""
+    """One node's host: RAM, physical cores, and bytes per second between RAM and cores.
+
+    ``memory_assumed``: nobody stated or measured its RAM.
+    """
 
     name: str
     memory_bytes: int
@@ -316,6 +319,7 @@ class HostProfile:
     memory_bytes_per_second: float
     network_bytes_per_second: float
     source: str = ""
+    memory_assumed: bool = True
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ftplan.render.console import bar, count, duration, out, plain, size, words
 from ftplan.results import Estimate, Phase, Term, Timeline
+from ftplan.spec import RunConfig
 
 if TYPE_CHECKING:
     from ftplan.workflows.estimating import Estimated
@@ -26,12 +27,26 @@ def print_estimate(estimated: Estimated) -> None:
     config = estimated.config
     title = f"{estimated.model.id} · {config.method} · {config.sharding} on {estimated.cluster.text}"
     console.print(words(title, style="bold"))
+    console.print(words(f"{summary(config)}, {config.seq_len} tokens, {config.optimizer}, {config.stack}"))
     console.print(verdict(result))
     console.print()
     print_memory(result)
     console.print(time_line(result))
     for note in result.notes:
         console.print(words(f"note: {note}"))
+
+
+def summary(config: RunConfig) -> str:
+    """A configuration in one line."""
+    parts = [config.method + (f" rank {config.lora_rank}" if config.trains_adapters else "")]
+    parts.append(config.sharding if config.sharding != "none" else "one process")
+    if config.offload != "none":
+        parts.append(f"offload {config.offload}")
+    parts.append("checkpointing" if config.gradient_checkpointing else "no checkpointing")
+    parts.append(f"micro-batch {config.micro_batch} x {config.accumulation}")
+    if config.optimizer.endswith("8bit"):
+        parts.append(config.optimizer)
+    return ", ".join(parts)
 
 
 def verdict(result: Estimate) -> Text:
@@ -59,8 +74,9 @@ def print_memory(result: Estimate) -> None:
     if result.process_bytes > result.needed_bytes:
         console.print("(process is with room to spare: where memory is short, cached blocks are given back)")
     host = result.host
+    known = " assumed" if host.capacity_assumed else ""
     console.print(
-        f"host RAM {size(host.peak_bytes)} of {size(host.capacity_bytes)} a node, highest in {host.peak_phase}"
+        f"host RAM {size(host.peak_bytes)} of{known} {size(host.capacity_bytes)} a node, highest in {host.peak_phase}"
     )
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from rich.table import Table
 
 from ftplan.render.console import duration, err, out, size, words
-from ftplan.render.estimates import print_memory, time_line, verdict
+from ftplan.render.estimates import print_memory, summary, time_line, verdict
 from ftplan.results import Plan, RejectedGroup
-from ftplan.spec import RunConfig
 
 REJECTIONS_SHOWN = 8
 
@@ -63,19 +62,6 @@ def _print_no_plan(plan: Plan) -> None:
         if nearest.rejection.hint:
             console.print(words(("hint: ", "bold cyan"), nearest.rejection.hint))
     _print_rejections(plan)
-
-
-def summary(config: RunConfig) -> str:
-    """A configuration in one line."""
-    parts = [config.method + (f" rank {config.lora_rank}" if config.trains_adapters else "")]
-    parts.append(config.sharding if config.sharding != "none" else "one process")
-    if config.offload != "none":
-        parts.append(f"offload {config.offload}")
-    parts.append("checkpointing" if config.gradient_checkpointing else "no checkpointing")
-    parts.append(f"micro-batch {config.micro_batch} x {config.accumulation}")
-    if config.optimizer.endswith("8bit"):
-        parts.append(config.optimizer)
-    return ", ".join(parts)
 
 
 def _reasons(plan: Plan) -> Table:

@@ -16,6 +16,7 @@ from ftplan.launcher.engine import OnEvent, Prepared
 from ftplan.launcher.job import DataSource, Source, TrainJob
 from ftplan.launcher.records import RunDir
 from ftplan.planner.inventory import resolve_inventory
+from ftplan.profiles.detect import detect_gpus, detect_node
 from ftplan.profiles.models import hub_id
 from ftplan.profiles.schema import Cluster
 from ftplan.results import Measured, Plan, RunRecord, to_json
@@ -53,7 +54,13 @@ class Ready:
 
 def demo_plan(gpus: str = DEMO_GPUS) -> Plan:
     """A plan for the embedded demo model on this machine's CPU, two processes."""
-    request = plan_request(gpus, model=str(demo.model_path()), global_batch=demo.GLOBAL_BATCH, seq_len=demo.SEQ_LEN)
+    request = plan_request(
+        gpus,
+        host_memory=str(detect_node().host.memory_bytes),
+        model=str(demo.model_path()),
+        global_batch=demo.GLOBAL_BATCH,
+        seq_len=demo.SEQ_LEN,
+    )
     return plan(request)
 
 
@@ -200,8 +207,6 @@ def check_devices(job: TrainJob) -> None:
     """Raise InputError if this machine has fewer GPUs than the job has ranks on it."""
     if job.device == "cpu":
         return
-    from ftplan.profiles.detect import detect_gpus
-
     found = len(detect_gpus())
     if found < job.nproc_per_node:
         raise InputError(

@@ -3,7 +3,6 @@ import pytest
 from ftplan import cli
 from ftplan.errors import InputError
 from ftplan.launcher import demo
-from ftplan.profiles import detect
 from ftplan.workflows import planning, running
 
 
@@ -16,7 +15,7 @@ def settings(tmp_path, **changes):
 
 
 def test_a_plan_for_gpus_is_not_started_where_there_are_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(detect, "detect_gpus", lambda: ())
+    monkeypatch.setattr(running, "detect_gpus", lambda: ())
     ready = running.ready(plan_for("2x24GB"), settings(tmp_path))
     with pytest.raises(InputError, match="2 GPUs, and this machine has 0"):
         running.launch(ready.job, ready.plan, lambda event: None)
