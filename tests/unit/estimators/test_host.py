@@ -78,7 +78,8 @@ def test_paged_states_can_live_on_the_host():
 
 
 def test_sharded_weights_are_gathered_to_save_them():
-    assert size_of("saving", sharding="fsdp2", **FULL) == 2 * PARAMS
+    assert size_of("saving", sharding="fsdp2", **FULL) == 2 * 4 * PARAMS
+    assert size_of("saving", sharding="zero3", **FULL) == 2 * PARAMS
     assert size_of("saving", sharding="fsdp2") == 0
     assert size_of("saving", sharding="ddp", **FULL) == 0
 
