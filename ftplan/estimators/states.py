@@ -16,7 +16,6 @@ from ftplan.estimators.params import total_params, trainable_params
 from ftplan.estimators.workload import Workload
 from ftplan.profiles.schema import ModelProfile
 from ftplan.results import Phase, Term
-from ftplan.units import ceil_div
 
 ALWAYS: Final = tuple(Phase)
 AFTER_LOAD: Final = tuple(phase for phase in Phase if phase is not Phase.LOAD)
@@ -196,11 +195,6 @@ def optimizer_temporary(work: Workload) -> int:
     blocks = trainable_blocks(work, element, work.optimizer_shards) if cost.temporary else 0
     flat = work.sharded(trainable * work.compute_bytes, work.optimizer_shards) if work.zero_stage in (1, 2) else 0
     return max(work.sharded(round(trainable * cost.temporary * element), work.optimizer_shards) + blocks, flat)
-
-
-def gradient_elements(work: Workload) -> int:
-    """Trainable elements whose gradient a rank holds when the optimizer runs."""
-    return ceil_div(trainable_params(work.model, work.config), work.gradient_shards)
 
 
 def largest_trainable(work: Workload) -> int:

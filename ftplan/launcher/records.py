@@ -107,7 +107,7 @@ class RunState:
     @property
     def abandoned(self) -> bool:
         """It says running, but the process that ran it is gone."""
-        return self.status == "running" and self.host == socket.gethostname() and not _alive(self.pid)
+        return self.status == "running" and self.host == socket.gethostname() and not is_alive(self.pid)
 
 
 def new_run_id(now: datetime | None = None, suffix: str | None = None) -> str:
@@ -174,7 +174,8 @@ def _read(kind: type[_T], path: Path) -> _T | None:
         return None
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine has the id ``pid``, whoever owns it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

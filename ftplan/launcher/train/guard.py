@@ -12,6 +12,7 @@ import threading
 from typing import Final
 
 from ftplan.launcher.process import LAUNCHER_PID
+from ftplan.launcher.records import is_alive
 
 POLL_SECONDS: Final = 0.5
 EXIT_ORPHANED: Final = 75
@@ -55,18 +56,8 @@ class Guard:
                 self.stop_requested.set()
             if self._orphaned():
                 os._exit(EXIT_ORPHANED)
-            if self.stop_requested.is_set() and not all(map(_alive, self._peers)):
+            if self.stop_requested.is_set() and not all(map(is_alive, self._peers)):
                 os._exit(EXIT_ORPHANED)
 
     def _orphaned(self) -> bool:
-        return os.getppid() != self._agent or (self._launcher is not None and not _alive(self._launcher))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return os.getppid() != self._agent or (self._launcher is not None and not is_alive(self._launcher))
