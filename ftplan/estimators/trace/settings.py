@@ -1,0 +1,34 @@
+"""What is traced: one configuration of one architecture on one rank. Plain data, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ftplan.profiles.schema import StackProfile
+from ftplan.spec import RunConfig
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """Everything that determines a trace.
+
+    ``model`` is a Hugging Face config as in config.json. ``load`` says how the weights reach the device: ``pretrained``
+    (one by one, a 4-bit weight packed as it comes) or ``built`` (random weights made there, then packed in place).
+    ``whole`` traces every layer; otherwise a few, which then stand for the others. ``evaluates`` adds an evaluation.
+    """
+
+    config: RunConfig
+    model: Mapping[str, Any]
+    stack: StackProfile
+    world_size: int = 1
+    rank: int = 0
+    ranks_per_node: int = 1
+    capability: tuple[int, int] = (9, 0)
+    workspace_bytes: int = 32 << 20
+    steps: int = 2
+    load: Literal["pretrained", "built"] = "pretrained"
+    whole: bool = False
+    evaluates: bool = True
+    saves: bool = True
