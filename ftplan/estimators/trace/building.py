@@ -40,7 +40,8 @@ def build(settings: TraceSettings) -> Built:
         found = decoder.decoder_layers(base)
         reduced = decoder.whole(len(found))
         if not settings.whole:
-            reduced = decoder.reduction(decoder.fingerprints(base, found))
+            units = decoder.KEPT_UNITS if config.sharding in ("none", "ddp") else decoder.KEPT_SHARDED_UNITS
+            reduced = decoder.reduction(decoder.fingerprints(base, found), units)
             if reduced.copies:
                 decoder.keep(base, found, reduced.kept)
         if config.gradient_checkpointing:

@@ -1,7 +1,7 @@
 """From a trace of a few layers to the whole model's: the middle layers' events again for every layer left out.
 
-Every event carries the unit of layers it belongs to. Units 1 and 2 are in the middle; wherever the stream passes from
-one to the other, the events of all units left out stand between them. A copy is made from the two runs of events at
+Every event carries the unit of layers it belongs to. Two units are in the middle; wherever the stream passes from one
+to the other, the events of all units left out stand between them. A copy is made from the two runs of events at
 that place, which must be alike: as many allocations of the same sizes, releasing the same things one or no unit away.
 Where they are not alike the trace cannot be expanded, and `expand` says so.
 """
@@ -14,10 +14,6 @@ from typing import Final, NamedTuple, TypeAlias
 
 from ftplan.estimators.trace.record import NO_LAYER, Allocation, Cost, Label, Recording
 from ftplan.estimators.trace.stream import Event, Kind
-
-LOWER: Final = 1
-UPPER: Final = 2
-"""The two units in the middle, between which the units left out are put."""
 
 _Place: TypeAlias = tuple[int, int, int]
 """(run, number within the run, unit): what names an allocation independently of how often the run is repeated."""
@@ -46,21 +42,22 @@ class _Run:
     pair: int = -1
 
 
-def expand(recording: Recording, copies: int) -> Recording:
-    """``recording`` with ``copies`` more units between its two middle ones.
+def expand(recording: Recording, copies: int, lower: int = 1) -> Recording:
+    """``recording`` with ``copies`` more units between its middle ones, ``lower`` and the one after it.
 
     Raises `NotExpandableError` if these are not alike.
     """
     if copies <= 0:
         return recording
-    return _Expansion(recording, copies).run()
+    return _Expansion(recording, copies, lower).run()
 
 
 class _Expansion:
-    def __init__(self, recording: Recording, copies: int) -> None:
+    def __init__(self, recording: Recording, copies: int, lower: int) -> None:
+        self._lower, self._upper = lower, lower + 1
         self._old, self._copies = _in_order(recording), copies
-        self._new = Recording(costs=_costs(recording, copies))
-        self._runs = _paired(_split(self._old.labels))
+        self._new = Recording(costs=_costs(recording, copies, lower))
+        self._runs = _paired(_split(self._old.labels), lower)
         self._born: dict[int, tuple[int, int]] = {}
         """Allocation of the trace: its run, and its number within the run."""
         self._by_place: dict[_Place, int] = {}
@@ -78,8 +75,8 @@ class _Expansion:
             self._check(run, other)
             self._emit(run, run.unit)
             template = self._template(run, other)
-            units = range(LOWER + 1, LOWER + 1 + self._copies)
-            for unit in units if run.unit == LOWER else reversed(units):
+            units = range(self._lower + 1, self._lower + 1 + self._copies)
+            for unit in units if run.unit == self._lower else reversed(units):
                 self._emit_copy(run, template, unit)
             self._emit(other, other.unit)
             index += 2
@@ -89,7 +86,7 @@ class _Expansion:
 
     def _whole_unit(self, unit: Label) -> Label:
         """The number of a traced unit in the whole model."""
-        return unit if unit <= LOWER else unit + self._copies
+        return unit if unit <= self._lower else unit + self._copies
 
     def _emit(self, run: _Run, unit: Label) -> None:
         key_run = run.pair if run.pair >= 0 else run.start
@@ -110,7 +107,7 @@ class _Expansion:
         """The allocation that an event of ``unit`` means: of a middle unit across the gap, the one as far as it was."""
         run, number = self._born[key]
         other = self._unit_of(key)
-        if unit != NO_LAYER and other in (LOWER, UPPER) and (unit >= UPPER) != (other >= UPPER):
+        if unit != NO_LAYER and other in (self._lower, self._upper) and (unit >= self._upper) != (other >= self._upper):
             return self._by_place[run, number, self._whole_unit(unit) + other - unit]
         return self._by_place[run, number, self._whole_unit(other)]
 
@@ -140,7 +137,7 @@ class _Expansion:
 
         Below the lower unit is the first one, above the upper the last, and these need not look like middle ones.
         """
-        lower, upper = (run, other) if run.unit == LOWER else (other, run)
+        lower, upper = (run, other) if run.unit == self._lower else (other, run)
         pairs = zip(self._references(lower), self._references(upper), strict=True)
         return [above if above.distance > 0 else below for above, below in pairs]
 
@@ -228,14 +225,14 @@ def _split(labels: Sequence[Label]) -> list[_Run]:
     return runs
 
 
-def _paired(runs: list[_Run]) -> list[_Run]:
+def _paired(runs: list[_Run], lower: int) -> list[_Run]:
     """Mark adjacent runs of the two middle units; one that stands alone cannot be repeated."""
     index = 0
     while index < len(runs):
         run = runs[index]
-        if run.unit in (LOWER, UPPER):
+        if run.unit in (lower, lower + 1):
             other = runs[index + 1] if index + 1 < len(runs) else None
-            if other is None or other.unit != LOWER + UPPER - run.unit:
+            if other is None or other.unit != 2 * lower + 1 - run.unit:
                 raise NotExpandableError(f"a middle layer's events {run} do not meet the next layer's")
             run.pair = other.pair = run.start
             index += 1
@@ -243,11 +240,11 @@ def _paired(runs: list[_Run]) -> list[_Run]:
     return runs
 
 
-def _costs(recording: Recording, copies: int) -> dict[tuple[Label, object], Cost]:
+def _costs(recording: Recording, copies: int, lower: int) -> dict[tuple[Label, object], Cost]:
     """The work of the whole model: the lower middle unit's, once more for every copy."""
     costs = dict(recording.costs)
     for (label, phase), cost in recording.costs.items():
-        if label == LOWER:
+        if label == lower:
             whole = Cost()
             whole.add(cost, 1 + copies)
             costs[label, phase] = whole

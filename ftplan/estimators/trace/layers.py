@@ -12,6 +12,8 @@ Fingerprint: TypeAlias = tuple[object, ...]
 
 KEPT_UNITS: Final = 4
 """Units that are traced: the first, two in the middle that must be alike, and the last."""
+KEPT_SHARDED_UNITS: Final = 6
+"""With parameters gathered ahead of their use the ends reach further into the middle."""
 LONGEST_PERIOD: Final = 12
 LONGEST_PREFIX: Final = 6
 _PLAIN: Final = (bool, int, float, str)
@@ -23,11 +25,13 @@ class Reduction:
     """Which layers are kept: ``units[i]`` is the unit of the i-th kept layer; ``copies`` are left out of the middle.
 
     A unit is one period of the layers' pattern; the first also holds what precedes the pattern, the last its remainder.
+    ``lower`` is the lower of the two units in the middle between which the copies belong.
     """
 
     kept: tuple[int, ...]
     units: tuple[int, ...]
     copies: int
+    lower: int = 1
 
 
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
@@ -51,28 +55,28 @@ def whole(count: int) -> Reduction:
     return Reduction(tuple(range(count)), tuple(range(count)), 0)
 
 
-def reduction(prints: list[Fingerprint]) -> Reduction:
+def reduction(prints: list[Fingerprint], units: int = KEPT_UNITS) -> Reduction:
     """The fewest layers that show every kind of layer at both ends and two equal periods in the middle."""
     count = len(prints)
     for period in range(1, LONGEST_PERIOD + 1):
         for prefix in range(LONGEST_PREFIX + 1):
-            units = (count - prefix) // period
-            if units <= KEPT_UNITS:
+            periods = (count - prefix) // period
+            if periods <= units:
                 break
             if all(prints[i] == prints[i + period] for i in range(prefix, count - period)):
-                return _kept(count, prefix, period, units)
+                return _kept(count, prefix, period, periods, units)
     return whole(count)
 
 
-def _kept(count: int, prefix: int, period: int, units: int) -> Reduction:
+def _kept(count: int, prefix: int, period: int, periods: int, units: int) -> Reduction:
     tail = period + (count - prefix) % period
-    head = prefix + (KEPT_UNITS - 1) * period
+    head = prefix + (units - 1) * period
     kept = (*range(head), *range(count - tail, count))
     labels = [0] * (prefix + period)
-    for unit in range(1, KEPT_UNITS - 1):
+    for unit in range(1, units - 1):
         labels += [unit] * period
-    labels += [KEPT_UNITS - 1] * tail
-    return Reduction(kept, tuple(labels), units - KEPT_UNITS)
+    labels += [units - 1] * tail
+    return Reduction(kept, tuple(labels), periods - units, units // 2 - 1)
 
 
 def fingerprints(model: torch.nn.Module, layers: torch.nn.ModuleList) -> list[Fingerprint]:

@@ -106,6 +106,7 @@ def _step(settings: TraceSettings, recorder: Recorder, loop: PlainLoop, *, last:
     for index in range(config.accumulation):
         each = batches[index]
         recorder.mark(Phase.FORWARD)
+        recorder.last_micro_batch = index == config.accumulation - 1
         loss = loop.forward({**each, "num_items_in_batch": count})
         recorder.mark(Phase.LOSS)
         recorder.in_backward = True

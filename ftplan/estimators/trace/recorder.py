@@ -55,6 +55,7 @@ class Recorder(TorchDispatchMode):
         self.stream = 0
         self.modules: list[str] = []
         self.in_backward = False
+        self.last_micro_batch = True
         self.paused = 0
         self.accumulates_in_place = True
         self._live: dict[int, tuple[int, int, Recording]] = {}
@@ -127,6 +128,13 @@ class Recorder(TorchDispatchMode):
             self.paused -= 1
         self._add(_plain(copy).untyped_storage(), "to device", self.layer, "", self.recording)
         return copy
+
+    def gradient_ready(self, parameter: torch.Tensor) -> None:
+        """Record that the gradient of ``parameter`` is complete."""
+        self._event(
+            self.recording, Kind.READY, parameter.element_size(), parameter.numel() * parameter.element_size(),
+            layer=self._label(self._layer_of(parameter)),
+        )
 
     def used_on(self, tensor: torch.Tensor, stream: int) -> None:
         """Record ``tensor.record_stream``: the memory is reused only when ``stream`` is done with it."""

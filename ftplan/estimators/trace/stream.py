@@ -19,6 +19,8 @@ class Kind(IntEnum):
     """A phase begins; ``key`` is its number."""
     RECORD = 5
     """``tensor.record_stream``: the block ``key`` is used on ``stream`` too, so its memory is reused only later."""
+    READY = 6
+    """A gradient of ``size`` bytes is complete; ``key`` is the bytes of its element. Takes no memory itself."""
 
 
 class Event(NamedTuple):

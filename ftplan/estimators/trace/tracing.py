@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import gc
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Final
 
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
 
-from ftplan.estimators.trace.building import Loader, build
+from ftplan.estimators.trace import ranks
+from ftplan.estimators.trace.building import Built, Loader, build
 from ftplan.estimators.trace.kernels import Device
+from ftplan.estimators.trace.layers import Reduction
 from ftplan.estimators.trace.loop import PlainLoop, run
 from ftplan.estimators.trace.patches import device_behaviour
 from ftplan.estimators.trace.record import Recording
@@ -17,28 +22,59 @@ from ftplan.estimators.trace.settings import TraceSettings
 from ftplan.results import Phase
 
 
+FSDP: Final = ("fsdp2", "fsdp2-grad-op", "hsdp")
+
+
 @dataclass(frozen=True)
 class Traced:
-    """What was recorded on the device and on the host, and how many units of layers were left out of the middle."""
+    """What was recorded on the device and on the host, and how the layers were reduced."""
 
     device: Recording
     host: Recording
-    copies: int
+    reduction: Reduction
 
 
 def trace(settings: TraceSettings) -> Traced:
     """Trace ``settings`` here; see `ftplan.estimators.trace` for where to run it."""
     device = Device(capability=settings.capability, workspace_bytes=settings.workspace_bytes)
     recorder = Recorder(device)
-    with device_behaviour(device, settings.config):
+    with ExitStack() as stack:
+        stack.enter_context(device_behaviour(device, settings.config))
         built = build(settings)
-        with FakeTensorMode(allow_non_fake_inputs=True), recorder:
-            recorder.mark(Phase.LOAD)
-            Loader(built, settings, recorder).load()
-            built.model.train()
+        mesh = stack.enter_context(ranks.fake_ranks(settings, recorder)) if settings.world_size > 1 else None
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(recorder)
+        recorder.mark(Phase.LOAD)
+        _load(built, settings, recorder, stack)
+        built.model.train()
+        gc.collect()
+        recorder.empty_cache()  # Trainer frees the cache before it trains
+        loop = _loop(built, settings, recorder, mesh)
+        if settings.world_size > 1:
             gc.collect()
-            recorder.empty_cache()  # Trainer frees the cache before it trains
-            loop = PlainLoop(built, settings, recorder)
+            recorder.empty_cache()
+        if settings.load == "built":  # as the runs that measured did
             recorder.reset_peak()
-            run(built, settings, recorder, loop)
-    return Traced(recorder.recording, recorder.host, built.reduction.copies)
+        run(built, settings, recorder, loop)
+    return Traced(recorder.recording, recorder.host, built.reduction)
+
+
+def _load(built: Built, settings: TraceSettings, recorder: Recorder, stack: ExitStack) -> None:
+    config = settings.config
+    sharded = config.sharding in FSDP
+    if sharded and config.offload != "none":
+        stack.enter_context(ranks.offloading(recorder))
+    Loader(built, settings, recorder).load()
+    if sharded and settings.load == "pretrained" and config.quantization == "none":
+        stack.enter_context(ranks.arriving_from_host(recorder))
+        for tensor in (*built.model.parameters(), *built.model.buffers()):
+            recorder.move_to_host(tensor, "weights")
+
+
+def _loop(built: Built, settings: TraceSettings, recorder: Recorder, mesh: DeviceMesh | None) -> PlainLoop:
+    sharding = settings.config.sharding
+    if sharding in FSDP and mesh is not None:
+        return ranks.Fsdp2Loop(built, settings, recorder, mesh)
+    if sharding == "ddp":
+        return ranks.DdpLoop(built, settings, recorder)
+    return PlainLoop(built, settings, recorder)
