@@ -21,9 +21,15 @@ from ftplan.units import ceil_div
 _aten = torch.ops.aten
 
 ADD: Final = _aten.add.Tensor
+INDEX: Final = _aten.index.Tensor
 MATRIX_PRODUCTS: Final = frozenset({_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default})
 LT_WORKSPACE_BYTES: Final = 1 << 20
 """cuBLASLt's workspace of a thread, which products with a bias use."""
+
+
+def is_mask(indices: Any) -> bool:
+    """Whether an index is one boolean mask over the first dimensions."""
+    return len(indices) == 1 and indices[0] is not None and indices[0].dtype == torch.bool
 
 
 def with_bias(func: Any, args: Any) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, Protocol
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from accelerate.utils.operations import convert_outputs_to_fp32
 
 from ftplan.estimators.trace.building import DTYPES, Built
+from ftplan.estimators.trace.losses import loss_of
 from ftplan.estimators.trace.optimizers import FusedAdamW, make_optimizer
 from ftplan.estimators.trace.record import NO_LAYER
 from ftplan.estimators.trace.recorder import Recorder
@@ -18,21 +19,11 @@ from ftplan.estimators.trace.settings import TraceSettings
 from ftplan.results import Phase
 
 
-class Wrapped(Protocol):
-    """A model prepared for training: forward with a loss, backward, optimizer step. One class a way of sharding."""
-
-    def forward(self, batch: dict[str, Any]) -> torch.Tensor:
-        """The loss of one micro-batch."""
-
-    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Gradients of ``loss``; ``last`` in the accumulation."""
-
-    def step(self) -> None:
-        """Clip, step, and drop the gradients."""
-
-
 class PlainLoop:
-    """One process with the whole model, and the base of the sharded ones."""
+    """One process with the whole model, and the base of the sharded ones.
+
+    ``called`` is what is called for a forward; ``module`` holds the parameters as the optimizer sees them.
+    """
 
     def __init__(self, built: Built, settings: TraceSettings, recorder: Recorder) -> None:
         self.built, self.settings, self.recorder = built, settings, recorder
@@ -59,8 +50,7 @@ class PlainLoop:
 
     def forward(self, batch: dict[str, Any]) -> torch.Tensor:
         """The loss of one micro-batch, through the loss path of the configuration."""
-        loss: torch.Tensor = self.called(**batch)["loss"]
-        return loss
+        return loss_of(self.called, batch, self.settings.config)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Gradients of ``loss``, scaled by a gradient scaler in fp16."""

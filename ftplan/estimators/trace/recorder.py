@@ -28,6 +28,9 @@ _ENGINE: Final = "_engine_run_backward"
 """The Python function below which autograd's engine runs: an operation called from it is the engine's own."""
 
 
+HOST: Final = torch.device("cpu", 1)
+"""Where a tensor is on the host from the start: to torch another CPU. Without index a CPU tensor is the device's."""
+
 _FROM_PYTHON: Final = torch.ops.aten.lift_fresh.default
 """``torch.tensor(...)`` makes its tensor on the host: constants, and the step counters of optimizers."""
 
@@ -63,6 +66,7 @@ class Recorder(TorchDispatchMode):
         self._handles: set[tuple[bool, bool]] = set()
         self._undo_resize: Callable[[], None] | None = None
         self._closed = False
+        self._target = self.recording
         self._recent = NO_LAYER
 
     # ------------------------------------------------------------------ what others say about the step
@@ -152,6 +156,15 @@ class Recorder(TorchDispatchMode):
             self.stream = outer
 
     @contextmanager
+    def making_on_host(self) -> Iterator[None]:
+        """What is made is made on the host."""
+        outer, self._target = self._target, self.host
+        try:
+            yield
+        finally:
+            self._target = outer
+
+    @contextmanager
     def pause(self) -> Iterator[None]:
         """Do not record: for work that happens on the host, or not at all."""
         self.paused += 1
@@ -196,13 +209,16 @@ class Recorder(TorchDispatchMode):
         known = kernels.answer(func, args)
         if known is not None:
             return known
+        if func is kernels.INDEX and kernels.is_mask(args[1]):
+            args = (args[0], self._positions(args[1]), *args[2:])
         if func is kernels.ADD and self._accumulates(args):
             args[0].add_(args[1])
             return args[0]
         on_host = self._on_host(args, kwargs)
         frees = [self.allocate(size, func._schema.name, "scratch") for size in kernels.before(func, args, kwargs)]
         out = func(*args, **kwargs)
-        recording = self.host if on_host or func is _FROM_PYTHON else self.recording
+        on_host = on_host or any(isinstance(leaf, torch.Tensor) and leaf.device == HOST for leaf in tree_leaves(out))
+        recording = self.host if on_host or func is _FROM_PYTHON else self._target
         operation = func._schema.name
         layers = self._layers_of(args) if self.layer == NO_LAYER else None
         for index, tensor in enumerate(tree_leaves(out)):
@@ -219,6 +235,13 @@ class Recorder(TorchDispatchMode):
         return out
 
     # ------------------------------------------------------------------ inside
+
+    def _positions(self, indices: Any) -> list[torch.Tensor]:
+        """A boolean mask as positions, as the device looks them up: of every element, since nothing can be read."""
+        mask = indices[0]
+        found = torch.empty((mask.numel(), mask.dim()), dtype=torch.long)
+        self._add(found.untyped_storage(), "aten::nonzero", self.layer)
+        return [*found.unbind(1), *indices[1:]]
 
     def _accumulates(self, args: Any) -> bool:
         """Whether this addition is autograd summing two gradients, which it does in place on a device.
@@ -258,7 +281,7 @@ class Recorder(TorchDispatchMode):
         if not self.host.allocations:
             return False
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.dim() > 0]
-        return bool(inputs) and all(self.is_host(tensor) for tensor in inputs)
+        return bool(inputs) and all(self.is_host(tensor) and tensor.device != HOST for tensor in inputs)
 
     def _layers_of(self, args: Any) -> list[int]:
         """Outside the layers: the layer each output belongs to, as far as the inputs tell."""
@@ -284,7 +307,7 @@ class Recorder(TorchDispatchMode):
         if address in self._refs:
             return None
         size = storage.nbytes()
-        recording = recording or self.recording
+        recording = recording or self._target
         reference = _StorageRef(storage, self._collected)
         reference.address = address
         self._refs[address] = reference

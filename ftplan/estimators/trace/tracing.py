@@ -15,6 +15,7 @@ from ftplan.estimators.trace.building import Built, Loader, build
 from ftplan.estimators.trace.kernels import Device
 from ftplan.estimators.trace.layers import Reduction
 from ftplan.estimators.trace.loop import PlainLoop, run
+from ftplan.estimators.trace.losses import loss_behaviour
 from ftplan.estimators.trace.patches import device_behaviour
 from ftplan.estimators.trace.record import Recording
 from ftplan.estimators.trace.recorder import Recorder
@@ -41,6 +42,7 @@ def trace(settings: TraceSettings) -> Traced:
     with ExitStack() as stack:
         stack.enter_context(device_behaviour(device, settings.config))
         built = build(settings)
+        stack.enter_context(loss_behaviour(built, settings.config))
         mesh = stack.enter_context(ranks.fake_ranks(settings, recorder)) if settings.world_size > 1 else None
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(recorder)
@@ -64,11 +66,13 @@ def _load(built: Built, settings: TraceSettings, recorder: Recorder, stack: Exit
     sharded = config.sharding in FSDP
     if sharded and config.offload != "none":
         stack.enter_context(ranks.offloading(recorder))
-    Loader(built, settings, recorder).load()
-    if sharded and settings.load == "pretrained" and config.quantization == "none":
-        stack.enter_context(ranks.arriving_from_host(recorder))
-        for tensor in (*built.model.parameters(), *built.model.buffers()):
-            recorder.move_to_host(tensor, "weights")
+    if not (sharded and settings.load == "pretrained" and config.quantization == "none"):
+        Loader(built, settings, recorder).load()
+        return
+    # Each rank reads the model into its RAM; fully_shard moves it over module by module.
+    with recorder.making_on_host():
+        Loader(built, settings, recorder).load()
+    stack.enter_context(ranks.arriving_from_host(recorder))
 
 
 def _loop(built: Built, settings: TraceSettings, recorder: Recorder, mesh: DeviceMesh | None) -> PlainLoop:
