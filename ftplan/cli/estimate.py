@@ -14,6 +14,7 @@ from ftplan.cli import options
 from ftplan.errors import InputError
 
 Batch = Annotated[Path | None, typer.Option("--batch", help="JSON Lines of cases; - reads standard input.")]
+Estimator = Annotated[str | None, typer.Option("--estimator", help="analytic (default), or trace: exact, in seconds.")]
 Margin = Annotated[float, typer.Option("--margin", min=0.0, max=0.9, help="Part of each card to keep free.")]
 
 
@@ -46,6 +47,7 @@ def command(
     sync_each_batch: options.SyncEachBatch = None,
     stack: options.Stack = None,
     expandable_segments: options.Expandable = None,
+    estimator: Estimator = None,
     batch: Batch = None,
     margin: Margin = 0.0,
     as_json: options.AsJson = False,
@@ -56,12 +58,13 @@ def command(
     """
     fields = options.given_fields(dict(locals()))
     if batch is not None:
-        return _batch(batch, {**fields, **({"gpus": gpus} if gpus else {})}, as_json=as_json)
+        shared = {"gpus": gpus, "estimator": estimator, "margin": margin}
+        return _batch(batch, {**fields, **{name: value for name, value in shared.items() if value}}, as_json=as_json)
     if model is None or gpus is None:
         raise options.missing_model_or_gpus(model, "ftplan estimate --model Qwen-7B --gpus 1x24GB")
     from ftplan.workflows import estimating
 
-    estimated = estimating.estimate(fields, gpus, margin=margin)
+    estimated = estimating.estimate(fields, gpus, margin=margin, estimator=estimator or "analytic")
     if as_json:
         typer.echo(json.dumps(estimating.estimate_document(estimated), indent=2))
     else:

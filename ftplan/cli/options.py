@@ -60,7 +60,7 @@ Expandable = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
-NOT_FIELDS: Final = frozenset({"gpus", "host_memory", "batch", "as_json", "margin"})
+NOT_FIELDS: Final = frozenset({"gpus", "host_memory", "batch", "as_json", "margin", "estimator", "confirm"})
 """Options of a command that are no fields of RunConfig."""
 
 

@@ -59,6 +59,22 @@ def load_model(name_or_path: str) -> ModelProfile:
     raise _unknown(name)
 
 
+def load_hf_config(name_or_path: str) -> Mapping[str, Any]:
+    """Return the Hugging Face config of a model, as in its config.json; found and refused as by `load_model`."""
+    name = name_or_path.strip()
+    slug = None if _is_written_as_path(name) else _slugs().get(name.lower())
+    if slug:
+        row: Mapping[str, Any] = _rows()[slug]["config"]
+        return row
+    path = _existing_path(name)
+    if path:
+        return _parse(*_file_text(path, name))
+    load_model(name)  # raises what is wrong with the name, and brings a hub model's config into the cache
+    from ftplan.profiles.hub import config_text
+
+    return _parse(*config_text(name))
+
+
 def list_models() -> tuple[ModelEntry, ...]:
     """Every model of the catalogue, in its order; no config is mapped."""
     return tuple(
@@ -122,14 +138,19 @@ def _catalogue_profile(slug: str) -> ModelProfile:
 
 
 def _from_path(path: Path, name: str) -> ModelProfile:
+    text, source = _file_text(path, name)
+    return profile_from_config(_parse(text, source), id=name, source=source)
+
+
+def _file_text(path: Path, name: str) -> tuple[str, str]:
+    """The text of a config.json, given itself or its folder, and where it is."""
     file = path / "config.json" if path.is_dir() else path
     if not file.exists():
         raise InputError(f"{name} has no config.json", hint=_FILE_HINT, field="model")
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8"), str(file)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {error}", hint=_PATH_HINT, field="model") from error
-    return profile_from_config(_parse(text, str(file)), id=name, source=str(file))
 
 
 def _parse(text: str, where: str) -> Mapping[str, object]:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
-from ftplan.errors import FtplanError, InputError
+from ftplan.errors import FtplanError, InputError, UnknownNameError
 from ftplan.estimators.analytic import estimate as analytic_estimate
 from ftplan.planner.inventory import parse_inventory, resolve_inventory
 from ftplan.planner.rules import first_rejection
-from ftplan.profiles.models import load_model
+from ftplan.profiles.models import load_hf_config, load_model
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Estimate, to_jsonable
 from ftplan.spec import RunConfig
 from ftplan.workflows.inputs import run_config
+
+
+ESTIMATORS: Final = ("analytic", "trace")
+NOT_FIELDS: Final = frozenset({"id", "gpus", "margin", "estimator"})
+"""What a line of a batch holds beside fields of `RunConfig`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +33,27 @@ class Estimated:
     estimate: Estimate
 
 
-def estimate(fields: Mapping[str, Any], gpus: str, *, margin: float = 0.0) -> Estimated:
+def estimate(
+    fields: Mapping[str, Any], gpus: str, *, margin: float = 0.0, estimator: str = "analytic"
+) -> Estimated:
     """Estimate one configuration given as fields of `RunConfig`; sharding defaults to ddp on several devices.
 
-    Raises InputError for anything unknown or contradictory.
+    ``estimator`` is one of `ESTIMATORS`. Raises InputError for anything unknown or contradictory.
     """
+    if estimator not in ESTIMATORS:
+        raise UnknownNameError("estimator", estimator, ESTIMATORS, field="estimator")
     inventory = parse_inventory(gpus)
     cluster = resolve_inventory(inventory)
     given = dict(fields)
     given.setdefault("sharding", "ddp" if cluster.world_size > 1 else "none")
     config = run_config(given)
     model = load_model(config.model)
-    estimated = analytic_estimate(config, model, cluster, margin=margin)
+    if estimator == "trace":
+        from ftplan.estimators.trace.estimate import estimate as trace_estimate  # the search never needs it
+
+        estimated = trace_estimate(config, model, load_hf_config(config.model), cluster, margin=margin)
+    else:
+        estimated = analytic_estimate(config, model, cluster, margin=margin)
     conflict = first_rejection(config, model, cluster)
     if conflict is not None:
         note = f"this would not run: {conflict.reason} ({conflict.hint})"
@@ -66,21 +80,21 @@ def _answer(line: str, number: int, defaults: Mapping[str, Any]) -> BatchAnswer:
     case: Mapping[str, Any] = {}
     try:
         case = _parse_case(line, number)
-        fields = {**defaults, **{key: value for key, value in case.items() if key not in ("id", "gpus", "margin")}}
-        gpus, margin = case.get("gpus", defaults.get("gpus", "")), case.get("margin", 0.0)
-        fields.pop("gpus", None)
-        return BatchAnswer({"id": case.get("id"), **estimate_document(_checked(fields, gpus, margin))}, failed=False)
+        given = {**defaults, **case}
+        fields = {key: value for key, value in given.items() if key not in NOT_FIELDS}
+        estimated = _checked(fields, given.get("gpus", ""), given.get("margin", 0.0), given.get("estimator", "analytic"))
+        return BatchAnswer({"id": case.get("id"), **estimate_document(estimated)}, failed=False)
     except FtplanError as error:
         problem = {"field": error.field, "message": error.message, "hint": error.hint}
         return BatchAnswer({"id": case.get("id"), "error": problem}, failed=True)
 
 
-def _checked(fields: Mapping[str, Any], gpus: object, margin: object) -> Estimated:
+def _checked(fields: Mapping[str, Any], gpus: object, margin: object, estimator: object) -> Estimated:
     if not isinstance(gpus, str) or not gpus:
         raise InputError("gpus is missing or no text", hint="for example 2x24GB", field="gpus")
     if not isinstance(margin, int | float) or not 0 <= margin < 1:
         raise InputError("margin is no number from 0 to 1", hint="for example 0.03", field="margin")
-    return estimate(fields, gpus, margin=float(margin))
+    return estimate(fields, gpus, margin=float(margin), estimator=str(estimator))
 
 
 def _parse_case(line: str, number: int) -> Mapping[str, Any]:

@@ -27,6 +27,9 @@ class Built:
     base: PreTrainedModel
     layers: torch.nn.ModuleList
     reduction: decoder.Reduction
+    layer_count: int
+    total_params: int
+    trainable_params: int
 
 
 def build(settings: TraceSettings) -> Built:
@@ -38,7 +41,8 @@ def build(settings: TraceSettings) -> Built:
     with torch.device("meta"):
         base = _base(settings)
         found = decoder.decoder_layers(base)
-        reduced = decoder.whole(len(found))
+        count, total = len(found), sum(parameter.numel() for parameter in base.parameters())
+        reduced = decoder.whole(count)
         if not settings.whole:
             units = decoder.KEPT_UNITS if config.sharding in ("none", "ddp") else decoder.KEPT_SHARDED_UNITS
             reduced = decoder.reduction(decoder.fingerprints(base, found), units)
@@ -51,7 +55,17 @@ def build(settings: TraceSettings) -> Built:
         model = _with_adapters(base, config) if config.trains_adapters else base
     if settings.stack.upcasts_trainables and not config.sharding == "zero3":
         _cast([p for p in model.parameters() if p.requires_grad], torch.float32)
-    return Built(model, base, found, reduced)
+    trainable = _trainable_params(model, found, reduced)
+    adapters = trainable if config.trains_adapters else 0
+    return Built(model, base, found, reduced, count, total + adapters, trainable)
+
+
+def _trainable_params(model: torch.nn.Module, layers: torch.nn.ModuleList, reduced: decoder.Reduction) -> int:
+    """Trainable elements of the whole model: what the traced layers have, and the lower middle one's for each copy."""
+    traced = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    repeated = (layer for layer, unit in zip(layers, reduced.units, strict=True) if unit == reduced.lower)
+    middle = sum(p.numel() for layer in repeated for p in layer.parameters() if p.requires_grad)
+    return traced + reduced.copies * middle
 
 
 def _base(settings: TraceSettings) -> PreTrainedModel:

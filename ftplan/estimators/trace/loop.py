@@ -77,6 +77,9 @@ class PlainLoop:
         for parameter in self.parameters:
             parameter.grad = None
 
+    def save(self) -> None:
+        """What saving takes on the device: nothing where the weights are whole."""
+
 
 def run(built: Built, settings: TraceSettings, recorder: Recorder, loop: PlainLoop) -> None:
     """The steps of the settings, then an evaluation."""
@@ -86,6 +89,7 @@ def run(built: Built, settings: TraceSettings, recorder: Recorder, loop: PlainLo
         if settings.evaluates:
             _evaluate(built, settings, recorder, loop)
     recorder.mark(Phase.SAVE)
+    loop.save()
 
 
 def _step(settings: TraceSettings, recorder: Recorder, loop: PlainLoop, *, last: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -130,6 +131,14 @@ class Fsdp2Loop(PlainLoop):
         sync = self.recorder.last_micro_batch or self.settings.config.sync_each_batch
         self.module.set_requires_gradient_sync(sync)
         return super().forward(batch)
+
+
+    def save(self) -> None:
+        """Every parameter is gathered in turn, then moved to the host (torch.distributed.checkpoint.state_dict)."""
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                if isinstance(parameter, DTensor) and not self.recorder.is_host(parameter.to_local()):
+                    parameter.full_tensor()
 
 
 class _Accelerator:

@@ -33,6 +33,9 @@ class Traced:
     device: Recording
     host: Recording
     reduction: Reduction
+    layers: int
+    total_params: int
+    trainable_params: int
 
 
 def trace(settings: TraceSettings) -> Traced:
@@ -58,7 +61,14 @@ def trace(settings: TraceSettings) -> Traced:
         if settings.load == "built":  # as the runs that measured did
             recorder.reset_peak()
         run(built, settings, recorder, loop)
-    return Traced(recorder.recording, recorder.host, built.reduction)
+    return Traced(
+        recorder.recording,
+        recorder.host,
+        built.reduction,
+        built.layer_count,
+        built.total_params,
+        built.trainable_params,
+    )
 
 
 def _load(built: Built, settings: TraceSettings, recorder: Recorder, stack: ExitStack) -> None:

@@ -84,7 +84,7 @@ class ZeroLoop(PlainLoop):
         self.optimizer = make_optimizer(settings.config, self.module, foreach=not on_host)
         config = deepspeed_config(settings, _hidden_size(built))
         # The model is on its device already; moving it would make new parameters, which fake ones refuse.
-        with replaced(self.module, "to", lambda *_, **__: self.module):
+        with _host_named_cpu(), replaced(self.module, "to", lambda *_, **__: self.module):
             self.engine, self.sharded, _, _ = deepspeed.initialize(
                 model=self.module, optimizer=self.optimizer, config=config
             )
@@ -94,14 +94,16 @@ class ZeroLoop(PlainLoop):
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Gradients of ``loss``, reduced and partitioned on the way; kept until the last of the accumulation."""
         self.engine.set_gradient_accumulation_boundary(is_boundary=last)
-        self.engine.backward(loss, scale_wrt_gas=False)
+        with _host_named_cpu():
+            self.engine.backward(loss, scale_wrt_gas=False)
 
     def clip(self) -> None:
         """Done by the engine's step."""
 
     def step(self) -> None:
         """Clip, step, gather the new weights."""
-        self.engine.step()
+        with _host_named_cpu():
+            self.engine.step()
 
     def _categorize(self) -> None:
         masters = getattr(self.sharded, "single_partition_of_fp32_groups", None)
@@ -139,7 +141,8 @@ class _PartitioningLoader(Loader):
         super()._place(holder, name, tensor)
         made = holder[name]
         if isinstance(made, torch.nn.Parameter) and "lora_" not in self._name(tensor) and not hasattr(made, "ds_id"):
-            self._init._convert_to_zero_parameters([made])
+            with _host_named_cpu():
+                self._init._convert_to_zero_parameters([made])
             self._sharding.categorize(made.ds_tensor, "weights")
 
 
@@ -170,8 +173,9 @@ def deepspeed_behaviour(settings: TraceSettings, recorder: Recorder) -> Iterator
                     enter(replaced(module, name, lambda *_, **__: None))
         gather = partition_parameters._dist_allgather_fn
         enter(replaced(partition_parameters, "_dist_allgather_fn", _keeping(gather)))
-        if settings.config.offload != "none":
-            enter(_HostNames())
+        if STAGES[settings.config.sharding] == 3:
+            # zero.Init does this where it wraps the making of the model, so that no saved weight outlives its release.
+            enter(replaced(torch.nn.functional, "linear", partition_parameters.zero3_linear_wrap))
         yield
 
 
@@ -210,8 +214,8 @@ class _DeviceName(str):
     __slots__ = ()
 
 
-class _HostNames(TorchFunctionMode):  # type: ignore[misc]
-    """Tensors that DeepSpeed asks for on the CPU are made on, or moved to, the host."""
+class _host_named_cpu(TorchFunctionMode):  # type: ignore[misc]  # noqa: N801 - a context manager
+    """In DeepSpeed's own code: what it asks for on the CPU is made on, or moved to, the host."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

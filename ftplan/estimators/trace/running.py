@@ -1,0 +1,144 @@
+"""Where a trace runs: not at all if it is cached, in this process, or in a child where a library patches globally."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from ftplan.errors import InputError
+from ftplan.estimators.trace.digest import Digest
+from ftplan.estimators.trace.settings import TraceSettings
+from ftplan.results import from_json, to_json
+
+LIBRARIES: Final = ("torch", "transformers", "peft", "accelerate")
+DETERMINING: Final = (*LIBRARIES, "trl", "bitsandbytes", "deepspeed", "liger-kernel")
+ZERO: Final = ("zero1", "zero2", "zero3")
+CHILD: Final = (sys.executable, "-m", "ftplan.estimators.trace.worker")
+
+
+def require_libraries(settings: TraceSettings) -> None:
+    """Raise InputError if a library that the trace runs is not installed."""
+    needed = list(LIBRARIES)
+    config = settings.config
+    if config.sharding in ZERO:
+        needed.append("deepspeed")
+    if config.kernels == "liger":
+        needed.append("liger_kernel")
+    if config.quantization != "none" or "8bit" in config.optimizer or config.optimizer.startswith("paged_"):
+        needed.append("bitsandbytes")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"the trace needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
+            hint="pip install 'ftplan[train]', or use --estimator analytic",
+            field="estimator",
+        )
+
+
+def traced(settings: TraceSettings, *, use_cache: bool = True) -> Digest:
+    """The digest of ``settings``, from the cache if it was traced before with the same libraries.
+
+    Raises InputError for what cannot be traced.
+    """
+    require_libraries(settings)
+    file = cache_folder() / f"{_key(settings)}.json" if use_cache else None
+    found = None if file is None else _read(file)
+    if found is not None:
+        return found
+    config = settings.config
+    result = _in_child(settings) if config.sharding in ZERO or config.kernels == "liger" else _here(settings)
+    if file is not None:
+        _write(file, to_json(result))
+    return result
+
+
+def cache_folder() -> Path:
+    """Where digests are kept: ``FTPLAN_CACHE``, or ``ftplan`` in the user's cache folder."""
+    given = os.environ.get("FTPLAN_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftplan"
+    return (Path(given) if given else home) / "traces"
+
+
+def _here(settings: TraceSettings) -> Digest:
+    from ftplan.estimators.trace.worker import digested  # imports torch
+
+    return digested(settings)
+
+
+def _in_child(settings: TraceSettings) -> Digest:
+    environment = {**os.environ, **_environment(settings)}
+    done = subprocess.run(
+        CHILD, input=to_json(settings).encode(), capture_output=True, env=environment, check=False
+    )
+    if done.returncode != 0 or not done.stdout:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise InputError(f"the trace failed: {lines[-1]}", hint="use --estimator analytic", field="estimator")
+    answer = json.loads(done.stdout)
+    if "error" in answer:
+        raise InputError(**answer["error"])
+    return from_json(Digest, done.stdout)
+
+
+def _environment(settings: TraceSettings) -> dict[str, str]:
+    """DeepSpeed reads its accelerator and rank from the environment as it is imported."""
+    if settings.config.sharding not in ZERO:
+        return {}
+    return {
+        "DS_ACCELERATOR": "cpu",
+        "RANK": str(settings.rank),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(settings.world_size),
+        "LOCAL_SIZE": "1",
+    }
+
+
+def _key(settings: TraceSettings) -> str:
+    """A name for everything that determines the digest: settings, library versions, and this package's own code."""
+    told = json.dumps([to_json(settings), _versions(), _code()], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: found for name in DETERMINING if (found := _version(name))}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def _code() -> str:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _read(file: Path) -> Digest | None:
+    """The digest in ``file``; None if there is none, or one that another version wrote."""
+    try:
+        return from_json(Digest, file.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _write(file: Path, text: str) -> None:
+    """Keep ``text``, whole or not at all; where the folder cannot be written there is no cache."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as temporary:
+            temporary.write(text)
+        Path(temporary.name).replace(file)
+    except OSError as error:
+        print(f"note: the trace is not cached: {error}", file=sys.stderr)  # noqa: T201 - a note beside the answer

@@ -1,0 +1,60 @@
+"""Trace and digest, in this process or as ``python -m ftplan.estimators.trace.worker`` with settings on standard input."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from dataclasses import replace
+
+from ftplan.errors import FtplanError
+from ftplan.estimators.trace.buckets import with_buckets
+from ftplan.estimators.trace.digest import Digest, Shape, digest
+from ftplan.estimators.trace.expand import NotExpandableError, expand
+from ftplan.estimators.trace.record import Recording
+from ftplan.estimators.trace.settings import TraceSettings
+from ftplan.estimators.trace.tracing import Traced, trace
+from ftplan.results import from_json, to_json
+
+
+def digested(settings: TraceSettings) -> Digest:
+    """Trace ``settings`` here: a few layers that stand for all, or every layer where they cannot."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' advice to whoever trains
+        traced = trace(settings)
+        note = ""
+        try:
+            device, host = _expanded(traced)
+        except NotExpandableError as error:
+            note = f"every layer was traced: {error}"
+            traced = trace(replace(settings, whole=True))
+            device, host = traced.device, traced.host
+    if settings.config.sharding == "ddp":
+        device = with_buckets(device)
+    shape = Shape(traced.total_params, traced.trainable_params, len(traced.reduction.kept), traced.layers, note)
+    return digest(
+        device, host, shape, expandable_segments=settings.config.expandable_segments, steps=settings.steps
+    )
+
+
+def _expanded(traced: Traced) -> tuple[Recording, Recording]:
+    copies, lower = traced.reduction.copies, traced.reduction.lower
+    return expand(traced.device, copies, lower), expand(traced.host, copies, lower)
+
+
+def main() -> int:
+    """Read settings, write the digest, both as JSON; a user's mistake is written as such."""
+    settings = from_json(TraceSettings, sys.stdin.buffer.read())
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries print
+    try:
+        answer.write(to_json(digested(settings)))
+    except FtplanError as error:
+        answer.write(json.dumps({"error": {"message": error.message, "hint": error.hint, "field": error.field}}))
+    answer.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
