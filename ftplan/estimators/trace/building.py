@@ -50,6 +50,8 @@ def build(settings: TraceSettings) -> Built:
                 decoder.keep(base, found, reduced.kept)
         if config.gradient_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if config.kernels == "liger":
+            _with_liger(base)
         if config.quantization != "none":
             _to_4bit(base, config)
         model = _with_adapters(base, config) if config.trains_adapters else base
@@ -93,6 +95,19 @@ def _base(settings: TraceSettings) -> PreTrainedModel:
         for each in {id(c): c for c in (model.config, model.config.get_text_config(decoder=True))}.values():
             each._attn_implementation = "flash_attention_2"
     return model
+
+
+def _with_liger(base: PreTrainedModel) -> None:
+    """Liger's layers and loss in place of the model's, as Trainer's ``use_liger_kernel`` puts them in.
+
+    Raises InputError for an architecture that Liger does not know.
+    """
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    if base.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise InputError(f"Liger has no kernels for {base.config.model_type}", hint="kernels: none", field="kernels")
+    _apply_liger_kernel_to_instance(model=base)
 
 
 def _with_adapters(base: PreTrainedModel, config: RunConfig) -> torch.nn.Module:

@@ -12,7 +12,7 @@ from accelerate.utils.operations import convert_outputs_to_fp32
 
 from ftplan.estimators.trace.building import DTYPES, Built
 from ftplan.estimators.trace.losses import loss_of
-from ftplan.estimators.trace.optimizers import FusedAdamW, make_optimizer
+from ftplan.estimators.trace.optimizers import make_optimizer
 from ftplan.estimators.trace.record import NO_LAYER
 from ftplan.estimators.trace.recorder import Recorder
 from ftplan.estimators.trace.settings import TraceSettings
@@ -114,17 +114,14 @@ def _step(settings: TraceSettings, recorder: Recorder, loop: PlainLoop, *, last:
             recorder.categorize(parameter.grad, "gradients")
     loop.step()
     del batches, count
-    _sort_states(recorder, loop.optimizer)
+    _name_states(recorder, loop.optimizer)
     gc.collect()
 
 
-def _sort_states(recorder: Recorder, optimizer: torch.optim.Optimizer) -> None:
-    """Name the optimizer's states; torch keeps step counters on the host unless the optimizer is fused."""
+def _name_states(recorder: Recorder, optimizer: torch.optim.Optimizer) -> None:
     for state in optimizer.state.values():
         for value in state.values():
-            if isinstance(value, torch.Tensor) and value.dim() == 0 and not isinstance(optimizer, FusedAdamW):
-                recorder.move_to_host(value)
-            elif isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor):
                 recorder.categorize(value, "optimizer states")
 
 

@@ -60,6 +60,20 @@ def device_behaviour(device: Device, config: RunConfig) -> Iterator[None]:
             if hasattr(module, "_get_value"):
                 enter(replaced(module, "_get_value", lambda _: 1.0))
         enter(_fused_attention(device))
+        if config.kernels == "liger":
+            enter(_no_triton())
+        yield
+
+
+@contextmanager
+def _no_triton() -> Iterator[None]:
+    """Triton's kernels do nothing: they allocate nothing either."""
+    from triton.runtime import autotuner, jit
+
+    with (
+        replaced(jit.JITFunction, "run", lambda *_, **__: None),
+        replaced(autotuner.Autotuner, "run", lambda *_, **__: None),
+    ):
         yield
 
 

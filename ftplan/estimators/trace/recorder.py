@@ -32,7 +32,7 @@ HOST: Final = torch.device("cpu", 1)
 """Where a tensor is on the host from the start: to torch another CPU. Without index a CPU tensor is the device's."""
 
 _FROM_PYTHON: Final = torch.ops.aten.lift_fresh.default
-"""``torch.tensor(...)`` makes its tensor on the host: constants, and the step counters of optimizers."""
+"""``torch.tensor(...)`` makes its tensor on the host: constants, step counters of optimizers; too little to count."""
 
 
 class _StorageRef(weakref.ref):  # type: ignore[type-arg]
@@ -217,11 +217,15 @@ class Recorder(TorchDispatchMode):
         on_host = self._on_host(args, kwargs)
         frees = [self.allocate(size, func._schema.name, "scratch") for size in kernels.before(func, args, kwargs)]
         out = func(*args, **kwargs)
-        on_host = on_host or any(isinstance(leaf, torch.Tensor) and leaf.device == HOST for leaf in tree_leaves(out))
-        recording = self.host if on_host or func is _FROM_PYTHON else self._target
+        if func is _FROM_PYTHON:
+            self._ignore(out)
+            return out
+        leaves = tree_leaves(out)
+        on_host = on_host or any(isinstance(leaf, torch.Tensor) and leaf.device == HOST for leaf in leaves)
+        recording = self.host if on_host else self._target
         operation = func._schema.name
         layers = self._layers_of(args) if self.layer == NO_LAYER else None
-        for index, tensor in enumerate(tree_leaves(out)):
+        for index, tensor in enumerate(leaves):
             if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
                 layer = self.layer if layers is None else layers[min(index, len(layers) - 1)]
                 self._add(tensor.untyped_storage(), operation, layer, "", recording)
@@ -235,6 +239,12 @@ class Recorder(TorchDispatchMode):
         return out
 
     # ------------------------------------------------------------------ inside
+
+    def _ignore(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        reference = _StorageRef(storage, self._collected)
+        reference.address = storage._cdata
+        self._refs[storage._cdata] = reference
 
     def _positions(self, indices: Any) -> list[torch.Tensor]:
         """A boolean mask as positions, as the device looks them up: of every element, since nothing can be read."""

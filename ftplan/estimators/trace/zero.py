@@ -34,7 +34,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 """What the process must have in its environment before deepspeed is imported."""
 
 STAGES: Final[Mapping[str, int]] = {"zero1": 1, "zero2": 2, "zero3": 3}
-_ROOM: Final = 1 << 40
+_ROOM: Final = 0
 """Free memory as DeepSpeed sees it: enough to flatten the parameters on the device."""
 
 
@@ -84,7 +84,7 @@ class ZeroLoop(PlainLoop):
         self.optimizer = make_optimizer(settings.config, self.module, foreach=not on_host)
         config = deepspeed_config(settings, _hidden_size(built))
         # The model is on its device already; moving it would make new parameters, which fake ones refuse.
-        with _host_named_cpu(), replaced(self.module, "to", lambda *_, **__: self.module):
+        with _host_named_cpu(unnamed=True), replaced(self.module, "to", lambda *_, **__: self.module):
             self.engine, self.sharded, _, _ = deepspeed.initialize(
                 model=self.module, optimizer=self.optimizer, config=config
             )
@@ -164,6 +164,7 @@ def deepspeed_behaviour(settings: TraceSettings, recorder: Recorder) -> Iterator
         dist.init_process_group("fake", store=FakeStore(), rank=settings.rank, world_size=settings.world_size)
         stack.callback(dist.destroy_process_group)
         enter(_accelerator(recorder))
+        enter(replaced(deepspeed.utils.nvtx, "enable_nvtx", False))
         deepspeed.comm.init_distributed(dist_backend="fake", auto_mpi_discovery=False, dist_init_required=False)
         for owner in (stage_1_and_2.DeepSpeedZeroOptimizer, stage3.DeepSpeedZeroOptimizer_Stage3):
             enter(replaced(owner, "has_overflow", _never_overflows(owner.has_overflow)))
@@ -215,7 +216,14 @@ class _DeviceName(str):
 
 
 class _host_named_cpu(TorchFunctionMode):  # type: ignore[misc]  # noqa: N801 - a context manager
-    """In DeepSpeed's own code: what it asks for on the CPU is made on, or moved to, the host."""
+    """In DeepSpeed's own code: what it asks for on the CPU is made on, or moved to, the host.
+
+    ``unnamed`` says that an empty tensor without a device is the host's too, as it is to torch.
+    """
+
+    def __init__(self, *, unnamed: bool = False) -> None:
+        super().__init__()
+        self._unnamed = unnamed
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -223,7 +231,7 @@ class _host_named_cpu(TorchFunctionMode):  # type: ignore[misc]  # noqa: N801 - 
             return torch.Tensor.to(args[0], HOST)
         if func is torch.Tensor.to and len(args) > 1 and _names_host(args[1]):
             args = (args[0], HOST, *args[2:])
-        if _names_host(kwargs.get("device")):
+        if _names_host(kwargs.get("device", "cpu" if self._unnamed and func is torch.empty else None)):
             kwargs = {**kwargs, "device": HOST}
         return func(*args, **kwargs)
 
