@@ -50,6 +50,11 @@ def known_cases() -> tuple[MeasuredCase, ...]:
     return tuple(_case(row) for row in _rows("known.jsonl"))
 
 
+def unseen_cases() -> tuple[MeasuredCase, ...]:
+    """Every row of unseen.jsonl: features and models that were predicted before they were measured."""
+    return tuple(_case(row) for row in _rows("unseen.jsonl"))
+
+
 def capped_cases() -> tuple[MeasuredCase, ...]:
     """Every row of capped.jsonl; ``row["case"]["cap_gib"]`` is the cap."""
     return tuple(_case(row) for row in _rows("capped.jsonl"))
@@ -77,10 +82,10 @@ def _case(row: dict[str, Any]) -> MeasuredCase:
 
 
 def run_config(case: dict[str, Any], *, expandable_segments: bool) -> RunConfig:
-    """The configuration that the measuring program ran for ``case``."""
+    """The configuration that the measuring program ran for ``case``; fields it may lack came with later programs."""
     offload = "none"
     if case["offload"]:
-        offload = "optimizer+params" if case["parallel"] == "zero3" else "optimizer"
+        offload = "optimizer" if case["parallel"] in ("zero1", "zero2") else "optimizer+params"
     return RunConfig(
         model=case["model"],
         method=case["method"],
@@ -100,9 +105,12 @@ def run_config(case: dict[str, Any], *, expandable_segments: bool) -> RunConfig:
         padding=case["pad"],
         attention=case["attn"],
         kernels="liger" if case["liger"] else "none",
+        packing=case.get("packing", False),
         sharding=case["parallel"],
         offload=offload,
-        stack="trainer",
+        sync_each_batch=case.get("sync_each_batch", False),
+        stack="trl" if case.get("trl") else "trainer",
+        loss_path="chunked" if case.get("trl") else "liger" if case["liger"] else "full",
         expandable_segments=expandable_segments,
     )
 

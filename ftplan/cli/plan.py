@@ -17,6 +17,8 @@ Margin = Annotated[
     float | None, typer.Option("--margin", min=0.0, max=0.49, help="Part of each card kept free (0.03).")
 ]
 
+Confirm = Annotated[bool, typer.Option("--confirm", help="Trace the choice, and plan again if it does not fit.")]
+
 NOT_PINS = frozenset({"model", "method", "global_batch", "objective", "out", "seq_len"})
 
 
@@ -45,6 +47,7 @@ def command(
     sharding: options.Sharding = None,
     offload: options.Offload = None,
     expandable_segments: options.Expandable = None,
+    confirm: Confirm = False,
     out: Out = None,
     as_json: options.AsJson = False,
 ) -> int:
@@ -71,6 +74,10 @@ def command(
         gpus, host_memory=host_memory, pins=pins, **{name: value for name, value in asked.items() if value is not None}
     )
     chosen = planning.plan(request)
+    if confirm:
+        from ftplan.workflows import confirming
+
+        chosen = confirming.confirmed(chosen)
     written = planning.write_plan(chosen, out) if out is not None and chosen.config is not None else ()
     if as_json:
         typer.echo(to_json(chosen), nl=False)

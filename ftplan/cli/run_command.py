@@ -101,7 +101,7 @@ def command(
         _only_resume(given)
 
         return _go(running.resumed(run_dir), None, dry_run=dry_run, as_json=as_json)
-    chosen = _plan(given)
+    chosen = _confirmed(_plan(given), made_before="plan_file" in given, dry_run=dry_run)
     if chosen.config is None:
         from ftplan.render.plans import print_plan
 
@@ -144,6 +144,19 @@ def _plan(given: dict[str, Any]) -> Plan:
     asked = {name: given[name] for name in ("model", "method", "global_batch", "seq_len") if name in given}
     pins = {name: value for name, value in given.items() if name in PINS}
     return planning.plan(planning.plan_request(given.get("gpus", "local"), pins=pins, **asked))
+
+
+def _confirmed(chosen: Plan, *, made_before: bool, dry_run: bool) -> Plan:
+    """``chosen`` as a trace confirms it; a dry run starts nothing and needs no training libraries."""
+    if dry_run:
+        return chosen
+    from ftplan.render.console import err, words
+    from ftplan.workflows import confirming
+
+    plan, note = confirming.before_run(chosen, made_before=made_before)
+    if note:
+        err().print(words(f"note: {note}"), soft_wrap=True)
+    return plan
 
 
 def _start(chosen: Plan, given: dict[str, Any], *, dry_run: bool, force: bool, as_json: bool) -> int:

@@ -113,8 +113,8 @@ class Shape:
     note: str = ""
 
 
-def digest(device: Recording, host: Recording, shape: Shape, *, expandable_segments: bool, steps: int) -> Digest:
-    """Replay the streams and say what they hold when."""
+def digest(device: Recording, host: Recording, shape: Shape, *, expandable_segments: bool, repeated: Mapping[Phase, float]) -> Digest:
+    """Replay the streams and say what they hold when; ``repeated`` is how often one step does what was recorded once."""
     played = replay(device.events, expandable_segments=expandable_segments)
     phases = _phase_peaks(device, played)
     peak_phase = max(phases, key=lambda phase: phases[phase].allocated_bytes)
@@ -126,7 +126,7 @@ def digest(device: Recording, host: Recording, shape: Shape, *, expandable_segme
         peak_operation=_operation(device, played.peak_index),
         phases=phases,
         host_phases=_phase_peaks(host, None),
-        work=_work(device, steps),
+        work=_work(device, repeated),
         total_params=shape.total_params,
         trainable_params=shape.trainable_params,
         traced_layers=shape.traced_layers,
@@ -230,11 +230,11 @@ def part_of(made: Allocation, now: Phase) -> str:
     return "input" if not in_layer else f"activations: {in_layer['part']}"
 
 
-def _work(recording: Recording, steps: int) -> dict[Phase, Work]:
-    """The work of one step by phase; load, evaluation and save happen once."""
+def _work(recording: Recording, repeated: Mapping[Phase, float]) -> dict[Phase, Work]:
+    """The work of one step by phase; of loading, evaluation and saving as often as they were recorded."""
     totals: dict[Phase, Work] = {}
     for (_, phase), cost in recording.costs.items():
-        share = 1.0 if phase in (Phase.LOAD, Phase.EVAL, Phase.SAVE) else 1.0 / steps
+        share = repeated.get(phase, 1.0)
         before = totals.get(phase, Work({}, 0.0, 0.0, {}))
         totals[phase] = Work(
             _added(before.matrix_flops, cost.matrix_flops, share),

@@ -15,7 +15,7 @@ from ftplan.estimators.trace.losses import loss_of
 from ftplan.estimators.trace.optimizers import make_optimizer
 from ftplan.estimators.trace.record import NO_LAYER
 from ftplan.estimators.trace.recorder import Recorder
-from ftplan.estimators.trace.settings import TraceSettings
+from ftplan.estimators.trace.settings import TraceSettings, micro_batches
 from ftplan.results import Phase
 
 
@@ -31,7 +31,7 @@ class PlainLoop:
         self.called: Callable[..., Any] = self._autocast(built.model.forward)
         self.prepare()
         self.parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        self.optimizer = make_optimizer(settings.config, self.module)
+        self.optimizer = make_optimizer(settings.config, self.module, recorder)
 
     def prepare(self) -> None:
         """Wrap the model; nothing to do for one process."""
@@ -97,14 +97,14 @@ def _step(settings: TraceSettings, recorder: Recorder, loop: PlainLoop, *, last:
     recorder.mark(Phase.FORWARD)
     batches = [batch(settings) for _ in range(config.accumulation)]  # Trainer takes a step's batches at once
     count = torch.stack([(each["labels"][:, 1:] != -100).sum() for each in batches]).sum()
-    for index in range(config.accumulation):
+    for index in range(micro_batches(config.accumulation)):
         each = batches[index]
         recorder.mark(Phase.FORWARD)
-        recorder.last_micro_batch = index == config.accumulation - 1
+        recorder.last_micro_batch = index == micro_batches(config.accumulation) - 1
         loss = loop.forward({**each, "num_items_in_batch": count})
         recorder.mark(Phase.LOSS)
         recorder.in_backward = True
-        loop.backward(loss, last=index == config.accumulation - 1)
+        loop.backward(loss, last=recorder.last_micro_batch)
         recorder.in_backward = False
         recorder.layer = NO_LAYER
         del loss, each

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
 
 from ftplan.errors import InputError
+from ftplan.estimators.trace.recorder import Recorder
 from ftplan.spec import RunConfig
 
 _ADAMS: Final = ("adamw_torch", "adamw_hf", "adamw_torch_fused", "adamw_torch_4bit", "adamw_torch_8bit")
 _DECAY: Final = 0.01
+PAGED_FROM: Final = 100_000
+"""Elements from which bitsandbytes pages a state (optim/optimizer.py, get_state_buffer)."""
 
 
-def make_optimizer(config: RunConfig, model: torch.nn.Module, *, foreach: bool = True) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: RunConfig, model: torch.nn.Module, recorder: Recorder, *, foreach: bool = True
+) -> torch.optim.Optimizer:
     """The optimizer called ``config.optimizer`` over the trainable parameters of ``model``.
 
     Raises InputError for one whose class is not known here.
@@ -25,7 +31,7 @@ def make_optimizer(config: RunConfig, model: torch.nn.Module, *, foreach: bool =
     if name == "adamw_torch":
         return torch.optim.AdamW(groups, lr=1e-4, foreach=foreach)
     if "8bit" in name or name.startswith("paged_") or name in ("adamw_bnb_8bit",):
-        return _bitsandbytes(name, groups, model)
+        return _bitsandbytes(name, groups, model, recorder)
     if name == "adafactor":
         from transformers import Adafactor
 
@@ -72,7 +78,9 @@ class FusedAdamW(torch.optim.Optimizer):
                     }
 
 
-def _bitsandbytes(name: str, groups: list[dict[str, Any]], model: torch.nn.Module) -> torch.optim.Optimizer:
+def _bitsandbytes(
+    name: str, groups: list[dict[str, Any]], model: torch.nn.Module, recorder: Recorder
+) -> torch.optim.Optimizer:
     import bitsandbytes as bnb
 
     classes = {
@@ -89,4 +97,20 @@ def _bitsandbytes(name: str, groups: list[dict[str, Any]], model: torch.nn.Modul
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):  # Trainer keeps the states of embeddings in 32 bits
             manager.register_module_override(module, "weight", {"optim_bits": 32})
-    return classes[name](groups, lr=1e-4)
+    optimizer: Any = classes[name](groups, lr=1e-4)
+    if optimizer.is_paged:
+        optimizer.get_state_buffer = _paged_buffers(recorder)
+    made: torch.optim.Optimizer = optimizer
+    return made
+
+
+def _paged_buffers(recorder: Recorder) -> Callable[..., torch.Tensor]:
+    """States of large parameters in managed memory, which the caching allocator knows nothing of."""
+
+    def buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        if parameter.numel() < PAGED_FROM:
+            return torch.zeros_like(parameter, dtype=dtype)
+        with recorder.making_on_host():
+            return torch.zeros_like(parameter, dtype=dtype)
+
+    return buffer

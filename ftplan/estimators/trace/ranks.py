@@ -66,7 +66,11 @@ class DdpLoop(PlainLoop):
         self.module = model
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self.recorder.gradient_ready)
+                parameter.register_post_accumulate_grad_hook(self._ready)
+
+    def _ready(self, parameter: torch.Tensor) -> None:
+        if self.recorder.last_micro_batch:
+            self.recorder.gradient_ready(parameter)
 
     def _buckets(self, before: int) -> None:
         for event in self.recorder.recording.events[before:]:

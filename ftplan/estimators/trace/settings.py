@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from ftplan.profiles.schema import StackProfile
 from ftplan.spec import RunConfig
+
+
+TRACED_MICRO_BATCHES: Final = 3
+"""Micro-batches of a step that are traced: the first, one that adds to its gradients, and the last, which reduces."""
+
+
+def micro_batches(accumulation: int) -> int:
+    """How many of ``accumulation`` micro-batches are traced; the others do what the second does."""
+    return min(accumulation, TRACED_MICRO_BATCHES)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from ftplan.estimators.trace.buckets import with_buckets
 from ftplan.estimators.trace.digest import Digest, Shape, digest
 from ftplan.estimators.trace.expand import NotExpandableError, expand
 from ftplan.estimators.trace.record import Recording
-from ftplan.estimators.trace.settings import TraceSettings
+from ftplan.estimators.trace.settings import TraceSettings, micro_batches
 from ftplan.estimators.trace.tracing import Traced, trace
-from ftplan.results import from_json, to_json
+from ftplan.results import Phase, from_json, to_json
 
 
 def digested(settings: TraceSettings) -> Digest:
@@ -34,8 +34,24 @@ def digested(settings: TraceSettings) -> Digest:
         device = with_buckets(device)
     shape = Shape(traced.total_params, traced.trainable_params, len(traced.reduction.kept), traced.layers, note)
     return digest(
-        device, host, shape, expandable_segments=settings.config.expandable_segments, steps=settings.steps
+        device,
+        host,
+        shape,
+        expandable_segments=settings.config.expandable_segments,
+        repeated=_repeated(settings),
     )
+
+
+def _repeated(settings: TraceSettings) -> dict[Phase, float]:
+    """Of what was recorded over some steps and micro-batches, the part that belongs to one whole step."""
+    accumulation = settings.config.accumulation
+    passes = accumulation / micro_batches(accumulation) / settings.steps
+    return {
+        Phase.FORWARD: passes,
+        Phase.LOSS: passes,
+        Phase.BACKWARD: passes,
+        Phase.OPTIMIZER: 1.0 / settings.steps,
+    }
 
 
 def _expanded(traced: Traced) -> tuple[Recording, Recording]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any, Final
 
 import torch
@@ -35,7 +34,8 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 
 STAGES: Final[Mapping[str, int]] = {"zero1": 1, "zero2": 2, "zero3": 3}
 _ROOM: Final = 0
-"""Free memory as DeepSpeed sees it: enough to flatten the parameters on the device."""
+"""Free memory as stage 1 and 2 are told of: they flatten the parameters on the host then, as they do on a card too small
+to hold them twice (stage_1_and_2.py:450). With room they do it on the device, higher, but never to a card's limit."""
 
 
 def deepspeed_config(settings: TraceSettings, hidden_size: int) -> dict[str, Any]:
@@ -81,21 +81,31 @@ class ZeroLoop(PlainLoop):
 
         on_host = settings.config.offload != "none"
         # torch's optimizers take tensors one by one on a host.
-        self.optimizer = make_optimizer(settings.config, self.module, foreach=not on_host)
+        self.optimizer = make_optimizer(settings.config, self.module, recorder, foreach=not on_host)
         config = deepspeed_config(settings, _hidden_size(built))
-        # The model is on its device already; moving it would make new parameters, which fake ones refuse.
-        with _host_named_cpu(unnamed=True), replaced(self.module, "to", lambda *_, **__: self.module):
+        with _host_named_cpu(unnamed=True), replaced(self.module, "to", self._arrive):
             self.engine, self.sharded, _, _ = deepspeed.initialize(
                 model=self.module, optimizer=self.optimizer, config=config
             )
         self.called = self.engine
         self._categorize()
 
+    def _arrive(self, *_: Any, **__: Any) -> torch.nn.Module:
+        """What the model has on the host goes to the device, in place: new parameters are what fake ones refuse."""
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            if self.recorder.is_host(tensor):
+                tensor.data = self.recorder.copy_to_device(tensor.data)
+        return self.module
+
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Gradients of ``loss``, reduced and partitioned on the way; kept until the last of the accumulation."""
         self.engine.set_gradient_accumulation_boundary(is_boundary=last)
         with _host_named_cpu():
             self.engine.backward(loss, scale_wrt_gas=False)
+
+        for partition in getattr(self.sharded, "averaged_gradients", {}).values():
+            for gradient in partition if partition is not None else ():
+                self.recorder.categorize(gradient, "gradients")
 
     def clip(self) -> None:
         """Done by the engine's step."""
@@ -105,13 +115,27 @@ class ZeroLoop(PlainLoop):
         with _host_named_cpu():
             self.engine.step()
 
+    def save(self) -> None:
+        """ZeRO-3 gathers the weights module by module; what rank 0 takes to its host, estimators.host counts."""
+        if STAGES[self.settings.config.sharding] == 3:
+            with torch.no_grad(), replaced(torch.Tensor, "cpu", lambda tensor: tensor.to("meta")):
+                self.engine._zero3_consolidated_16bit_state_dict()
+
     def _categorize(self) -> None:
-        masters = getattr(self.sharded, "single_partition_of_fp32_groups", None)
-        for master in masters or self.sharded.fp32_partitioned_groups_flat:
-            self.recorder.categorize(master, "master weights")
-        kind = "adapters" if self.settings.config.trains_adapters else "weights"
-        for flat in getattr(self.sharded, "bit16_groups_flat", ()):
-            self.recorder.categorize(flat, kind)
+        """Name the engine's flat tensors, of which stages 1 and 2 hold others than stage 3."""
+        trained = "adapters" if self.settings.config.trains_adapters else "weights"
+        names = {
+            "single_partition_of_fp32_groups": "master weights",
+            "fp32_partitioned_groups_flat": "master weights",
+            "bit16_groups_flat": trained,
+            "fp16_partitioned_groups_flat": trained,
+            "param_buffer_of_bit16_for_cpu_offload_groups": trained,
+        }
+        for attribute, category in names.items():
+            for tensor in getattr(self.sharded, attribute, ()):
+                self.recorder.categorize(tensor, category)
+                if tensor.grad is not None:
+                    self.recorder.categorize(tensor.grad, "gradients")
 
 
 def _hidden_size(built: Built) -> int:
@@ -161,8 +185,9 @@ def deepspeed_behaviour(settings: TraceSettings, recorder: Recorder) -> Iterator
     deepspeed.utils.logging.logger.setLevel(logging.ERROR)
     with ExitStack() as stack:
         enter = stack.enter_context
-        dist.init_process_group("fake", store=FakeStore(), rank=settings.rank, world_size=settings.world_size)
-        stack.callback(dist.destroy_process_group)
+        if not dist.is_initialized():
+            dist.init_process_group("fake", store=FakeStore(), rank=settings.rank, world_size=settings.world_size)
+            stack.callback(dist.destroy_process_group)
         enter(_accelerator(recorder))
         enter(replaced(deepspeed.utils.nvtx, "enable_nvtx", False))
         deepspeed.comm.init_distributed(dist_backend="fake", auto_mpi_discovery=False, dist_init_required=False)
@@ -173,7 +198,7 @@ def deepspeed_behaviour(settings: TraceSettings, recorder: Recorder) -> Iterator
                 if hasattr(module, name):
                     enter(replaced(module, name, lambda *_, **__: None))
         gather = partition_parameters._dist_allgather_fn
-        enter(replaced(partition_parameters, "_dist_allgather_fn", _keeping(gather)))
+        enter(replaced(partition_parameters, "_dist_allgather_fn", _gathering(gather, recorder)))
         if STAGES[settings.config.sharding] == 3:
             # zero.Init does this where it wraps the making of the model, so that no saved weight outlives its release.
             enter(replaced(torch.nn.functional, "linear", partition_parameters.zero3_linear_wrap))
@@ -202,8 +227,9 @@ class _Work:
         return self._work.wait(*args, **kwargs)
 
 
-def _keeping(gather: Callable[..., Any]) -> Callable[..., _Work]:
+def _gathering(gather: Callable[..., Any], recorder: Recorder) -> Callable[..., _Work]:
     def start(tensor: torch.Tensor, output: torch.Tensor, group: Any = None) -> _Work:
+        recorder.categorize(output, "gathered parameters")
         return _Work(gather(tensor, output, group), tensor)
 
     return start
@@ -302,7 +328,7 @@ def _accelerator(recorder: Recorder) -> Iterator[None]:
     """DeepSpeed's CPU accelerator answers as CUDA's does (accelerator/cuda_accelerator.py)."""
     from deepspeed.accelerator import get_accelerator
 
-    streams = _Streams(recorder)
+    streams, pinning = _Streams(recorder), _Pinning()
     name = _DeviceName("cpu")
     answers: dict[str, Any] = {
         "is_synchronized_device": lambda _: False,
@@ -315,7 +341,7 @@ def _accelerator(recorder: Recorder) -> Iterator[None]:
         "create_op_builder": lambda *_: None,  # nothing is compiled
         "empty_cache": lambda _: recorder.empty_cache(),
         "on_accelerator": lambda _, tensor: tensor.device != HOST,
-        "pin_memory": partial(_pinned, recorder),
+        "pin_memory": lambda _, *args, **kwargs: pinning.copy(*args, **kwargs),
         "Stream": staticmethod(streams.new),
         "Event": _Event,
         "stream": lambda _, stream: streams.use(stream),
@@ -329,9 +355,18 @@ def _accelerator(recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def _pinned(recorder: Recorder, tensor: torch.Tensor, make_copy: bool = True, match_shape: bool = True) -> torch.Tensor:
-    """A copy in pinned memory of the host, which torch rounds up to a power of two (CachingHostAllocator.h)."""
-    del make_copy, match_shape
-    copy = tensor.to(HOST, copy=True)
-    recorder.categorize(copy, "pinned")
-    return copy
+class _Pinning:
+    """Memory that is pinned: rounded up to a power of two, and never given back (c10, CachingHostAllocator)."""
+
+    def __init__(self) -> None:
+        self._kept: list[torch.Tensor] = []
+
+    def copy(self, tensor: torch.Tensor, make_copy: bool = True, match_shape: bool = True) -> torch.Tensor:
+        """A pinned copy of ``tensor`` on the host."""
+        del make_copy, match_shape
+        if not tensor.numel():
+            return tensor.to(HOST)
+        size = tensor.element_size()
+        block = torch.empty((1 << (tensor.numel() * size - 1).bit_length()) // size, dtype=tensor.dtype, device=HOST)
+        self._kept.append(block)
+        return block[: tensor.numel()].view(tensor.shape).copy_(tensor)
