@@ -1,4 +1,4 @@
-"""Confirm a plan by tracing what it chose: the search estimates in closed form, a trace runs the libraries' own code."""
+"""Confirm a plan by tracing what it chose: the search estimates in closed form, a trace runs the libraries."""
 
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ from ftplan.results import Estimate, to_jsonable
 from ftplan.spec import RunConfig
 from ftplan.workflows.inputs import run_config
 
-
 ESTIMATORS: Final = ("analytic", "trace")
 NOT_FIELDS: Final = frozenset({"id", "gpus", "margin", "estimator"})
 """What a line of a batch holds beside fields of `RunConfig`."""
@@ -33,9 +32,7 @@ class Estimated:
     estimate: Estimate
 
 
-def estimate(
-    fields: Mapping[str, Any], gpus: str, *, margin: float = 0.0, estimator: str = "analytic"
-) -> Estimated:
+def estimate(fields: Mapping[str, Any], gpus: str, *, margin: float = 0.0, estimator: str = "analytic") -> Estimated:
     """Estimate one configuration given as fields of `RunConfig`; sharding defaults to ddp on several devices.
 
     ``estimator`` is one of `ESTIMATORS`. Raises InputError for anything unknown or contradictory.
@@ -82,7 +79,9 @@ def _answer(line: str, number: int, defaults: Mapping[str, Any]) -> BatchAnswer:
         case = _parse_case(line, number)
         given = {**defaults, **case}
         fields = {key: value for key, value in given.items() if key not in NOT_FIELDS}
-        estimated = _checked(fields, given.get("gpus", ""), given.get("margin", 0.0), given.get("estimator", "analytic"))
+        estimated = _checked(
+            fields, given.get("gpus", ""), given.get("margin", 0.0), given.get("estimator", "analytic")
+        )
         return BatchAnswer({"id": case.get("id"), **estimate_document(estimated)}, failed=False)
     except FtplanError as error:
         problem = {"field": error.field, "message": error.message, "hint": error.hint}

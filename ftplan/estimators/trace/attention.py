@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -57,7 +57,15 @@ class ScaledDotProduct:
         if shaped and half and self._device.prefers_cudnn_attention and width % 8 == 0 and width <= 256:
             mask = None if attn_mask is None else _mask(attn_mask, query)
             return _aten._scaled_dot_product_cudnn_attention(
-                query, key, value, mask, query.requires_grad or key.requires_grad, dropout_p, is_causal, False, scale=scale
+                query,
+                key,
+                value,
+                mask,
+                query.requires_grad or key.requires_grad,
+                dropout_p,
+                is_causal,
+                False,
+                scale=scale,
             )[0]
         flash = self._device.capability >= (8, 0) and half and width <= 256
         if query.dim() == 4 and (not grouped or enable_gqa) and flash and attn_mask is None:

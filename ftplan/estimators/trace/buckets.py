@@ -37,7 +37,7 @@ def with_buckets(recording: Recording) -> Recording:
             steps += 1
             if steps == 1:
                 whole = _allocate(result, _by_dtype(ready))
-            elif steps == 2:  # noqa: PLR2004 - buckets are rebuilt once
+            elif steps == 2:
                 for key in whole:
                     _append(result, Event(Kind.FREE, key))
                 _allocate(result, _assigned(ready))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,7 +56,7 @@ def build(settings: TraceSettings) -> Built:
         if config.quantization != "none":
             _to_4bit(base, config)
         model = _with_adapters(base, config) if config.trains_adapters else base
-    if settings.stack.upcasts_trainables and not config.sharding == "zero3":
+    if settings.stack.upcasts_trainables and config.sharding != "zero3":
         _cast([p for p in model.parameters() if p.requires_grad], torch.float32)
     trainable = _trainable_params(model, found, reduced)
     adapters = trainable if config.trains_adapters else 0
@@ -64,9 +65,9 @@ def build(settings: TraceSettings) -> Built:
 
 def _trainable_params(model: torch.nn.Module, layers: torch.nn.ModuleList, reduced: decoder.Reduction) -> int:
     """Trainable elements of the whole model: what the traced layers have, and the lower middle one's for each copy."""
-    traced = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    traced = sum(int(parameter.numel()) for parameter in model.parameters() if parameter.requires_grad)
     repeated = (layer for layer, unit in zip(layers, reduced.units, strict=True) if unit == reduced.lower)
-    middle = sum(p.numel() for layer in repeated for p in layer.parameters() if p.requires_grad)
+    middle = sum(int(p.numel()) for layer in repeated for p in layer.parameters() if p.requires_grad)
     return traced + reduced.copies * middle
 
 
@@ -130,8 +131,12 @@ def lora_config(config: RunConfig) -> LoraConfig:
     if names == ["qv"]:
         names = ["q_proj", "v_proj"]
     return LoraConfig(
-        r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules=names,
-        bias="none", task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=names,
+        bias="none",
+        task_type="CAUSAL_LM",
     )
 
 
@@ -154,8 +159,13 @@ def _to_4bit(model: PreTrainedModel, config: RunConfig) -> None:
         for name, linear in list(module.named_children()):
             if type(linear) is torch.nn.Linear and linear is not head:
                 packed = bnb.nn.Linear4bit(
-                    linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=compute,
-                    compress_statistics=config.double_quantization, quant_type=config.quantization, device="meta",
+                    linear.in_features,
+                    linear.out_features,
+                    bias=linear.bias is not None,
+                    compute_dtype=compute,
+                    compress_statistics=config.double_quantization,
+                    quant_type=config.quantization,
+                    device="meta",
                 )
                 if linear.bias is not None:
                     packed.bias = torch.nn.Parameter(linear.bias.data, requires_grad=False)
@@ -174,9 +184,10 @@ class Loader:
 
     def __init__(self, built: Built, settings: TraceSettings, recorder: Recorder) -> None:
         self._built, self._settings, self._recorder = built, settings, recorder
-        self._made: dict[int, Any] = {}
-        self._keep: list[Any] = []
-        self._layer_of = {
+        self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        """What a meta tensor became, by its id; it is kept so that its id stays its own."""
+        self._names = {id(parameter): name for name, parameter in built.model.named_parameters()}
+        self._unit_of = {
             id(module): unit
             for layer, unit in zip(built.layers, built.reduction.units, strict=True)
             for module in layer.modules()
@@ -184,41 +195,42 @@ class Loader:
 
     def load(self) -> None:
         """Weights first, packed on the way or afterwards; then the adapters."""
-        packs_later = self._settings.load == "built"
+        self._load_base()
+        self._load_adapters()
+        self._categorize()
+
+    def _load_base(self) -> None:
         waiting = []
         for module in self._built.model.modules():
             with self._in_layer(module):
                 for name, tensor, holder in _tensors(module):
                     if "lora_" in self._name(tensor):
                         continue
-                    if hasattr(module, "unpacked_dtype") and name == "weight":
-                        unpacked = torch.empty(module.out_features, module.in_features, dtype=module.unpacked_dtype)
-                        if packs_later:
-                            waiting.append((module, unpacked))
-                        else:
-                            self._pack(module, unpacked)
-                        del unpacked
-                    else:
+                    if not hasattr(module, "unpacked_dtype") or name != "weight":
                         self._place(holder, name, tensor)
+                        continue
+                    unpacked = torch.empty(module.out_features, module.in_features, dtype=module.unpacked_dtype)
+                    if self._settings.load == "built":
+                        waiting.append((module, unpacked))
+                    else:
+                        self._pack(module, unpacked)
+                    del unpacked
         for module, unpacked in waiting:
             with self._in_layer(module):
                 self._pack(module, unpacked)
-        waiting.clear()
-        self._load_adapters()
-        self._categorize()
 
     def _load_adapters(self) -> None:
         """peft makes adapters where and how the base weight is, then casts one by one."""
         moved = []
         config = self._settings.config
+        first = DTYPES[config.weights_dtype]
+        casts = self._settings.load == "built" and config.quantization == "none"
         for module in self._built.model.modules():
             with self._in_layer(module):
                 for name, tensor, holder in _tensors(module):
-                    final = tensor.dtype
-                    casts = self._settings.load == "built" and config.quantization == "none"
-                    if casts and final != DTYPES[config.weights_dtype]:
+                    if casts and tensor.dtype != first:
                         moved.append((module, name, holder, tensor))
-                        holder[name] = torch.empty(tensor.shape, dtype=DTYPES[config.weights_dtype])
+                        holder[name] = torch.empty(tensor.shape, dtype=first)
                     else:
                         self._place(holder, name, tensor)
         for module, name, holder, tensor in moved:
@@ -226,33 +238,25 @@ class Loader:
                 self._place(holder, name, tensor)
 
     def _name(self, tensor: torch.Tensor) -> str:
-        if not self._keep:
-            self._names = {id(p): n for n, p in self._built.model.named_parameters()}
-            self._keep.append(True)
-        return self._names.get(id(tensor), "")
+        name: str = self._names.get(id(tensor), "")
+        return name
 
-    def _in_layer(self, module: torch.nn.Module) -> Any:
-        from contextlib import contextmanager
-
-        @contextmanager
-        def inside() -> Iterator[None]:
-            outer = self._recorder.layer
-            self._recorder.layer = self._layer_of.get(id(module), outer)
-            try:
-                yield
-            finally:
-                self._recorder.layer = outer
-
-        return inside()
+    @contextmanager
+    def _in_layer(self, module: torch.nn.Module) -> Iterator[None]:
+        outer = self._recorder.layer
+        self._recorder.layer = self._unit_of.get(id(module), outer)
+        try:
+            yield
+        finally:
+            self._recorder.layer = outer
 
     def _place(self, holder: dict[str, Any], name: str, tensor: torch.Tensor) -> None:
         if id(tensor) not in self._made:
             made: torch.Tensor = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
             if isinstance(tensor, torch.nn.Parameter):
                 made = torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
-            self._made[id(tensor)] = made
-            self._keep.append(tensor)  # so that its id is not given to another
-        holder[name] = self._made[id(tensor)]
+            self._made[id(tensor)] = (made, tensor)
+        holder[name] = self._made[id(tensor)][0]
 
     def _pack(self, module: Any, unpacked: torch.Tensor) -> None:
         """Pack through bitsandbytes' own operators, whose fakes give the sizes."""
@@ -261,14 +265,22 @@ class Loader:
         config = self._settings.config
         sharded = config.sharding in ("fsdp2", "fsdp2-grad-op", "hsdp", "zero3")
         packed, state = bnb.functional.quantize_4bit(
-            unpacked, blocksize=64, compress_statistics=config.double_quantization, quant_type=config.quantization,
+            unpacked,
+            blocksize=64,
+            compress_statistics=config.double_quantization,
+            quant_type=config.quantization,
             quant_storage=DTYPES[config.weights_dtype] if sharded else torch.uint8,
         )
         # A Params4bit cannot be made of a fake tensor: a plain parameter with its attributes serves.
         weight = torch.nn.Parameter(packed, requires_grad=False)
         weight.__dict__.update(
-            quant_state=state, bnb_quantized=True, blocksize=64, compress_statistics=config.double_quantization,
-            quant_type=config.quantization, quant_storage=packed.dtype, module=module,
+            quant_state=state,
+            bnb_quantized=True,
+            blocksize=64,
+            compress_statistics=config.double_quantization,
+            quant_type=config.quantization,
+            quant_storage=packed.dtype,
+            module=module,
         )
         module._parameters["weight"] = weight
         module.quant_state = state

@@ -1,4 +1,4 @@
-"""What a trace says: peaks by phase and what is alive there, the allocator's figures, work. Plain data, without torch."""
+"""What a trace says: peaks by phase and what is alive there, the allocator's figures, work. Without torch."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ def _terms(phases: Mapping[Phase, PhasePeak]) -> tuple[Term, ...]:
             if size:
                 alive.setdefault((name, size), []).append(phase)
     return tuple(
-        Term(name, size, tuple(where), _reason(name), SOURCE, Provenance.TRACED) for (name, size), where in alive.items()
+        Term(name, size, tuple(where), _reason(name), SOURCE, Provenance.TRACED)
+        for (name, size), where in alive.items()
     )
 
 
@@ -113,8 +114,10 @@ class Shape:
     note: str = ""
 
 
-def digest(device: Recording, host: Recording, shape: Shape, *, expandable_segments: bool, repeated: Mapping[Phase, float]) -> Digest:
-    """Replay the streams and say what they hold when; ``repeated`` is how often one step does what was recorded once."""
+def digest(
+    device: Recording, host: Recording, shape: Shape, *, expandable_segments: bool, repeated: Mapping[Phase, float]
+) -> Digest:
+    """Replay the streams and say what they hold when; ``repeated``: how often a step does what was recorded once."""
     played = replay(device.events, expandable_segments=expandable_segments)
     phases = _phase_peaks(device, played)
     peak_phase = max(phases, key=lambda phase: phases[phase].allocated_bytes)
@@ -206,28 +209,27 @@ def _block(size: int) -> int:
 
 def part_of(made: Allocation, now: Phase) -> str:
     """What an allocation is, at a moment of phase ``now``."""
-    if made.category:
-        return made.category
-    if made.stream:
-        return "communication"
-    if made.phase is Phase.OPTIMIZER:
-        return "optimizer temporaries"
-    if made.phase is Phase.LOAD:
-        return "weights"
-    in_layer = _LAYER_PART.search(made.module)
-    if made.phase in (Phase.FORWARD, Phase.EVAL) and _LAYER.search(made.module):
-        return RESIDUAL
-    if made.phase in (Phase.FORWARD, Phase.EVAL) and in_layer:
-        return f"activations: {in_layer['part']}"
+    if made.category or made.stream:
+        return made.category or "communication"
+    if made.phase in _BY_PHASE:
+        return _BY_PHASE[made.phase]
     if made.phase is Phase.BACKWARD:
         return "recomputation" if made.module else "activation gradients"
-    if made.phase is Phase.LOSS and now is Phase.LOSS:
+    if made.phase is Phase.LOSS:
         return "logits and loss"
-    if made.phase in (Phase.LOSS, Phase.EVAL):
-        return "logits and loss" if made.layer != NO_LAYER or made.phase is Phase.LOSS else "input"
-    if made.phase is Phase.SAVE:
-        return "gathered parameters"
-    return "input" if not in_layer else f"activations: {in_layer['part']}"
+    if _LAYER.search(made.module):
+        return RESIDUAL
+    in_layer = _LAYER_PART.search(made.module)
+    if in_layer:
+        return f"activations: {in_layer['part']}"
+    return "logits and loss" if now is Phase.EVAL and made.layer != NO_LAYER else "input"
+
+
+_BY_PHASE: Final[Mapping[Phase, str]] = {
+    Phase.LOAD: "weights",
+    Phase.OPTIMIZER: "optimizer temporaries",
+    Phase.SAVE: "gathered parameters",
+}
 
 
 def _work(recording: Recording, repeated: Mapping[Phase, float]) -> dict[Phase, Work]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ftplan.estimators.trace.record import NO_LAYER, Allocation, Cost, Label, Recording
 from ftplan.estimators.trace.stream import Event, Kind
+from ftplan.results import Phase
 
 _Place: TypeAlias = tuple[int, int, int]
 """(run, number within the run, unit): what names an allocation independently of how often the run is repeated."""
@@ -133,7 +134,7 @@ class _Expansion:
     # ------------------------------------------------------------------ pairs
 
     def _template(self, run: _Run, other: _Run) -> list[_Reference]:
-        """What a copy does: where it refers to the unit below like the upper of the two, to the one above like the lower.
+        """What a copy does: it refers to units below as the upper of the two does, to units above as the lower does.
 
         Below the lower unit is the first one, above the upper the last, and these need not look like middle ones.
         """
@@ -172,7 +173,9 @@ class _Expansion:
         if event.kind not in (Kind.ALLOC, Kind.FREE, Kind.RECORD):
             return event.kind.name
         what = self._old.allocations[event.key]
-        return f"{event.kind.name} of {what.size} bytes, {what.operation} in {what.phase} ({what.module or 'no module'})"
+        return (
+            f"{event.kind.name} of {what.size} bytes, {what.operation} in {what.phase} ({what.module or 'no module'})"
+        )
 
     def _emit_copy(self, run: _Run, template: Sequence[_Reference], unit: Label) -> None:
         for event, place, number, distance in template:
@@ -208,7 +211,11 @@ def _in_order(recording: Recording) -> Recording:
             moved, units = [events[each] for each in chosen], [labels[each] for each in chosen]
             before = labels[start - 1] if start else NO_LAYER
             after = labels[index] if index < len(events) else NO_LAYER
-            if len(set(units)) == 1 and NO_LAYER not in (before, after) and (before == after or units[0] not in (before, after)):
+            if (
+                len(set(units)) == 1
+                and NO_LAYER not in (before, after)
+                and (before == after or units[0] not in (before, after))
+            ):
                 units = [before] * len(units)
             events[start:index], labels[start:index] = moved, units
         start = index + 1
@@ -240,7 +247,7 @@ def _paired(runs: list[_Run], lower: int) -> list[_Run]:
     return runs
 
 
-def _costs(recording: Recording, copies: int, lower: int) -> dict[tuple[Label, object], Cost]:
+def _costs(recording: Recording, copies: int, lower: int) -> dict[tuple[Label, Phase], Cost]:
     """The work of the whole model: the lower middle unit's, once more for every copy."""
     costs = dict(recording.costs)
     for (label, phase), cost in recording.costs.items():

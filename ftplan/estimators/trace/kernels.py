@@ -163,7 +163,7 @@ def _efficient_backward(args: Any, _: Any, __: Any, ___: Device) -> Sequence[int
 
 
 def _embedding_backward(args: Any, _: Any, __: Any, ___: Device) -> Sequence[int]:
-    """Sorting the indices and fp32 partial sums of their rows (ATen/native/cuda/Embedding.cu, more than 3072 indices)."""
+    """Sorted indices and fp32 partial sums of rows, for more than 3072 indices (ATen/native/cuda/Embedding.cu)."""
     gradient, indices, rows = args[0], args[1], args[2]
     count = indices.numel()
     if count <= 3072:
@@ -171,12 +171,19 @@ def _embedding_backward(args: Any, _: Any, __: Any, ___: Device) -> Sequence[int
     segments = min(count, rows)
     partial = count // 10 + segments
     index = INT64 * count
-    return (index, index, index, INT64 * segments, INT64 * segments, INT64 * partial,
-            FP32 * partial * gradient.shape[-1])
+    return (
+        index,
+        index,
+        index,
+        INT64 * segments,
+        INT64 * segments,
+        INT64 * partial,
+        FP32 * partial * gradient.shape[-1],
+    )
 
 
 def _foreach_norm(args: Any, _: Any, __: Any, ___: Device) -> Sequence[int]:
-    """A partial norm for each chunk of 65536 elements, as many for every tensor as the largest needs (ForeachReduceOp.cu)."""
+    """A partial norm for each chunk of 65536 elements, as many as the largest tensor has (ForeachReduceOp)."""
     tensors = args[0]
     chunks = max(ceil_div(tensor.numel(), 65_536) for tensor in tensors)
     return (FP32 * len(tensors) * chunks,)
@@ -251,16 +258,16 @@ def _is_view(func: Any) -> bool:
 
 
 def _mm(args: Any) -> float:
-    return 2 * prod(args[0].shape) * args[1].shape[-1]
+    return float(2 * prod(args[0].shape) * args[1].shape[-1])
 
 
 def _addmm(args: Any) -> float:
-    return 2 * prod(args[1].shape) * args[2].shape[-1]
+    return float(2 * prod(args[1].shape) * args[2].shape[-1])
 
 
 def _attention(query: Any, key: Any, causal: bool, products: float) -> float:
     batch, heads, length, width = query.shape
-    return products * 2 * batch * heads * length * key.shape[2] * width * (0.5 if causal else 1.0)
+    return float(products * 2 * batch * heads * length * key.shape[2] * width) * (0.5 if causal else 1.0)
 
 
 _FLOPS: Final[dict[Any, Callable[[Any], float]]] = {
@@ -268,20 +275,25 @@ _FLOPS: Final[dict[Any, Callable[[Any], float]]] = {
     _aten.bmm.default: _mm,
     _aten.addmm.default: _addmm,
     _aten.baddbmm.default: _addmm,
-    _aten._grouped_mm.default: lambda args: 2 * prod(args[0].shape) * args[1].shape[-1]
-    if args[1].dim() == 3 or args[0].dim() == 2 and args[1].dim() == 2 else _mm(args),
+    _aten._grouped_mm.default: _mm,
     _aten._scaled_dot_product_cudnn_attention.default: lambda a: _attention(a[0], a[1], len(a) > 6 and a[6], 2),
     _aten._scaled_dot_product_flash_attention.default: lambda a: _attention(a[0], a[1], len(a) > 4 and a[4], 2),
     _aten._scaled_dot_product_efficient_attention.default: lambda a: _attention(a[0], a[1], len(a) > 6 and a[6], 2),
     _aten._scaled_dot_product_cudnn_attention_backward.default: lambda a: _attention(a[1], a[2], a[14], 5),
     _aten._scaled_dot_product_flash_attention_backward.default: lambda a: _attention(a[1], a[2], a[11], 5),
-    _aten._scaled_dot_product_efficient_attention_backward.default:
-        lambda a: _attention(a[1], a[2], len(a) > 11 and a[11], 5),
+    _aten._scaled_dot_product_efficient_attention_backward.default: lambda a: _attention(
+        a[1], a[2], len(a) > 11 and a[11], 5
+    ),
 }
 
 _COLLECTIVES: Final = {
-    "c10d::allreduce_": "all-reduce", "c10d::_allgather_base_": "all-gather", "c10d::allgather_": "all-gather",
-    "c10d::_reduce_scatter_base_": "reduce-scatter", "c10d::broadcast_": "broadcast", "c10d::reduce_": "reduce",
-    "c10d::allgather_into_tensor_coalesced_": "all-gather", "c10d::reduce_scatter_tensor_coalesced_": "reduce-scatter",
+    "c10d::allreduce_": "all-reduce",
+    "c10d::_allgather_base_": "all-gather",
+    "c10d::allgather_": "all-gather",
+    "c10d::_reduce_scatter_base_": "reduce-scatter",
+    "c10d::broadcast_": "broadcast",
+    "c10d::reduce_": "reduce",
+    "c10d::allgather_into_tensor_coalesced_": "all-gather",
+    "c10d::reduce_scatter_tensor_coalesced_": "reduce-scatter",
     "_c10d_functional::all_reduce": "all-reduce",
 }

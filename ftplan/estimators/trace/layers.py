@@ -89,9 +89,7 @@ def _fingerprint(layer: torch.nn.Module) -> Fingerprint:
     parts: list[object] = []
     for name, module in layer.named_modules():
         settings = tuple(
-            (key, value)
-            for key, value in vars(module).items()
-            if isinstance(value, _PLAIN) and key not in _OWN_PLACE
+            (key, value) for key, value in vars(module).items() if isinstance(value, _PLAIN) and key not in _OWN_PLACE
         )
         parts.append((name, type(module).__name__, settings))
     parts += [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in layer.state_dict().items()]

@@ -1,4 +1,4 @@
-"""The training loop of a trace: what transformers' Trainer does with the model, step by step, and where the layers are."""
+"""The training loop of a trace: what transformers' Trainer does, step by step, and where the layers are."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def make_optimizer(
         return torch.optim.AdamW(groups, lr=1e-4, foreach=foreach) if not foreach else FusedAdamW(groups, lr=1e-4)
     if name == "adamw_torch":
         return torch.optim.AdamW(groups, lr=1e-4, foreach=foreach)
-    if "8bit" in name or name.startswith("paged_") or name in ("adamw_bnb_8bit",):
+    if "8bit" in name or name.startswith("paged_"):
         return _bitsandbytes(name, groups, model, recorder)
     if name == "adafactor":
         from transformers import Adafactor
@@ -59,13 +59,13 @@ def parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-class FusedAdamW(torch.optim.Optimizer):
+class FusedAdamW(torch.optim.Optimizer):  # type: ignore[misc]
     """AdamW in one kernel a group: states, but no temporaries (torch/optim/adam.py, _fused_adam)."""
 
     def __init__(self, groups: Any, lr: float) -> None:
         super().__init__(groups, {"lr": lr})
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         """Make the states on the first step; update in place."""
         del closure
         for group in self.param_groups:

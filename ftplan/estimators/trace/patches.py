@@ -14,7 +14,7 @@ from ftplan.spec import RunConfig
 
 _FP32_OPERATORS: Final = (
     "pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "rsqrt", "reciprocal", "exp", "expm1", "log", "log1p",
-    "softplus", "norm.Scalar", "layer_norm", "group_norm", "nll_loss", "cosine_similarity", "acos", "asin", "cosh", "tan",
+    "softplus", "norm.Scalar", "layer_norm", "group_norm", "nll_loss", "acos", "asin", "cosh", "tan",
 )  # fmt: skip
 """Operators whose inputs autocast converts to fp32 on CUDA (aten/src/ATen/autocast_mode.h) and not on a CPU, of those
 that language models use."""
@@ -54,7 +54,7 @@ def device_behaviour(device: Device, config: RunConfig) -> Iterator[None]:
         enter(replaced(torch.nn.functional, "scaled_dot_product_attention", ScaledDotProduct(device)))
         asked = torch.is_autocast_enabled
         # peft's 4-bit layers ask for CUDA's state, which the CPU's stands in for.
-        enter(replaced(torch, "is_autocast_enabled", lambda device_type="cpu": asked("cpu")))
+        enter(replaced(torch, "is_autocast_enabled", lambda _="cpu": asked("cpu")))
         enter(replaced(masks, "find_packed_sequence_indices", _packed_indices(config.packing)))
         for module in (adam, sgd):
             if hasattr(module, "_get_value"):
@@ -145,13 +145,19 @@ def _packed_indices(packing: bool) -> Callable[[torch.Tensor], torch.Tensor | No
 @contextmanager
 def _fused_attention(device: Device) -> Iterator[None]:
     """flash-attention 2 through torch's own copy of its kernels, which allocate the same."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     attention = ScaledDotProduct(device)
 
     def forward(
-        module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None,
-        dropout: float = 0.0, scaling: float | None = None, **_: Any,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **_: Any,
     ) -> tuple[torch.Tensor, None]:
         causal = getattr(module, "is_causal", True)
         if mask is not None:
@@ -160,7 +166,7 @@ def _fused_attention(device: Device) -> Iterator[None]:
         return (_unpadded(out) if mask is not None else out), None
 
     # The registry's own entry is a class attribute; a local one hides it.
-    known = functions._local_mapping
+    known = ALL_ATTENTION_FUNCTIONS._local_mapping
     before = known.get("flash_attention_2")
     known["flash_attention_2"] = forward
     try:

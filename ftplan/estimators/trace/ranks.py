@@ -136,7 +136,6 @@ class Fsdp2Loop(PlainLoop):
         self.module.set_requires_gradient_sync(sync)
         return super().forward(batch)
 
-
     def save(self) -> None:
         """Every parameter is gathered in turn, then moved to the host (torch.distributed.checkpoint.state_dict)."""
         with torch.no_grad():
@@ -258,8 +257,8 @@ def _to_host(recorder: Recorder, tensor: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def arriving_from_host(recorder: Recorder) -> Iterator[None]:
     """fully_shard moves a module's parameters to the device just before it shards them."""
-    from torch.distributed.fsdp._fully_shard import _fully_shard as module
     from torch.distributed.fsdp._fully_shard import _fsdp_init as init
+    from torch.distributed.fsdp._fully_shard import _fully_shard as module
 
     def move(params: list[torch.nn.Parameter], buffers: list[torch.Tensor], _: torch.device) -> None:
         for tensor in (*params, *buffers):

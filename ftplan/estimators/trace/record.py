@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from ftplan.estimators.trace.stream import Event
+from ftplan.estimators.trace.stream import Event, Kind
 from ftplan.results import Phase
 
 Label: TypeAlias = int
@@ -50,8 +50,8 @@ class Cost:
 class Recording:
     """The events of one memory in order; ``allocations`` by key.
 
-    ``labels[i]`` is the layer of ``events[i]``; ``loose[i]`` says that it happened outside the layers, and that the layer
-    is that of the storage.
+    ``labels[i]`` is the layer of ``events[i]``; ``loose[i]`` says that it happened outside the layers, and that its
+    label is the storage's.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -59,6 +59,16 @@ class Recording:
     loose: list[bool] = field(default_factory=list)
     allocations: list[Allocation] = field(default_factory=list)
     costs: dict[tuple[Label, Phase], Cost] = field(default_factory=lambda: defaultdict(Cost))
+
+    def held_bytes(self, label: Label) -> int:
+        """Bytes of the layer ``label`` that are never released."""
+        made: dict[int, int] = {}
+        for event, own in zip(self.events, self.labels, strict=True):
+            if event.kind is Kind.ALLOC and own == label:
+                made[event.key] = event.size
+            elif event.kind is Kind.FREE:
+                made.pop(event.key, None)
+        return sum(made.values())
 
     def count(self, label: Label, phase: Phase, cost: Cost) -> None:
         """Add the cost of one operation."""

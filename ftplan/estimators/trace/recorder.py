@@ -42,7 +42,7 @@ class _StorageRef(weakref.ref):  # type: ignore[type-arg]
     address: int
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[misc]
     """Records allocations and releases, with the phase, layer and module in which they happen.
 
     ``phase``, ``layer`` and ``stream`` are set by whoever runs the step; ``modules`` is the stack of running modules.
@@ -118,25 +118,30 @@ class Recorder(TorchDispatchMode):
         found = self._live.get(address)
         if found is not None and found[2] is self.host:
             return tensor
+        layer = self._layer_of(tensor)
         if found is not None:
             self._released(address)
-        self._add(storage, "host", self.layer, category, self.host)
+            self._refs.pop(address)
+        self._add(storage, "host", layer, category, self.host)
         return tensor
 
     def copy_to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of a host tensor on the device."""
+        """A copy of a host tensor on the device, of the same layer."""
         self.paused += 1
         try:
             copy = tensor.clone()
         finally:
             self.paused -= 1
-        self._add(_plain(copy).untyped_storage(), "to device", self.layer, "", self.recording)
+        self._add(_plain(copy).untyped_storage(), "to device", self._layer_of(tensor), "", self.recording)
         return copy
 
     def gradient_ready(self, parameter: torch.Tensor) -> None:
         """Record that the gradient of ``parameter`` is complete."""
         self._event(
-            self.recording, Kind.READY, parameter.element_size(), parameter.numel() * parameter.element_size(),
+            self.recording,
+            Kind.READY,
+            parameter.element_size(),
+            parameter.numel() * parameter.element_size(),
             layer=self._label(self._layer_of(parameter)),
         )
 
@@ -214,33 +219,35 @@ class Recorder(TorchDispatchMode):
         if func is kernels.ADD and self._accumulates(args):
             args[0].add_(args[1])
             return args[0]
+        return self._run(func, args, kwargs)
+
+    # ------------------------------------------------------------------ inside
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run one operation and record what it makes, holds in passing, and costs."""
         on_host = self._on_host(args, kwargs)
         frees = [self.allocate(size, func._schema.name, "scratch") for size in kernels.before(func, args, kwargs)]
         out = func(*args, **kwargs)
         if func is _FROM_PYTHON:
             self._ignore(out)
             return out
-        leaves = tree_leaves(out)
-        on_host = on_host or any(isinstance(leaf, torch.Tensor) and leaf.device == HOST for leaf in leaves)
+        leaves = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta"]
+        on_host = on_host or any(leaf.device == HOST for leaf in leaves)
         recording = self.host if on_host else self._target
-        operation = func._schema.name
-        layers = self._layers_of(args) if self.layer == NO_LAYER else None
+        layers = self._layers_of(args) if self.layer == NO_LAYER else [self.layer]
         for index, tensor in enumerate(leaves):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
-                layer = self.layer if layers is None else layers[min(index, len(layers) - 1)]
-                self._add(tensor.untyped_storage(), operation, layer, "", recording)
+            layer = layers[min(index, len(layers) - 1)]
+            self._add(tensor.untyped_storage(), func._schema.name, layer, "", recording)
         if not on_host:
             self._workspace(func, args)
-            self._scratch(func, args, kwargs, out, operation, self.layer if layers is None else layers[0])
-            self.recording.count(self._label(self.layer if layers is None else layers[0]), self.phase,
-                                 kernels.cost(func, args, out))
+            self._scratch(func, args, kwargs, out, layers[0])
+            self.recording.count(self._label(layers[0]), self.phase, kernels.cost(func, args, out))
         for free in frees:
             free()
         return out
 
-    # ------------------------------------------------------------------ inside
-
     def _ignore(self, tensor: torch.Tensor) -> None:
+        """Know a storage, so that nothing made of it is counted, without counting it."""
         storage = tensor.untyped_storage()
         reference = _StorageRef(storage, self._collected)
         reference.address = storage._cdata
@@ -268,7 +275,7 @@ class Recorder(TorchDispatchMode):
         return bool(same and torch._C._storage_Use_Count(first.untyped_storage()._cdata) <= kernels.SOLE_OWNER)
 
     def _workspace(self, func: Any, args: Any) -> None:
-        """cuBLAS takes a workspace at a thread's first product: the forward's and the backward's thread each have one."""
+        """cuBLAS takes a workspace at a thread's first product; forward and backward are two threads."""
         if func not in kernels.MATRIX_PRODUCTS or not self.device.workspace_bytes:
             return
         lt = kernels.with_bias(func, args)
@@ -277,9 +284,9 @@ class Recorder(TorchDispatchMode):
             size = kernels.LT_WORKSPACE_BYTES if lt else self.device.workspace_bytes
             self._allocation(self.recording, size, "cublas", NO_LAYER, "workspace")
 
-    def _scratch(self, func: Any, args: Any, kwargs: Any, out: Any, operation: str, layer: int) -> None:
+    def _scratch(self, func: Any, args: Any, kwargs: Any, out: Any, layer: int) -> None:
         keys = [
-            self._allocation(self.recording, size, operation, layer, "scratch")
+            self._allocation(self.recording, size, func._schema.name, layer, "scratch")
             for size in kernels.scratch(func, args, kwargs, out, self.device)
             if size
         ]
@@ -310,7 +317,11 @@ class Recorder(TorchDispatchMode):
         return NO_LAYER if found is None else found[1]
 
     def _add(
-        self, storage: torch.UntypedStorage, operation: str, layer: int, category: str = "",
+        self,
+        storage: torch.UntypedStorage,
+        operation: str,
+        layer: int,
+        category: str = "",
         recording: Recording | None = None,
     ) -> int | None:
         address = storage._cdata

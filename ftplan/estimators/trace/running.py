@@ -76,9 +76,7 @@ def _here(settings: TraceSettings) -> Digest:
 
 def _in_child(settings: TraceSettings) -> Digest:
     environment = {**os.environ, **_environment(settings)}
-    done = subprocess.run(
-        CHILD, input=to_json(settings).encode(), capture_output=True, env=environment, check=False
-    )
+    done = subprocess.run(CHILD, input=to_json(settings).encode(), capture_output=True, env=environment, check=False)
     if done.returncode != 0 or not done.stdout:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise InputError(f"the trace failed: {lines[-1]}", hint="use --estimator analytic", field="estimator")

@@ -9,7 +9,6 @@ from typing import Any, Final, Literal
 from ftplan.profiles.schema import StackProfile
 from ftplan.spec import RunConfig
 
-
 TRACED_MICRO_BATCHES: Final = 3
 """Micro-batches of a step that are traced: the first, one that adds to its gradients, and the last, which reduces."""
 

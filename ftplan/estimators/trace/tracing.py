@@ -22,7 +22,6 @@ from ftplan.estimators.trace.recorder import Recorder
 from ftplan.estimators.trace.settings import TraceSettings
 from ftplan.results import Phase
 
-
 FSDP: Final = ("fsdp2", "fsdp2-grad-op", "hsdp")
 
 

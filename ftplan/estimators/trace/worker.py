@@ -1,4 +1,4 @@
-"""Trace and digest, in this process or as ``python -m ftplan.estimators.trace.worker`` with settings on standard input."""
+"""Trace and digest: here, or as ``python -m ftplan.estimators.trace.worker`` with settings on standard input."""
 
 from __future__ import annotations
 
@@ -56,7 +56,16 @@ def _repeated(settings: TraceSettings) -> dict[Phase, float]:
 
 def _expanded(traced: Traced) -> tuple[Recording, Recording]:
     copies, lower = traced.reduction.copies, traced.reduction.lower
+    if copies:
+        _check_layers_hold_something(traced, lower)
     return expand(traced.device, copies, lower), expand(traced.host, copies, lower)
+
+
+def _check_layers_hold_something(traced: Traced, lower: int) -> None:
+    """The middle layers must be known to hold memory to the end, their weights at least, and equally much."""
+    held = [traced.device.held_bytes(unit) + traced.host.held_bytes(unit) for unit in (lower, lower + 1)]
+    if not held[0] or held[0] != held[1]:
+        raise NotExpandableError(f"two middle layers hold {held[0]} and {held[1]} bytes at the end")
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
 """DeepSpeed's ZeRO 1, 2 and 3 of one rank: the real engine on fake tensors under a fake process group.
 
-Only for a process of its own, which has `ENVIRONMENT` before deepspeed is imported: DeepSpeed chooses its accelerator then,
-and keeps much of its state in globals. Its CPU accelerator stands in for CUDA's, with streams, pinning and a host of its
-own, because here the device is a CPU too. Line numbers are of deepspeed 0.19.8.
+Only for a process of its own, which has `ENVIRONMENT` before deepspeed is imported: DeepSpeed chooses its accelerator
+then, and keeps much of its state in globals. Its CPU accelerator stands in for CUDA's, with streams, pinning and a host
+of its own, because here the device is a CPU too. Line numbers are of deepspeed 0.19.8.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 
 STAGES: Final[Mapping[str, int]] = {"zero1": 1, "zero2": 2, "zero3": 3}
 _ROOM: Final = 0
-"""Free memory as stage 1 and 2 are told of: they flatten the parameters on the host then, as they do on a card too small
-to hold them twice (stage_1_and_2.py:450). With room they do it on the device, higher, but never to a card's limit."""
+"""Free memory as stages 1 and 2 are told of: they flatten the parameters on the host then, as they do where a card does
+not hold them twice (stage_1_and_2.py:450). Where it does they flatten there, which is higher but never decides."""
 
 
 def deepspeed_config(settings: TraceSettings, hidden_size: int) -> dict[str, Any]:
     """DeepSpeed's settings as our engine runs it: what launcher.artifacts renders, with transformers' "auto" filled in.
 
-    Estimators may not import the launcher, so its choices are written here once more; the others are DeepSpeed's defaults.
-    The optimizer is torch's, which accelerate would replace by DeepSpeedCPUAdam where it runs on the host: the same states.
+    Estimators may not import the launcher, so its choices are written here once more; the rest is DeepSpeed's default.
+    The optimizer is torch's. On the host accelerate would make it DeepSpeedCPUAdam, which keeps the same states.
     """
     config = settings.config
     stage = STAGES[config.sharding]
@@ -79,9 +79,8 @@ class ZeroLoop(PlainLoop):
         super().__init__(built, settings, recorder)
         import deepspeed
 
-        on_host = settings.config.offload != "none"
-        # torch's optimizers take tensors one by one on a host.
-        self.optimizer = make_optimizer(settings.config, self.module, recorder, foreach=not on_host)
+        if settings.config.offload != "none":  # torch's optimizers take tensors one by one on a host
+            self.optimizer = make_optimizer(settings.config, self.module, recorder, foreach=False)
         config = deepspeed_config(settings, _hidden_size(built))
         with _host_named_cpu(unnamed=True), replaced(self.module, "to", self._arrive):
             self.engine, self.sharded, _, _ = deepspeed.initialize(
@@ -102,7 +101,6 @@ class ZeroLoop(PlainLoop):
         self.engine.set_gradient_accumulation_boundary(is_boundary=last)
         with _host_named_cpu():
             self.engine.backward(loss, scale_wrt_gas=False)
-
         for partition in getattr(self.sharded, "averaged_gradients", {}).values():
             for gradient in partition if partition is not None else ():
                 self.recorder.categorize(gradient, "gradients")
@@ -149,7 +147,7 @@ def _hidden_size(built: Built) -> int:
 
 
 def load_partitioned(built: Built, settings: TraceSettings, recorder: Recorder) -> None:
-    """Base weights made and partitioned one by one, as zero.Init does in each module's constructor; then the adapters."""
+    """Base weights made and partitioned one by one, as zero.Init does when a module is made; then the adapters."""
     _PartitioningLoader(built, settings, recorder).load()
 
 
@@ -177,11 +175,8 @@ class _PartitioningLoader(Loader):
 def deepspeed_behaviour(settings: TraceSettings, recorder: Recorder) -> Iterator[None]:
     """A fake process group and CUDA's answers from DeepSpeed's accelerator, with the host told from the device."""
     import deepspeed
-    from deepspeed.runtime.zero import (
-        parameter_offload, partition_parameters, partitioned_param_coordinator, stage3, stage_1_and_2, utils,
-    )  # fmt: skip
+    from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3, stage_1_and_2, utils
 
-    del parameter_offload
     deepspeed.utils.logging.logger.setLevel(logging.ERROR)
     with ExitStack() as stack:
         enter = stack.enter_context
@@ -318,18 +313,17 @@ class _Streams:
         """Make a stream the current one."""
         return self._recorder.on_stream(stream.number)
 
-    def record(self, tensor: torch.Tensor, stream: _Stream) -> None:
-        """``tensor.record_stream(stream)``."""
-        self._recorder.used_on(tensor, stream.number)
-
 
 @contextmanager
 def _accelerator(recorder: Recorder) -> Iterator[None]:
     """DeepSpeed's CPU accelerator answers as CUDA's does (accelerator/cuda_accelerator.py)."""
     from deepspeed.accelerator import get_accelerator
 
-    streams, pinning = _Streams(recorder), _Pinning()
-    name = _DeviceName("cpu")
+    streams, pinning, name = _Streams(recorder), _Pinning(), _DeviceName("cpu")
+
+    def record_stream(tensor: torch.Tensor, stream: _Stream) -> None:
+        recorder.used_on(tensor, stream.number)
+
     answers: dict[str, Any] = {
         "is_synchronized_device": lambda _: False,
         "device_name": lambda *_: name,
@@ -351,7 +345,7 @@ def _accelerator(recorder: Recorder) -> Iterator[None]:
     with ExitStack() as stack:
         for method, answer in answers.items():
             stack.enter_context(replaced(type(get_accelerator()), method, answer))
-        stack.enter_context(replaced(torch.Tensor, "record_stream", lambda *args: streams.record(*args)))
+        stack.enter_context(replaced(torch.Tensor, "record_stream", record_stream))
         yield
 
 

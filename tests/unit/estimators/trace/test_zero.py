@@ -26,7 +26,8 @@ TWO = {
     "zero2 optimizer": {"offload": "optimizer"},
     "zero3 params": {"offload": "optimizer+params"},
     "zero1 accumulated": {"accumulation": 3}, "zero2 accumulated": {"accumulation": 3},
-    "zero3 accumulated": {"accumulation": 3}, "zero2 offloaded and accumulated": {"offload": "optimizer", "accumulation": 3},
+    "zero3 accumulated": {"accumulation": 3},
+    "zero2 offloaded and accumulated": {"offload": "optimizer", "accumulation": 3},
     "zero2 adapters": {"method": "lora"}, "zero3 adapters": {"method": "lora"},
 }  # fmt: skip
 FOUR = {"zero1": {}, "zero2": {}, "zero3": {}}
@@ -136,7 +137,8 @@ def main(asked):
 
     world_size = asked["world_size"]
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-    print(json.dumps({name: traced(config, world_size) for name, config in asked["configs"].items()}))
+    told = {name: traced(config, world_size) for name, config in asked["configs"].items()}
+    sys.stdout.write("\n" + json.dumps(told))
 
 
 def traced(config, world_size):
