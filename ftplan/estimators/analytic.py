@@ -10,7 +10,7 @@ from ftplan.estimators.params import expert_targets, total_params, trainable_par
 from ftplan.estimators.runtime import deepspeed_bytes, fsdp_bytes, nccl_bytes, needed_bytes, reserved_bytes
 from ftplan.estimators.step_time import step_time
 from ftplan.estimators.timeline import device_terms, short_lived
-from ftplan.estimators.workload import Workload
+from ftplan.estimators.workload import Place, Workload
 from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
 from ftplan.results import Estimate, Phase, Provenance, RankEstimate, Term, Timeline
 from ftplan.spec import RunConfig
@@ -88,7 +88,7 @@ def _rank_estimate(work: Workload, layers: Layers, gpu: GpuProfile, margin: floa
     )
 
 
-def process_terms(work: Workload, gpu: GpuProfile) -> tuple[Term, ...]:
+def process_terms(work: Place, gpu: GpuProfile) -> tuple[Term, ...]:
     """What the process takes on the device outside the caching allocator, in every phase."""
     on_device = "CUDA context and libraries" if gpu.kind != "cpu" else "Python and the training libraries"
     known = Provenance.MEASURED if gpu.context_provenance == "measured" else Provenance.ASSUMED

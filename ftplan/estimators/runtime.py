@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ftplan.estimators.workload import Workload
+from ftplan.estimators.workload import Place, Workload
 from ftplan.profiles.runtime import Figure, runtime_figure
 from ftplan.profiles.schema import GpuProfile
 
@@ -18,21 +18,21 @@ def workspace_bytes(gpu: GpuProfile) -> Figure:
     return Figure(2 * one.value, one.source)
 
 
-def nccl_bytes(gpu: GpuProfile, work: Workload) -> Figure:
+def nccl_bytes(gpu: GpuProfile, work: Place) -> Figure:
     """Communicators of a run on several GPUs."""
     if work.world == 1 or gpu.kind == "cpu":
         return Figure(0, "one process")
     return runtime_figure("nccl_bytes")
 
 
-def fsdp_bytes(gpu: GpuProfile, work: Workload) -> Figure:
+def fsdp_bytes(gpu: GpuProfile, work: Place) -> Figure:
     """Further communicators under FSDP2, in our own engine's loop."""
     if not work.is_fsdp or work.world == 1 or gpu.kind == "cpu" or work.config.stack != "trl":
         return Figure(0, "no FSDP2 of our own engine")
     return runtime_figure("fsdp_engine_bytes")
 
 
-def deepspeed_bytes(gpu: GpuProfile, work: Workload) -> Figure:
+def deepspeed_bytes(gpu: GpuProfile, work: Place) -> Figure:
     """DeepSpeed's own memory outside the caching allocator."""
     if not work.zero_stage or gpu.kind == "cpu":
         return Figure(0, "no DeepSpeed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
 from ftplan.profiles.stacks import load_stack
 from ftplan.spec import RunConfig
 from ftplan.units import DTYPE_BYTES, ceil_div
@@ -10,11 +10,8 @@ from ftplan.units import DTYPE_BYTES, ceil_div
 FP32 = 4
 
 
-class Workload:
-    """One configuration of one model on one cluster, with everything derived from them once. Do not change it.
-
-    A plain class: the search makes thousands, and computing all fields at once costs less than caching each.
-    Element sizes are in bytes. Ranks are data-parallel, one on each device.
+class Place:
+    """A configuration on a cluster, whatever the model: who takes part. `Workload` adds the model.
 
     Attributes:
         on_cpu: the devices are CPU processes, without a caching allocator.
@@ -22,6 +19,31 @@ class Workload:
         ranks_per_node: ranks of one node.
         is_fsdp: FSDP2 in any form.
         zero_stage: DeepSpeed's ZeRO stage, 0 without DeepSpeed.
+    """
+
+    def __init__(self, config: RunConfig, cluster: Cluster) -> None:
+        self.config = config
+        self.cluster = cluster
+        self.on_cpu = cluster.gpus[0].kind == "cpu"
+        sharding = config.sharding
+        self.world = 1 if sharding == "none" else cluster.world_size
+        self.ranks_per_node = min(self.world, max(len(node.gpus) for node in cluster.nodes))
+        self.is_fsdp = sharding in ("fsdp2", "fsdp2-grad-op", "hsdp")
+        self.zero_stage = int(sharding[4]) if sharding.startswith("zero") else 0
+
+    @property
+    def gpus(self) -> tuple[GpuProfile, ...]:
+        """The devices that take part, in rank order."""
+        return self.cluster.gpus[: self.world]
+
+
+class Workload(Place):
+    """One configuration of one model on one cluster, with everything derived from them once. Do not change it.
+
+    A plain class: the search makes thousands, and computing all fields at once costs less than caching each.
+    Element sizes are in bytes. Ranks are data-parallel, one on each device.
+
+    Attributes:
         shard_ranks: ranks that one copy of the sharded state is spread over: a node's under HSDP, else all.
         parameter_shards, gradient_shards, optimizer_shards: over how many ranks each is split.
         tokens: tokens of one micro-batch on one rank.
@@ -38,20 +60,14 @@ class Workload:
     """
 
     def __init__(self, config: RunConfig, model: ModelProfile, cluster: Cluster) -> None:
-        self.config = config
+        super().__init__(config, cluster)
         self.model = model
-        self.cluster = cluster
         self.stack = load_stack(config.stack)
-        self.on_cpu = cluster.gpus[0].kind == "cpu"
         self._set_ranks()
         self._set_elements()
 
     def _set_ranks(self) -> None:
         sharding = self.config.sharding
-        self.world = 1 if sharding == "none" else self.cluster.world_size
-        self.ranks_per_node = min(self.world, max(len(node.gpus) for node in self.cluster.nodes))
-        self.is_fsdp = sharding in ("fsdp2", "fsdp2-grad-op", "hsdp")
-        self.zero_stage = int(sharding[4]) if sharding.startswith("zero") else 0
         self.shard_ranks = self.ranks_per_node if sharding == "hsdp" else self.world
         self.parameter_shards = self.shard_ranks if self.is_fsdp or self.zero_stage == 3 else 1
         self.gradient_shards = self.shard_ranks if self.is_fsdp or self.zero_stage >= 2 else 1

@@ -69,10 +69,9 @@ def load_hf_config(name_or_path: str) -> Mapping[str, Any]:
     path = _existing_path(name)
     if path:
         return _parse(*_file_text(path, name))
-    load_model(name)  # raises what is wrong with the name, and brings a hub model's config into the cache
-    from ftplan.profiles.hub import config_text
-
-    return _parse(*config_text(name))
+    if _is_written_as_path(name) or not _HUB_ID.fullmatch(name):
+        load_model(name)  # which says what is wrong with it
+    return _hub_config(name)
 
 
 def list_models() -> tuple[ModelEntry, ...]:
@@ -166,13 +165,16 @@ def _parse(text: str, where: str) -> Mapping[str, object]:
 
 
 def _from_hub(name: str) -> ModelProfile:
+    return profile_from_config(_hub_config(name), id=name, source=name)
+
+
+def _hub_config(name: str) -> Mapping[str, Any]:
     from ftplan.profiles.hub import config_text  # imports the network library, which most commands never need
 
     try:
-        text, source = config_text(name)
+        return _parse(*config_text(name))
     except InputError as error:
         raise _unknown(name, because=error.message) from error
-    return profile_from_config(_parse(text, source), id=name, source=source)
 
 
 def _unknown(name: str, because: str = "") -> UnknownNameError:

@@ -25,7 +25,7 @@ def print_estimate(estimated: Estimated) -> None:
     result = estimated.estimate
     console = out()
     config = estimated.config
-    title = f"{estimated.model.id} · {config.method} · {config.sharding} on {estimated.cluster.text}"
+    title = f"{estimated.name} · {config.method} · {config.sharding} on {estimated.cluster.text}"
     console.print(words(title, style="bold"))
     console.print(words(f"{summary(config)}, {config.seq_len} tokens, {config.optimizer}, {config.stack}"))
     console.print(verdict(result))

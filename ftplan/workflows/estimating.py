@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ftplan.errors import FtplanError, InputError, UnknownNameError
+from ftplan.errors import FtplanError, InputError, ModelConfigError, UnknownNameError
 from ftplan.estimators.analytic import estimate as analytic_estimate
 from ftplan.planner.inventory import parse_inventory, resolve_inventory
 from ftplan.planner.rules import first_rejection
@@ -27,7 +27,8 @@ class Estimated:
     """An estimate with what it was made for."""
 
     config: RunConfig
-    model: ModelProfile
+    name: str
+    """The model's id, or the path it was given by."""
     cluster: Cluster
     estimate: Estimate
 
@@ -44,18 +45,29 @@ def estimate(fields: Mapping[str, Any], gpus: str, *, margin: float = 0.0, estim
     given = dict(fields)
     given.setdefault("sharding", "ddp" if cluster.world_size > 1 else "none")
     config = run_config(given)
-    model = load_model(config.model)
+    model = _profile(config.model, needed=estimator == "analytic")
     if estimator == "trace":
         from ftplan.estimators.trace.estimate import estimate as trace_estimate  # the search never needs it
 
         estimated = trace_estimate(config, model, load_hf_config(config.model), cluster, margin=margin)
     else:
+        assert model is not None
         estimated = analytic_estimate(config, model, cluster, margin=margin)
-    conflict = first_rejection(config, model, cluster)
+    conflict = first_rejection(config, model, cluster) if model is not None else None
     if conflict is not None:
         note = f"this would not run: {conflict.reason} ({conflict.hint})"
         estimated = replace(estimated, notes=(note, *estimated.notes))
-    return Estimated(config, model, cluster, estimated)
+    return Estimated(config, model.id if model is not None else config.model, cluster, estimated)
+
+
+def _profile(name: str, *, needed: bool) -> ModelProfile | None:
+    """The model's profile; None where it need not have one and its config maps to none."""
+    try:
+        return load_model(name)
+    except ModelConfigError:
+        if needed:
+            raise
+        return None
 
 
 @dataclass(frozen=True, slots=True)

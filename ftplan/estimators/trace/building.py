@@ -59,8 +59,7 @@ def build(settings: TraceSettings) -> Built:
     if settings.stack.upcasts_trainables and config.sharding != "zero3":
         _cast([p for p in model.parameters() if p.requires_grad], torch.float32)
     trainable = _trainable_params(model, found, reduced)
-    adapters = trainable if config.trains_adapters else 0
-    return Built(model, base, found, reduced, count, total + adapters, trainable)
+    return Built(model, base, found, reduced, count, total, trainable)
 
 
 def _trainable_params(model: torch.nn.Module, layers: torch.nn.ModuleList, reduced: decoder.Reduction) -> int:

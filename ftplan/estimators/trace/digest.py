@@ -25,6 +25,8 @@ _REASONS: Final[Mapping[str, str]] = {
     "adapters": "LoRA matrices",
     "gradients": "gradients of trainable parameters",
     "optimizer states": "states of the optimizer, there from the second step on",
+    "master weights": "DeepSpeed's fp32 copy of what trains",
+    "pinned": "memory of the host that the device copies from",
     "workspace": "cuBLAS workspaces of the forward and the backward thread",
     "buckets": "DDP's copy of the gradients",
     "gathered parameters": "parameters gathered from all ranks",

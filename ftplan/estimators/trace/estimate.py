@@ -11,33 +11,35 @@ from ftplan.estimators import analytic
 from ftplan.estimators.trace.digest import Digest
 from ftplan.estimators.trace.running import traced
 from ftplan.estimators.trace.settings import TraceSettings
-from ftplan.estimators.workload import Workload
+from ftplan.estimators.trace.time import traced_step_time
+from ftplan.estimators.workload import Place
 from ftplan.profiles.runtime import runtime_figure
 from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
 from ftplan.profiles.stacks import load_stack
-from ftplan.results import Estimate, HostEstimate, Phase, Provenance, RankEstimate, Term, Timeline
+from ftplan.results import Estimate, HostEstimate, Phase, Provenance, RankEstimate, StepTime, Term, Timeline
 from ftplan.spec import RunConfig
+from ftplan.units import DTYPE_BYTES
 
 HOPPER: Final = (9, 0)
 
 
 def estimate(
     config: RunConfig,
-    model: ModelProfile,
+    model: ModelProfile | None,
     hf_config: Mapping[str, Any],
     cluster: Cluster,
     *,
     margin: float = 0.0,
     use_cache: bool = True,
 ) -> Estimate:
-    """Trace ``config`` on ``cluster``; ``hf_config`` is the model's config.json.
+    """Trace ``config`` on ``cluster``; ``hf_config`` is the model's config.json, ``model`` its profile if it has one.
 
-    Time is the analytic estimate's. Raises InputError for devices without a CUDA allocator, for architectures that
-    transformers does not ship, and if a library is missing.
+    Time and the host's RAM are the analytic estimate's, offloaded state excepted; without a profile they follow from
+    what was traced. Raises InputError for devices without a CUDA allocator, for architectures that transformers does
+    not ship, and if a library is missing.
     """
-    first = analytic.estimate(config, model, cluster, margin=margin)
-    work = Workload(config, model, cluster)
-    if work.on_cpu:
+    place = Place(config, cluster)
+    if place.on_cpu:
         raise InputError(
             "a trace tells what a GPU's allocator does; these devices are CPUs",
             hint="use --estimator analytic",
@@ -45,35 +47,49 @@ def estimate(
         )
     digests: dict[tuple[int, int], Digest] = {}
     ranks = []
-    for rank, gpu in enumerate(work.cluster.gpus[: work.world]):
+    for rank, gpu in enumerate(place.gpus):
         kind = gpu.compute_capability or HOPPER
         if kind not in digests:
-            digests[kind] = traced(settings_for(config, hf_config, work, gpu), use_cache=use_cache)
-        ranks.append(_rank(rank, digests[kind], gpu, work, margin))
+            digests[kind] = traced(settings_for(config, hf_config, place, gpu), use_cache=use_cache)
+        ranks.append(_rank(rank, digests[kind], gpu, place, margin))
     worst = max(ranks, key=lambda rank: rank.needed_bytes - rank.capacity_bytes)
-    told = digests[work.cluster.gpus[worst.rank].compute_capability or HOPPER]
-    host = _host(first.host, told, work)
-    return replace(
-        first,
+    told = digests[place.gpus[worst.rank].compute_capability or HOPPER]
+    step, host, notes = _beside(config, model, place, told)
+    return Estimate(
         estimator="trace",
         peak_allocated_bytes=worst.peak_allocated_bytes,
         peak_reserved_bytes=worst.peak_reserved_bytes,
         process_bytes=worst.process_bytes,
         needed_bytes=worst.needed_bytes,
         host_bytes=host.peak_bytes,
+        capacity_bytes=worst.capacity_bytes,
         fits=all(rank.fits for rank in ranks) and host.fits,
         peak_phase=worst.peak_phase,
+        step_seconds=step.total_seconds,
+        tokens_per_second=config.tokens_per_micro_batch * config.accumulation * place.world / step.total_seconds,
         total_params=told.total_params,
         trainable_params=told.trainable_params,
         provenance=Provenance.TRACED,
         terms=worst.terms,
         ranks=tuple(ranks),
         host=host,
-        notes=(*_notes(told), *first.notes),
+        step=step,
+        notes=(*_notes(told), *notes),
     )
 
 
-def settings_for(config: RunConfig, hf_config: Mapping[str, Any], work: Workload, gpu: GpuProfile) -> TraceSettings:
+def _beside(
+    config: RunConfig, model: ModelProfile | None, place: Place, told: Digest
+) -> tuple[StepTime, HostEstimate, tuple[str, ...]]:
+    """Time, host and notes: by the closed forms where the model has a profile, else from the trace's work."""
+    if model is None:
+        note = "this architecture has no profile: time and host RAM are rough, from the work that was traced"
+        return traced_step_time(told, place), _rough_host(told, place), (note,)
+    first = analytic.estimate(config, model, place.cluster)
+    return first.step, _host(first.host, told, place), first.notes
+
+
+def settings_for(config: RunConfig, hf_config: Mapping[str, Any], place: Place, gpu: GpuProfile) -> TraceSettings:
     """What to trace for a rank on ``gpu``: rank 0, whose shards are the largest."""
     capability = gpu.compute_capability or HOPPER
     workspace = runtime_figure("workspace_bytes", "hopper" if capability == HOPPER else "other")
@@ -81,15 +97,15 @@ def settings_for(config: RunConfig, hf_config: Mapping[str, Any], work: Workload
         config=config.model_copy(update={"model": "traced"}),  # its name does not matter, its config does
         model=hf_config,
         stack=load_stack(config.stack),
-        world_size=work.world,
-        ranks_per_node=work.ranks_per_node,
+        world_size=place.world,
+        ranks_per_node=place.ranks_per_node,
         capability=capability,
         workspace_bytes=int(workspace.value),
     )
 
 
-def _rank(rank: int, told: Digest, gpu: GpuProfile, work: Workload, margin: float) -> RankEstimate:
-    beside = sum(term.bytes for term in analytic.process_terms(work, gpu))
+def _rank(rank: int, told: Digest, gpu: GpuProfile, place: Place, margin: float) -> RankEstimate:
+    beside = sum(term.bytes for term in analytic.process_terms(place, gpu))
     needed = told.needed_bytes + beside
     return RankEstimate(
         rank=rank,
@@ -105,11 +121,11 @@ def _rank(rank: int, told: Digest, gpu: GpuProfile, work: Workload, margin: floa
     )
 
 
-def _host(first: HostEstimate, told: Digest, work: Workload) -> HostEstimate:
+def _host(first: HostEstimate, told: Digest, place: Place) -> HostEstimate:
     """Processes, loading and saving as the analytic estimate has them; offloaded state as it was traced."""
-    if work.config.offload == "none":
+    if place.config.offload == "none":
         return first
-    ranks = work.ranks_per_node
+    ranks = place.ranks_per_node
     kept = [term for term in first.terms if term.name != "offloaded state"]
     offloaded = [
         replace(term, name=f"offloaded {term.name}", bytes=ranks * term.bytes, reason=f"of {ranks} ranks")
@@ -119,6 +135,22 @@ def _host(first: HostEstimate, told: Digest, work: Workload) -> HostEstimate:
     terms: tuple[Term, ...] = (*kept, *offloaded)
     phase, peak = Timeline(terms).peak
     return replace(first, peak_bytes=peak, fits=peak <= first.capacity_bytes, peak_phase=phase, terms=terms)
+
+
+def _rough_host(told: Digest, place: Place) -> HostEstimate:
+    """Processes, a whole copy of the weights for each rank while it loads, and what was traced on the host after."""
+    node = max(place.cluster.nodes, key=lambda node: len(node.gpus))
+    ranks = place.ranks_per_node
+    process = runtime_figure("process_host_bytes")
+    loading = ranks * told.total_params * DTYPE_BYTES[place.config.weights_dtype]
+    terms = [
+        Term("processes", round(ranks * process.value), tuple(Phase), f"{ranks} processes", process.source),
+        Term("loading", loading, (Phase.LOAD,), f"{ranks} ranks each load a whole copy", "assumed", Provenance.ASSUMED),
+    ]
+    terms += [replace(term, bytes=ranks * term.bytes) for term in told.host_terms() if Phase.LOAD not in term.alive]
+    phase, peak = Timeline(tuple(terms)).peak
+    capacity = node.host.memory_bytes
+    return HostEstimate(peak, capacity, node.host.memory_assumed, peak <= capacity, phase, tuple(terms))
 
 
 def _notes(told: Digest) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -69,9 +70,10 @@ def cache_folder() -> Path:
 
 
 def _here(settings: TraceSettings) -> Digest:
-    from ftplan.estimators.trace.worker import digested  # imports torch
-
-    return digested(settings)
+    # By name: this is the one door to torch, and whoever only imports this module must not pass it.
+    worker = importlib.import_module("ftplan.estimators.trace.worker")
+    result: Digest = worker.digested(settings)
+    return result
 
 
 def _in_child(settings: TraceSettings) -> Digest:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from typing import Final
 
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,6 +23,7 @@ from ftplan.estimators.trace.settings import TraceSettings
 from ftplan.results import Phase
 
 FSDP: Final = ("fsdp2", "fsdp2-grad-op", "hsdp")
+ZERO: Final = ("zero1", "zero2", "zero3")
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,17 @@ class Traced:
 
 
 def trace(settings: TraceSettings) -> Traced:
-    """Trace ``settings`` here; see `ftplan.estimators.trace` for where to run it."""
+    """Trace ``settings`` here; `running` says where that may be."""
     device = Device(capability=settings.capability, workspace_bytes=settings.workspace_bytes)
     recorder = Recorder(device)
+    zero = settings.config.sharding in ZERO
     with ExitStack() as stack:
         stack.enter_context(device_behaviour(device, settings.config))
-        built = build(settings)
+        built = build(replace(settings, whole=True) if zero else settings)
         stack.enter_context(loss_behaviour(built, settings.config))
         mesh = stack.enter_context(ranks.fake_ranks(settings, recorder)) if settings.world_size > 1 else None
+        if zero:
+            stack.enter_context(_deepspeed(settings, recorder))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(recorder)
         recorder.mark(Phase.LOAD)
@@ -70,22 +74,38 @@ def trace(settings: TraceSettings) -> Traced:
     )
 
 
+def _deepspeed(settings: TraceSettings, recorder: Recorder) -> AbstractContextManager[None]:
+    from ftplan.estimators.trace.zero import deepspeed_behaviour  # in a process of its own only
+
+    return deepspeed_behaviour(settings, recorder)
+
+
 def _load(built: Built, settings: TraceSettings, recorder: Recorder, stack: ExitStack) -> None:
+    """Weights to where the loop expects them: the device; a rank's RAM, where they are sharded or moved from there."""
     config = settings.config
-    sharded = config.sharding in FSDP
-    if sharded and config.offload != "none":
+    if config.sharding == "zero3" and config.quantization == "none":
+        from ftplan.estimators.trace.zero import load_partitioned
+
+        load_partitioned(built, settings, recorder)
+        return
+    if config.sharding in FSDP and config.offload != "none":
         stack.enter_context(ranks.offloading(recorder))
-    if not (sharded and settings.load == "pretrained" and config.quantization == "none"):
+    through_host = config.sharding in (*FSDP, *ZERO)
+    if not through_host or settings.load == "built" or config.quantization != "none":
         Loader(built, settings, recorder).load()
         return
-    # Each rank reads the model into its RAM; fully_shard moves it over module by module.
     with recorder.making_on_host():
         Loader(built, settings, recorder).load()
-    stack.enter_context(ranks.arriving_from_host(recorder))
+    if config.sharding in FSDP:
+        stack.enter_context(ranks.arriving_from_host(recorder))
 
 
 def _loop(built: Built, settings: TraceSettings, recorder: Recorder, mesh: DeviceMesh | None) -> PlainLoop:
     sharding = settings.config.sharding
+    if sharding in ZERO:
+        from ftplan.estimators.trace.zero import ZeroLoop
+
+        return ZeroLoop(built, settings, recorder)
     if sharding in FSDP and mesh is not None:
         return ranks.Fsdp2Loop(built, settings, recorder, mesh)
     if sharding == "ddp":

@@ -319,7 +319,7 @@ def _accelerator(recorder: Recorder) -> Iterator[None]:
     """DeepSpeed's CPU accelerator answers as CUDA's does (accelerator/cuda_accelerator.py)."""
     from deepspeed.accelerator import get_accelerator
 
-    streams, pinning, name = _Streams(recorder), _Pinning(), _DeviceName("cpu")
+    streams, pinning, name = _Streams(recorder), _Pinning(recorder), _DeviceName("cpu")
 
     def record_stream(tensor: torch.Tensor, stream: _Stream) -> None:
         recorder.used_on(tensor, stream.number)
@@ -352,7 +352,8 @@ def _accelerator(recorder: Recorder) -> Iterator[None]:
 class _Pinning:
     """Memory that is pinned: rounded up to a power of two, and never given back (c10, CachingHostAllocator)."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
         self._kept: list[torch.Tensor] = []
 
     def copy(self, tensor: torch.Tensor, make_copy: bool = True, match_shape: bool = True) -> torch.Tensor:
@@ -362,5 +363,6 @@ class _Pinning:
             return tensor.to(HOST)
         size = tensor.element_size()
         block = torch.empty((1 << (tensor.numel() * size - 1).bit_length()) // size, dtype=tensor.dtype, device=HOST)
+        self._recorder.categorize(block, "pinned")
         self._kept.append(block)
         return block[: tensor.numel()].view(tensor.shape).copy_(tensor)
