@@ -128,13 +128,21 @@ def _host(first: HostEstimate, told: Digest, place: Place) -> HostEstimate:
     ranks = place.ranks_per_node
     kept = [term for term in first.terms if term.name != "offloaded state"]
     offloaded = [
-        replace(term, name=f"offloaded {term.name}", bytes=ranks * term.bytes, reason=f"of {ranks} ranks")
-        for term in told.host_terms()
-        if Phase.LOAD not in term.alive
+        replace(term, name=f"offloaded {term.name}", reason=f"of {ranks} ranks") for term in _after_loading(told, ranks)
     ]
     terms: tuple[Term, ...] = (*kept, *offloaded)
     phase, peak = Timeline(terms).peak
     return replace(first, peak_bytes=peak, fits=peak <= first.capacity_bytes, peak_phase=phase, terms=terms)
+
+
+def _after_loading(told: Digest, ranks: int) -> list[Term]:
+    """What ``ranks`` ranks hold on the host once they are loaded; loading itself is told apart."""
+    terms = []
+    for term in told.host_terms():
+        alive = tuple(phase for phase in term.alive if phase is not Phase.LOAD)
+        if alive:
+            terms.append(replace(term, bytes=ranks * term.bytes, alive=alive))
+    return terms
 
 
 def _rough_host(told: Digest, place: Place) -> HostEstimate:
@@ -147,7 +155,7 @@ def _rough_host(told: Digest, place: Place) -> HostEstimate:
         Term("processes", round(ranks * process.value), tuple(Phase), f"{ranks} processes", process.source),
         Term("loading", loading, (Phase.LOAD,), f"{ranks} ranks each load a whole copy", "assumed", Provenance.ASSUMED),
     ]
-    terms += [replace(term, bytes=ranks * term.bytes) for term in told.host_terms() if Phase.LOAD not in term.alive]
+    terms += _after_loading(told, ranks)
     phase, peak = Timeline(tuple(terms)).peak
     capacity = node.host.memory_bytes
     return HostEstimate(peak, capacity, node.host.memory_assumed, peak <= capacity, phase, tuple(terms))

@@ -67,6 +67,8 @@ def answer(func: Any, args: Any) -> Any:
         if args[0].dtype == torch.bool:
             return False
         return 1.0 if args[0].is_floating_point() else 1
+    if func is torch.ops._c10d_functional.wait_tensor.default:  # gives what it waited for, on fakes another tensor
+        return args[0]
     return True if func is _aten.equal.default else None
 
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +24,12 @@ from ftplan.results import from_json, to_json
 LIBRARIES: Final = ("torch", "transformers", "peft", "accelerate")
 DETERMINING: Final = (*LIBRARIES, "trl", "bitsandbytes", "deepspeed", "liger-kernel")
 ZERO: Final = ("zero1", "zero2", "zero3")
+ZERO_ENVIRONMENT: Final[Mapping[str, str]] = {
+    "DS_ACCELERATOR": "cpu",
+    "DS_IGNORE_CUDA_DETECTION": "1",
+    "LOCAL_RANK": "0",
+    "LOCAL_SIZE": "1",
+}
 CHILD: Final = (sys.executable, "-m", "ftplan.estimators.trace.worker")
 
 
@@ -92,13 +99,7 @@ def _environment(settings: TraceSettings) -> dict[str, str]:
     """DeepSpeed reads its accelerator and rank from the environment as it is imported."""
     if settings.config.sharding not in ZERO:
         return {}
-    return {
-        "DS_ACCELERATOR": "cpu",
-        "RANK": str(settings.rank),
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": str(settings.world_size),
-        "LOCAL_SIZE": "1",
-    }
+    return {**ZERO_ENVIRONMENT, "RANK": str(settings.rank), "WORLD_SIZE": str(settings.world_size)}
 
 
 def _key(settings: TraceSettings) -> str:

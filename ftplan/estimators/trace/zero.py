@@ -1,8 +1,8 @@
 """DeepSpeed's ZeRO 1, 2 and 3 of one rank: the real engine on fake tensors under a fake process group.
 
-Only for a process of its own, which has `ENVIRONMENT` before deepspeed is imported: DeepSpeed chooses its accelerator
-then, and keeps much of its state in globals. Its CPU accelerator stands in for CUDA's, with streams, pinning and a host
-of its own, because here the device is a CPU too. Line numbers are of deepspeed 0.19.8.
+Only for a process of its own that has `running.ZERO_ENVIRONMENT` before deepspeed is imported: DeepSpeed chooses its
+accelerator then, and keeps much of its state in globals. Its CPU accelerator stands in for CUDA's, with streams, pinning
+and a host of its own, because here the device is a CPU too. Line numbers are of deepspeed 0.19.8.
 """
 
 from __future__ import annotations
@@ -23,14 +23,6 @@ from ftplan.estimators.trace.optimizers import make_optimizer
 from ftplan.estimators.trace.patches import replaced
 from ftplan.estimators.trace.recorder import HOST, Recorder
 from ftplan.estimators.trace.settings import TraceSettings
-
-ENVIRONMENT: Final[Mapping[str, str]] = {
-    "DS_ACCELERATOR": "cpu",
-    "DS_IGNORE_CUDA_DETECTION": "1",
-    "LOCAL_RANK": "0",
-    "LOCAL_SIZE": "1",
-}
-"""What the process must have in its environment before deepspeed is imported."""
 
 STAGES: Final[Mapping[str, int]] = {"zero1": 1, "zero2": 2, "zero3": 3}
 _ROOM: Final = 0

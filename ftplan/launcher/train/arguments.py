@@ -85,4 +85,10 @@ def _distribution(job: TrainJob) -> dict[str, Any]:
         "deepspeed": artifacts.deepspeed_config(job),
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": job.config.sync_each_batch}},
         **({"fsdp": True, "fsdp_config": fsdp} if fsdp else {}),
+        # Offloaded gradients are on the host, and clipping reduces their norm there.
+        **(
+            {"ddp_backend": "cpu:gloo,cuda:nccl"}
+            if fsdp and job.config.offload != "none" and job.device == "cuda"
+            else {}
+        ),
     }

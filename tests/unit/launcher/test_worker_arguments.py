@@ -58,6 +58,12 @@ def test_sharding_reaches_the_trainer() -> None:
     assert arguments["deepspeed"]["zero_optimization"]["stage"] == 3
 
 
+def test_offloaded_gradients_have_collectives_on_the_host() -> None:
+    offloaded = make_job(make_config(sharding="fsdp2", offload="optimizer+params"), device="cuda")
+    assert sft_arguments(offloaded)["ddp_backend"] == "cpu:gloo,cuda:nccl"
+    assert "ddp_backend" not in sft_arguments(make_job(make_config(sharding="fsdp2"), device="cuda"))
+
+
 def test_reports_start_on_a_line_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
     reporter = Reporter(path)

@@ -129,9 +129,9 @@ def test_reductions_and_gathers_have_streams_of_their_own():
 
 
 def main(asked):
-    from ftplan.estimators.trace.zero import ENVIRONMENT
+    from ftplan.estimators.trace.running import ZERO_ENVIRONMENT
 
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ZERO_ENVIRONMENT)
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
