@@ -1,4 +1,7 @@
-"""Writes real output into the README: ``python scripts/update_readme.py`` (trains the demo, about a minute)."""
+"""Writes real output into the README: ``python scripts/update_readme.py``.
+
+Trains the demo (a minute) and traces every measured run (ten minutes, unless they are cached).
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,24 @@ def accuracy_table() -> str:
     return "\n".join(rows)
 
 
+def traced_table() -> str:
+    """Errors of the trace by part, and how many capped runs it told wrong."""
+    errors = json.loads(output("-m", "benchmarks.traced").splitlines()[-1])["errors"]
+    capped = errors.pop("capped")
+    rows = [
+        "| measured runs | cases | allocated: mean, signed, worst | reserved: mean, signed, worst |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for part, figures in errors.items():
+        told = (
+            "{mean_abs_percent:.3f} %, {mean_signed_percent:+.3f} %, {worst_percent:+.3f} %".format(**figures[name])
+            for name in ("allocated", "reserved")
+        )
+        rows.append(f"| {part} | {figures['allocated']['cases']} | {' | '.join(told)} |")
+    mistakes = capped["mistakes"] or ["none told wrong"]
+    return "\n".join(rows) + f"\n\nSmallest cap, {capped['runs']} capped runs: {'; '.join(mistakes)}."
+
+
 def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between the markers of ``name``."""
     block = f"<!-- {name} -->\n{content}\n<!-- end -->"
@@ -44,13 +65,14 @@ def fill(text: str, name: str, content: str) -> str:
 
 
 def main() -> None:
-    """Fill the plan, the end of a demo run and the accuracy table."""
+    """Fill the plan, the end of a demo run and the accuracy tables."""
     text = README.read_text("utf-8")
     plan = output("-m", "ftplan", "plan", "--model", "Qwen-7B", "--gpus", "2x24GB")
     with tempfile.TemporaryDirectory() as folder:
         run = output("-m", "ftplan", "run", "--demo", "--run-dir", f"{folder}/demo").replace(f"{folder}/", "")
     text = fill(text, "plan", f"```\n$ ftplan plan --model Qwen-7B --gpus 2x24GB\n{plan}\n```")
     text = fill(text, "run", f"```\n{run}\n```")
+    text = fill(text, "traced", traced_table())
     README.write_text(fill(text, "accuracy", accuracy_table()), "utf-8")
 
 

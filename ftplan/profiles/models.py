@@ -71,7 +71,7 @@ def load_hf_config(name_or_path: str) -> Mapping[str, Any]:
         return _parse(*_file_text(path, name))
     if _is_written_as_path(name) or not _HUB_ID.fullmatch(name):
         load_model(name)  # which says what is wrong with it
-    return _hub_config(name)
+    return _parse(*_hub_text(name))
 
 
 def list_models() -> tuple[ModelEntry, ...]:
@@ -165,14 +165,16 @@ def _parse(text: str, where: str) -> Mapping[str, object]:
 
 
 def _from_hub(name: str) -> ModelProfile:
-    return profile_from_config(_hub_config(name), id=name, source=name)
+    text, source = _hub_text(name)
+    return profile_from_config(_parse(text, source), id=name, source=source)
 
 
-def _hub_config(name: str) -> Mapping[str, Any]:
+def _hub_text(name: str) -> tuple[str, str]:
+    """The text of a hub repository's config.json, and where it came from."""
     from ftplan.profiles.hub import config_text  # imports the network library, which most commands never need
 
     try:
-        return _parse(*config_text(name))
+        return config_text(name)
     except InputError as error:
         raise _unknown(name, because=error.message) from error
 

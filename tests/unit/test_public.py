@@ -25,7 +25,8 @@ COMMANDS = {
         --model --gpus --method --global-batch --seq-len --objective --margin --host-memory --lora-rank
         --lora-alpha --lora-targets --lora-dropout --weights-dtype --precision --optimizer
         --gradient-checkpointing --no-gradient-checkpointing --micro-batch --accumulation --packing --no-packing
-        --attention --kernels --sharding --offload --expandable-segments --no-expandable-segments --out --json
+        --attention --kernels --sharding --offload --expandable-segments --no-expandable-segments --confirm --out
+        --json
     """,
     "estimate": """
         --model --gpus --method --lora-rank --lora-alpha --lora-targets --lora-dropout --adapter-dtype
@@ -33,7 +34,7 @@ COMMANDS = {
         --weights-dtype --precision --optimizer --gradient-checkpointing --no-gradient-checkpointing --seq-len
         --micro-batch --accumulation --padding --no-padding --packing --no-packing --attention --kernels
         --loss-path --sharding --offload --sync-each-batch --no-sync-each-batch --stack --expandable-segments
-        --no-expandable-segments --batch --margin --json
+        --no-expandable-segments --estimator --batch --margin --json
     """,
     "run": """
         --demo --resume --model --gpus --data --data-format --eval-fraction --method --global-batch --seq-len
