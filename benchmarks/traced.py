@@ -15,7 +15,15 @@ from functools import cache
 from statistics import fmean
 from typing import Any
 
-from benchmarks.measured_cases import DATA, MeasuredCase, capped_cases, known_cases, run_config, unseen_cases
+from benchmarks.measured_cases import (
+    DATA,
+    MeasuredCase,
+    capped_cases,
+    engine_cases,
+    known_cases,
+    run_config,
+    unseen_cases,
+)
 from ftplan.estimators.trace.digest import Digest
 from ftplan.estimators.trace.running import traced
 from ftplan.estimators.trace.settings import TraceSettings
@@ -30,11 +38,11 @@ WITHOUT_CUDNN = (9, 1)
 
 def settings(case: MeasuredCase) -> TraceSettings:
     """What the measuring program ran: weights made on the device, peaks counted from the first step."""
-    row = case.row["case"]
+    row = case.row.get("case", {})
     world = case.row["gpus"]
     return TraceSettings(
         config=case.config.model_copy(update={"model": "measured"}),
-        model=measured_models()[row["model"]],
+        model=measured_models()[case.config.model],
         stack=load_stack(case.config.stack),
         world_size=world,
         rank=case.rank,
@@ -64,6 +72,17 @@ def errors(case: MeasuredCase) -> dict[str, float]:
     if row.get("eval_peak_alloc"):
         found["evaluation"] = told.phases[Phase.EVAL].allocated_bytes / row["eval_peak_alloc"] - 1
     return found
+
+
+def engine_errors(case: MeasuredCase) -> dict[str, float]:
+    """The same for a run of our own engine, which loads weights from disk and counts loading too."""
+    told = traced(replace(settings(case), load="pretrained", evaluates=False))
+    measured = case.row["measured"]
+    peaks = [peak for phase, peak in told.phases.items() if phase not in (Phase.EVAL, Phase.SAVE)]
+    return {
+        "allocated": max(peak.allocated_bytes for peak in peaks) / measured["peak_allocated_bytes"] - 1,
+        "reserved": max(peak.reserved_bytes for peak in peaks) / measured["peak_reserved_bytes"] - 1,
+    }
 
 
 def _highest(told: Digest, figure: str) -> int:
@@ -119,6 +138,11 @@ def main(wanted: list[str]) -> None:
             found = errors(case)
             kind = "one GPU" if case.is_single else "several GPUs"
             by_part.setdefault(f"{part}, {kind}", []).append(found)
+            print(f"{case.label:38} " + "  ".join(f"{name} {100 * value:+7.3f}%" for name, value in found.items()))
+    for case in engine_cases():
+        if not wanted or case.id in wanted:
+            found = engine_errors(case)
+            by_part.setdefault("own engine, one and two GPUs", []).append(found)
             print(f"{case.label:38} " + "  ".join(f"{name} {100 * value:+7.3f}%" for name, value in found.items()))
     result: dict[str, Any] = {part: summary(rows) for part, rows in by_part.items()}
     if not wanted:
