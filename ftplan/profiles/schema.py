@@ -353,6 +353,7 @@ class StackProfile:
     """What a training loop does by itself, where loops differ.
 
     ``upcasts_trainables``: full fine-tuning and adapters hold fp32 (LLaMA-Factory unless pure_bf16).
+    ``reentrant_checkpointing``: torch's older way to recompute, which runs a layer's forward without a graph.
     ``casts_outputs_to_fp32``: accelerate's autocast wrapper converts the model's outputs, logits among them, to fp32.
     """
 
@@ -361,4 +362,5 @@ class StackProfile:
     casts_outputs_to_fp32: bool
     upcasts_trainables: bool
     recasts_quantized_adapters: bool
+    reentrant_checkpointing: bool
     source: str

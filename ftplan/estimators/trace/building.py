@@ -50,12 +50,12 @@ def build(settings: TraceSettings) -> Built:
             if reduced.copies:
                 decoder.keep(base, found, reduced.kept)
         if config.gradient_checkpointing:
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=_checkpointing(settings))
         if config.kernels == "liger":
             _with_liger(base)
         if config.quantization != "none":
             _to_4bit(base, config)
-        model = _with_adapters(base, config) if config.trains_adapters else base
+        model = _with_adapters(base, settings) if config.trains_adapters else base
     if settings.stack.upcasts_trainables and config.sharding != "zero3":
         _cast([p for p in model.parameters() if p.requires_grad], torch.float32)
     trainable = _trainable_params(model, found, reduced)
@@ -110,12 +110,17 @@ def _with_liger(base: PreTrainedModel) -> None:
     _apply_liger_kernel_to_instance(model=base)
 
 
-def _with_adapters(base: PreTrainedModel, config: RunConfig) -> torch.nn.Module:
+def _checkpointing(settings: TraceSettings) -> dict[str, bool]:
+    return {"use_reentrant": settings.stack.reentrant_checkpointing}
+
+
+def _with_adapters(base: PreTrainedModel, settings: TraceSettings) -> torch.nn.Module:
+    config = settings.config
     if config.prepare_kbit:
         base = prepare_model_for_kbit_training(
             base,
             use_gradient_checkpointing=config.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
+            gradient_checkpointing_kwargs=_checkpointing(settings),
         )
     elif config.gradient_checkpointing:
         base.enable_input_require_grads()

@@ -84,15 +84,15 @@ class PlainLoop:
 def run(built: Built, settings: TraceSettings, recorder: Recorder, loop: PlainLoop) -> None:
     """The steps of the settings, then an evaluation."""
     with watched(built, recorder):
-        for step in range(settings.steps):
-            _step(settings, recorder, loop, last=step == settings.steps - 1)
+        for _ in range(settings.steps):
+            _step(settings, recorder, loop)
         if settings.evaluates:
             _evaluate(built, settings, recorder, loop)
     recorder.mark(Phase.SAVE)
     loop.save()
 
 
-def _step(settings: TraceSettings, recorder: Recorder, loop: PlainLoop, *, last: bool) -> None:
+def _step(settings: TraceSettings, recorder: Recorder, loop: PlainLoop) -> None:
     config = settings.config
     recorder.mark(Phase.FORWARD)
     batches = [batch(settings) for _ in range(config.accumulation)]  # Trainer takes a step's batches at once
@@ -138,7 +138,7 @@ def _evaluate(built: Built, settings: TraceSettings, recorder: Recorder, loop: P
 def batch(settings: TraceSettings) -> dict[str, torch.Tensor]:
     """One micro-batch of token ids on the device, with a mask where batches are padded, positions where packed."""
     config = settings.config
-    rows, length = (1, config.micro_batch * config.seq_len) if False else (config.micro_batch, config.seq_len)
+    rows, length = config.micro_batch, config.seq_len
     made = {"input_ids": torch.zeros((rows, length), dtype=torch.long)}
     if config.padding:
         made["attention_mask"] = torch.ones((rows, length), dtype=torch.long)

@@ -11,7 +11,6 @@ from ftplan.errors import InputError
 from ftplan.estimators.trace.recorder import Recorder
 from ftplan.spec import RunConfig
 
-_ADAMS: Final = ("adamw_torch", "adamw_hf", "adamw_torch_fused", "adamw_torch_4bit", "adamw_torch_8bit")
 _DECAY: Final = 0.01
 PAGED_FROM: Final = 100_000
 """Elements from which bitsandbytes pages a state (optim/optimizer.py, get_state_buffer)."""
@@ -38,10 +37,6 @@ def make_optimizer(
         return Adafactor(groups, lr=1e-4, scale_parameter=False, relative_step=False)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=1e-4, foreach=foreach)
-    if name == "adagrad":
-        return torch.optim.Adagrad(groups, lr=1e-4, foreach=foreach)
-    if name == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=1e-4, foreach=foreach)
     raise InputError(f"optimizer {name} cannot be traced", hint="use --estimator analytic", field="optimizer")
 
 
@@ -88,6 +83,7 @@ def _bitsandbytes(
         "adamw_8bit": bnb.optim.AdamW8bit,
         "paged_adamw_8bit": bnb.optim.PagedAdamW8bit,
         "paged_adamw_32bit": bnb.optim.PagedAdamW32bit,
+        "paged_adamw": bnb.optim.PagedAdamW32bit,
         "lion_8bit": bnb.optim.Lion8bit,
         "paged_lion_8bit": bnb.optim.PagedLion8bit,
     }

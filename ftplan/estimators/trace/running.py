@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -77,6 +78,7 @@ def cache_folder() -> Path:
 
 
 def _here(settings: TraceSettings) -> Digest:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells that its CPU kernels are not the fastest
     # By name: this is the one door to torch, and whoever only imports this module must not pass it.
     worker = importlib.import_module("ftplan.estimators.trace.worker")
     result: Digest = worker.digested(settings)

@@ -30,6 +30,7 @@ def peaks(told: Digest) -> dict[Phase, int]:
         (EXPERTS, {"method": "full"}),
         (GPT2, {"method": "full", "gradient_checkpointing": False}),
         (LLAMA, {"stack": "trl", "method": "full"}),
+        (LLAMA, {"stack": "llamafactory"}),
         (LLAMA, {"method": "full", "sharding": "ddp", **RANKS}),
         ({**LLAMA, "num_hidden_layers": 12}, {"method": "full", "sharding": "fsdp2", **RANKS}),
         ({**LLAMA, "num_hidden_layers": 12}, {"method": "qlora", "sharding": "fsdp2", **RANKS}),
