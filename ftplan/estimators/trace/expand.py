@@ -59,6 +59,7 @@ class _Expansion:
         self._old, self._copies = _in_order(recording), copies
         self._new = Recording(costs=_costs(recording, copies, lower))
         self._runs = _paired(_split(self._old.labels), lower)
+        self._units = _units(self._old)
         self._born: dict[int, tuple[int, int]] = {}
         """Allocation of the trace: its run, and its number within the run."""
         self._by_place: dict[_Place, int] = {}
@@ -114,15 +115,6 @@ class _Expansion:
 
     def _unit_of(self, key: int) -> Label:
         return self._units[key]
-
-    @property
-    def _units(self) -> list[Label]:
-        if not hasattr(self, "_unit_list"):
-            self._unit_list = [NO_LAYER] * len(self._old.allocations)
-            for event, label in zip(self._old.events, self._old.labels, strict=True):
-                if event.kind is Kind.ALLOC:
-                    self._unit_list[event.key] = label
-        return self._unit_list
 
     def _place(self, place: _Place, event: Event, allocation: Allocation, unit: Label) -> None:
         key = len(self._new.allocations)
@@ -222,6 +214,15 @@ def _in_order(recording: Recording) -> Recording:
     return replace(recording, events=events, labels=labels)
 
 
+def _units(recording: Recording) -> list[Label]:
+    """The unit in which each allocation was made."""
+    units = [NO_LAYER] * len(recording.allocations)
+    for event, label in zip(recording.events, recording.labels, strict=True):
+        if event.kind is Kind.ALLOC:
+            units[event.key] = label
+    return units
+
+
 def _split(labels: Sequence[Label]) -> list[_Run]:
     runs: list[_Run] = []
     start = 0
@@ -240,7 +241,8 @@ def _paired(runs: list[_Run], lower: int) -> list[_Run]:
         if run.unit in (lower, lower + 1):
             other = runs[index + 1] if index + 1 < len(runs) else None
             if other is None or other.unit != 2 * lower + 1 - run.unit:
-                raise NotExpandableError(f"a middle layer's events {run} do not meet the next layer's")
+                count = run.end - run.start
+                raise NotExpandableError(f"{count} events of a middle layer do not meet the next layer's")
             run.pair = other.pair = run.start
             index += 1
         index += 1

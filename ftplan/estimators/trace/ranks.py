@@ -35,7 +35,11 @@ def fake_ranks(settings: TraceSettings, recorder: Recorder) -> Iterator[DeviceMe
     """
     dist.init_process_group("fake", store=FakeStore(), rank=settings.rank, world_size=settings.world_size)
     try:
-        with _streams(recorder), _quiet_propagation(recorder):
+        with ExitStack() as stack:
+            stack.enter_context(_streams(recorder))
+            stack.enter_context(_quiet_propagation(recorder))
+            if settings.config.quantization != "none":
+                stack.enter_context(_four_bit())
             yield _mesh(settings)
     finally:
         dist.destroy_process_group()
@@ -124,10 +128,7 @@ class Fsdp2Loop(PlainLoop):
         model = self.built.model
         model.forward = self.called
         accelerator = _Accelerator(self.settings, self._mesh)
-        with ExitStack() as stack:
-            if self.settings.config.quantization != "none":
-                stack.enter_context(_four_bit())
-            self.module = fsdp_utils.fsdp2_prepare_model(accelerator, model)
+        self.module = fsdp_utils.fsdp2_prepare_model(accelerator, model)
         self.called = self.module
 
     def forward(self, batch: dict[str, Any]) -> torch.Tensor:
@@ -217,8 +218,8 @@ def _four_bit() -> Iterator[None]:
         if getattr(module.weight, "quant_state", None) is None:
             module.weight.quant_state = module.quant_state
 
-    modules.fix_4bit_weight_quant_state_from_module = attach
-    yield
+    with replaced(modules, "fix_4bit_weight_quant_state_from_module", attach):
+        yield
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """DeepSpeed's ZeRO 1, 2 and 3 of one rank: the real engine on fake tensors under a fake process group.
 
 Only for a process of its own that has `running.ZERO_ENVIRONMENT` before deepspeed is imported: DeepSpeed chooses its
-accelerator then, and keeps much of its state in globals. Its CPU accelerator stands in for CUDA's, with streams, pinning
-and a host of its own, because here the device is a CPU too. Line numbers are of deepspeed 0.19.8.
+accelerator then, and keeps much of its state in globals. Its CPU accelerator stands in for CUDA's, with streams and
+pinning, and a host of its own, because here the device is a CPU too. Line numbers are of deepspeed 0.19.8.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scratch memory of CUDA kernels: figures of the allocator's history on an H100 (torch 2.11, benchmarks/README)."""
+"""Scratch memory of CUDA kernels: figures are of the allocator's history of real steps on an H100, torch 2.11."""
 
 import pytest
 import torch

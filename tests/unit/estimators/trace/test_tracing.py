@@ -1,5 +1,6 @@
 """Traces of small models: the same in any order, from few layers as from all, and as large as they should be."""
 
+import bitsandbytes
 import pytest
 import torch
 from small_traces import ALTERNATING, EXPERTS, GPT2, LLAMA, TIED, settings
@@ -64,13 +65,15 @@ def test_where_layers_cannot_stand_for_others_every_one_is_traced():
 def test_a_trace_leaves_nothing_behind():
     before = (torch.nn.functional.dropout, torch.nn.functional.scaled_dot_product_attention, torch.is_autocast_enabled)
     resize = torch.UntypedStorage.resize_
+    attach = bitsandbytes.nn.modules.fix_4bit_weight_quant_state_from_module
     first = digested(settings())
     digested(settings(EXPERTS, method="full"))
-    digested(settings(method="full", sharding="fsdp2", **RANKS))
+    digested(settings(method="qlora", sharding="fsdp2", **RANKS))
     assert digested(settings()) == first
     after = (torch.nn.functional.dropout, torch.nn.functional.scaled_dot_product_attention, torch.is_autocast_enabled)
     assert before == after
     assert torch.UntypedStorage.resize_ is resize
+    assert bitsandbytes.nn.modules.fix_4bit_weight_quant_state_from_module is attach
     assert not torch.distributed.is_initialized()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.ones(2, dtype=torch.bfloat16).exp().dtype == torch.bfloat16  # CUDA's list is gone again
