@@ -27,7 +27,7 @@ _FP32_RESULTS: Final = (
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     """``owner.name`` is ``value`` inside."""
-    own = vars(owner).get(name, _MISSING) if not isinstance(owner, dict) else owner.get(name, _MISSING)
+    own = vars(owner).get(name, _MISSING)
     setattr(owner, name, value)
     try:
         yield

@@ -45,7 +45,8 @@ class _StorageRef(weakref.ref):  # type: ignore[type-arg]
 class Recorder(TorchDispatchMode):  # type: ignore[misc]
     """Records allocations and releases, with the phase, layer and module in which they happen.
 
-    ``phase``, ``layer`` and ``stream`` are set by whoever runs the step; ``modules`` is the stack of running modules.
+    Whoever runs the step sets ``layer``, ``in_backward`` and ``last_micro_batch`` (of an accumulation); `mark` sets
+    ``phase``, `on_stream` ``stream``; ``modules`` is the stack of running modules. Nothing is recorded once it is left.
     """
 
     def __init__(self, device: kernels.Device) -> None:
@@ -60,7 +61,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.in_backward = False
         self.last_micro_batch = True
         self.paused = 0
-        self.accumulates_in_place = True
         self._live: dict[int, tuple[int, int, Recording]] = {}
         self._refs: dict[int, _StorageRef] = {}
         self._handles: set[tuple[bool, bool]] = set()
@@ -84,10 +84,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
     def reset_peak(self) -> None:
         """Record that peaks count from here."""
         self._event(self.recording, Kind.RESET_PEAK)
-
-    def adopt(self, tensor: torch.Tensor, category: str = "") -> int | None:
-        """Count the storage of ``tensor`` as allocated here, if it is not known yet; returns its key."""
-        return self._add(tensor.untyped_storage(), "adopted", self.layer, category)
 
     def key_of(self, tensor: torch.Tensor) -> int | None:
         """The key of the device storage that holds ``tensor``, if it is alive and on the device."""
@@ -266,7 +262,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         On fake tensors, a subclass, the engine adds out of place (torch/csrc/autograd/input_buffer.cpp: tensor
         subclasses are excluded); on a device it repurposes the sum so far if nothing else holds it.
         """
-        if not (self.in_backward and self.accumulates_in_place and _called_by_engine()):
+        if not (self.in_backward and _called_by_engine()):
             return False
         first, second = args[0], args[1]
         if not (isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)):
