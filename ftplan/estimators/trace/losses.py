@@ -12,6 +12,7 @@ from ftplan.errors import InputError
 from ftplan.estimators.trace.building import Built
 from ftplan.estimators.trace.patches import replaced
 from ftplan.spec import RunConfig
+from ftplan.units import ceil_div
 
 Called = Callable[..., Any]
 
@@ -35,6 +36,7 @@ def loss_behaviour(built: Built, config: RunConfig) -> Iterator[None]:
         for name in ("_forward_kernel", "_backward_kernel"):
             stack.enter_context(replaced(chunked_logprob, name, _InPlace()))
         stack.enter_context(replaced(chunked_logprob, "_addmm_fp32", _addmm_in_place))
+        stack.enter_context(replaced(chunked_logprob, "triton", _Grid))  # which a machine without GPUs may lack
         yield
 
 
@@ -47,6 +49,15 @@ def loss_of(called: Called, batch: dict[str, Any], config: RunConfig) -> torch.T
     out = called(**batch, use_cache=False, fused_lm_head=True)
     total = -out["log_probs"]
     return total.sum() / (out["label_mask"].sum() if count is None else count).clamp(min=1)
+
+
+class _Grid:
+    """What TRL asks of triton to lay out a kernel that does not run."""
+
+    @staticmethod
+    def cdiv(size: int, block: int) -> int:
+        """Blocks of a grid."""
+        return ceil_div(size, block)
 
 
 class _InPlace:
