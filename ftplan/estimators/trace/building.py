@@ -124,7 +124,10 @@ def _with_adapters(base: PreTrainedModel, settings: TraceSettings) -> torch.nn.M
         )
     elif config.gradient_checkpointing:
         base.enable_input_require_grads()
-    model = get_peft_model(base, lora_config(config))
+    try:
+        model = get_peft_model(base, lora_config(config))
+    except ValueError as error:  # names that no module has
+        raise InputError(f"lora_targets: {error}", hint="all-linear fits any model", field="lora_targets") from error
     _cast([parameter for _, parameter in _adapters(model)], DTYPES[config.adapter_dtype])
     return model
 

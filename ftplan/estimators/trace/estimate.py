@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ftplan.errors import InputError
 from ftplan.estimators import analytic
+from ftplan.estimators.targets import QUERY_VALUE, target_modules
 from ftplan.estimators.trace.digest import Digest
 from ftplan.estimators.trace.running import traced
 from ftplan.estimators.trace.settings import TraceSettings
@@ -45,12 +46,13 @@ def estimate(
             hint="use --estimator analytic",
             field="estimator",
         )
+    wanted = config if model is None else _named_targets(config, model)
     digests: dict[tuple[int, int], Digest] = {}
     ranks = []
     for rank, gpu in enumerate(place.gpus):
         kind = gpu.compute_capability or HOPPER
         if kind not in digests:
-            digests[kind] = traced(settings_for(config, hf_config, place, gpu), use_cache=use_cache)
+            digests[kind] = traced(settings_for(wanted, hf_config, place, gpu), use_cache=use_cache)
         ranks.append(_rank(rank, digests[kind], gpu, place, margin))
     worst = max(ranks, key=lambda rank: rank.needed_bytes - rank.capacity_bytes)
     told = digests[place.gpus[worst.rank].compute_capability or HOPPER]
@@ -76,6 +78,13 @@ def estimate(
         step=step,
         notes=(*_notes(told), *notes),
     )
+
+
+def _named_targets(config: RunConfig, model: ModelProfile) -> RunConfig:
+    """``config`` with the modules that ``qv`` means in this architecture, whatever they are called there."""
+    if not config.trains_adapters or QUERY_VALUE not in config.target_names:
+        return config
+    return config.model_copy(update={"lora_targets": ",".join(target_modules(model, config))})
 
 
 def _beside(

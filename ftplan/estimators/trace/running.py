@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from ftplan.errors import InputError
+from ftplan.errors import FtplanError, InputError
 from ftplan.estimators.trace.digest import Digest
 from ftplan.estimators.trace.settings import TraceSettings
 from ftplan.results import from_json, to_json
@@ -81,8 +81,17 @@ def _here(settings: TraceSettings) -> Digest:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells that its CPU kernels are not the fastest
     # By name: this is the one door to torch, and whoever only imports this module must not pass it.
     worker = importlib.import_module("ftplan.estimators.trace.worker")
-    result: Digest = worker.digested(settings)
+    try:
+        result: Digest = worker.digested(settings)
+    except (FtplanError, AssertionError):
+        raise
+    except Exception as error:  # a library's, of an architecture that does what no other did
+        raise _failed(f"{type(error).__name__}: {error}") from error
     return result
+
+
+def _failed(what: str) -> InputError:
+    return InputError(f"the trace failed: {what}", hint="use --estimator analytic", field="estimator")
 
 
 def _in_child(settings: TraceSettings) -> Digest:
@@ -90,7 +99,7 @@ def _in_child(settings: TraceSettings) -> Digest:
     done = subprocess.run(CHILD, input=to_json(settings).encode(), capture_output=True, env=environment, check=False)
     if done.returncode != 0 or not done.stdout:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise InputError(f"the trace failed: {lines[-1]}", hint="use --estimator analytic", field="estimator")
+        raise _failed(lines[-1])
     answer = json.loads(done.stdout)
     if "error" in answer:
         raise InputError(**answer["error"])

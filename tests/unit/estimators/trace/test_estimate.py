@@ -63,6 +63,19 @@ def test_unequal_cards_are_traced_each():
     assert told.ranks[0].peak_allocated_bytes != told.ranks[1].peak_allocated_bytes
 
 
+def test_query_and_value_by_whatever_name():
+    """GPT-2 has one projection for both and the key."""
+    told = traced(model="gpt2", lora_targets="qv", seq_len=128)
+    assert told.trainable_params == 12 * 16 * (768 + 3 * 768)
+
+
+def test_targets_that_no_module_has():
+    config = RunConfig(model="small", seq_len=128, lora_targets="wq")
+    cluster = resolve_inventory(parse_inventory("1xA100-80GB"))
+    with pytest.raises(InputError, match="lora_targets"):
+        estimate(config, None, load_hf_config("gpt2"), cluster)
+
+
 def test_a_card_that_is_too_small():
     assert not traced("1x8GB", method="full", seq_len=2048, micro_batch=16).fits
 

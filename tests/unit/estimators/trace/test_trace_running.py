@@ -61,6 +61,12 @@ def test_a_child_gives_the_same_answer(kept):
     assert running._in_child(settings()) == running._here(settings())
 
 
+def test_what_a_library_raises_is_told_as_one_line():
+    with pytest.raises(InputError, match="the trace failed") as error:
+        running._here(settings({**LLAMA, "num_attention_heads": 3}))
+    assert "analytic" in error.value.hint
+
+
 def test_a_users_mistake_in_a_child_is_told_as_such():
     with pytest.raises(InputError, match="no architecture"):
         running._in_child(settings({**LLAMA, "model_type": "baichuan"}))
