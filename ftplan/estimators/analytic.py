@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ftplan.estimators import host as host_memory
 from ftplan.estimators.activations import Layers
+from ftplan.estimators.combined import combined
 from ftplan.estimators.params import expert_targets, total_params, trainable_params
 from ftplan.estimators.runtime import deepspeed_bytes, fsdp_bytes, nccl_bytes, needed_bytes, reserved_bytes
 from ftplan.estimators.step_time import step_time
@@ -26,31 +27,9 @@ def estimate(config: RunConfig, model: ModelProfile, cluster: Cluster, *, margin
     work = Workload(config, model, cluster)
     layers = Layers.of(work)
     ranks = _rank_estimates(work, layers, margin)
-    worst = max(ranks, key=lambda rank: rank.needed_bytes - rank.capacity_bytes)
     host = host_memory.host_estimate(work, layers)
-    time = step_time(work, layers)
-    tokens = work.tokens * config.accumulation * work.world
-    return Estimate(
-        estimator="analytic",
-        peak_allocated_bytes=worst.peak_allocated_bytes,
-        peak_reserved_bytes=worst.peak_reserved_bytes,
-        process_bytes=worst.process_bytes,
-        needed_bytes=worst.needed_bytes,
-        host_bytes=host.peak_bytes,
-        capacity_bytes=worst.capacity_bytes,
-        fits=all(rank.fits for rank in ranks) and host.fits,
-        peak_phase=worst.peak_phase,
-        step_seconds=time.total_seconds,
-        tokens_per_second=tokens / time.total_seconds,
-        total_params=total_params(model),
-        trainable_params=trainable_params(model, config),
-        provenance=Provenance.worst(term.provenance for term in worst.terms),
-        terms=worst.terms,
-        ranks=ranks,
-        host=host,
-        step=time,
-        notes=_notes(work),
-    )
+    params = (total_params(model), trainable_params(model, config))
+    return combined("analytic", work, ranks, host, step_time(work, layers), params, _notes(work))
 
 
 def _rank_estimates(work: Workload, layers: Layers, margin: float) -> tuple[RankEstimate, ...]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ftplan.errors import InputError
 from ftplan.estimators import analytic
+from ftplan.estimators.combined import combined, worst_of
 from ftplan.estimators.targets import QUERY_VALUE, target_modules
 from ftplan.estimators.trace.digest import Digest
 from ftplan.estimators.trace.running import traced
@@ -54,30 +55,10 @@ def estimate(
         if kind not in digests:
             digests[kind] = traced(settings_for(wanted, hf_config, place, gpu), use_cache=use_cache)
         ranks.append(_rank(rank, digests[kind], gpu, place, margin))
-    worst = max(ranks, key=lambda rank: rank.needed_bytes - rank.capacity_bytes)
-    told = digests[place.gpus[worst.rank].compute_capability or HOPPER]
+    told = digests[place.gpus[worst_of(ranks).rank].compute_capability or HOPPER]
     step, host, notes = _beside(config, model, place, told)
-    return Estimate(
-        estimator="trace",
-        peak_allocated_bytes=worst.peak_allocated_bytes,
-        peak_reserved_bytes=worst.peak_reserved_bytes,
-        process_bytes=worst.process_bytes,
-        needed_bytes=worst.needed_bytes,
-        host_bytes=host.peak_bytes,
-        capacity_bytes=worst.capacity_bytes,
-        fits=all(rank.fits for rank in ranks) and host.fits,
-        peak_phase=worst.peak_phase,
-        step_seconds=step.total_seconds,
-        tokens_per_second=config.tokens_per_micro_batch * config.accumulation * place.world / step.total_seconds,
-        total_params=told.total_params,
-        trainable_params=told.trainable_params,
-        provenance=Provenance.TRACED,
-        terms=worst.terms,
-        ranks=tuple(ranks),
-        host=host,
-        step=step,
-        notes=(*_notes(told), *notes),
-    )
+    params = (told.total_params, told.trainable_params)
+    return combined("trace", place, tuple(ranks), host, step, params, (*_notes(told), *notes))
 
 
 def _named_targets(config: RunConfig, model: ModelProfile) -> RunConfig:
