@@ -67,7 +67,12 @@ def trace(config: RunConfig, request: PlanRequest) -> Estimate:
     from ftplan.estimators.trace.estimate import estimate  # a search never needs it
 
     model = load_model(config.model)
-    return estimate(config, model, load_hf_config(config.model), _cluster(request), margin=request.margin)
+    try:
+        return estimate(config, model, load_hf_config(config.model), _cluster(request), margin=request.margin)
+    except InputError as error:
+        if error.field == "estimator":  # no option of a plan
+            raise InputError(error.message, hint="leave --confirm out", field="confirm") from error
+        raise
 
 
 def _cluster(request: PlanRequest) -> Cluster:

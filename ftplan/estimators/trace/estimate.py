@@ -9,6 +9,7 @@ from typing import Any, Final
 from ftplan.errors import InputError
 from ftplan.estimators import analytic
 from ftplan.estimators.combined import combined, worst_of
+from ftplan.estimators.states import optimizer_cost
 from ftplan.estimators.targets import QUERY_VALUE, target_modules
 from ftplan.estimators.trace.digest import Digest
 from ftplan.estimators.trace.running import traced
@@ -47,6 +48,9 @@ def estimate(
             hint="use --estimator analytic",
             field="estimator",
         )
+    # First, because it refuses names that mean nothing in a moment.
+    optimizer_cost(config.optimizer)
+    closed = None if model is None else analytic.estimate(config, model, cluster)
     wanted = config if model is None else _named_targets(config, model)
     digests: dict[tuple[int, int], Digest] = {}
     ranks = []
@@ -56,7 +60,7 @@ def estimate(
             digests[kind] = traced(settings_for(wanted, hf_config, place, gpu), use_cache=use_cache)
         ranks.append(_rank(rank, digests[kind], gpu, place, margin))
     told = digests[place.gpus[worst_of(ranks).rank].compute_capability or HOPPER]
-    step, host, notes = _beside(config, model, place, told)
+    step, host, notes = _beside(closed, place, told)
     params = (told.total_params, told.trainable_params)
     return combined("trace", place, tuple(ranks), host, step, params, (*_notes(told), *notes))
 
@@ -68,15 +72,12 @@ def _named_targets(config: RunConfig, model: ModelProfile) -> RunConfig:
     return config.model_copy(update={"lora_targets": ",".join(target_modules(model, config))})
 
 
-def _beside(
-    config: RunConfig, model: ModelProfile | None, place: Place, told: Digest
-) -> tuple[StepTime, HostEstimate, tuple[str, ...]]:
+def _beside(closed: Estimate | None, place: Place, told: Digest) -> tuple[StepTime, HostEstimate, tuple[str, ...]]:
     """Time, host and notes: by the closed forms where the model has a profile, else from the trace's work."""
-    if model is None:
+    if closed is None:
         note = "this architecture has no profile: time and host RAM are rough, from the work that was traced"
         return traced_step_time(told, place), _rough_host(told, place), (note,)
-    first = analytic.estimate(config, model, place.cluster)
-    return first.step, _host(first.host, told, place), first.notes
+    return closed.step, _host(closed.host, told, place), closed.notes
 
 
 def settings_for(config: RunConfig, hf_config: Mapping[str, Any], place: Place, gpu: GpuProfile) -> TraceSettings:

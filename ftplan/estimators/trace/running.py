@@ -24,6 +24,7 @@ from ftplan.results import from_json, to_json
 
 LIBRARIES: Final = ("torch", "transformers", "peft", "accelerate")
 DETERMINING: Final = (*LIBRARIES, "trl", "bitsandbytes", "deepspeed", "liger-kernel")
+LIGER: Final = "liger_kernel"
 ZERO: Final = ("zero1", "zero2", "zero3")
 ZERO_ENVIRONMENT: Final[Mapping[str, str]] = {
     "DS_ACCELERATOR": "cpu",
@@ -41,16 +42,22 @@ def require_libraries(settings: TraceSettings) -> None:
     if config.sharding in ZERO:
         needed.append("deepspeed")
     if config.kernels == "liger":
-        needed.append("liger_kernel")
+        needed.append(LIGER)
     if config.quantization != "none" or "8bit" in config.optimizer or config.optimizer.startswith("paged_"):
         needed.append("bitsandbytes")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
             f"the trace needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
-            hint="pip install 'ftplan[train]', or use --estimator analytic",
+            hint=f"pip install {_packages(missing)}, or use --estimator analytic",
             field="estimator",
         )
+
+
+def _packages(missing: list[str]) -> str:
+    """What to install: the extra, and Liger's kernels, which are in none."""
+    wanted = ["'ftplan[train]'"] if missing != [LIGER] else []
+    return " ".join([*wanted, "liger-kernel"] if LIGER in missing else wanted)
 
 
 def traced(settings: TraceSettings, *, use_cache: bool = True) -> Digest:

@@ -37,6 +37,8 @@ BAD = [
     ("error: lora_targets: 'wq' is no linear module", (*PLAN, "--gpus", "2x24GB", "--lora-targets", "wq")),
     ("error: Invalid value for '--seq-len'", (*PLAN, "--gpus", "2x24GB", "--seq-len", "0")),
     ("error: unknown estimator 'guess'", (*ESTIMATE, "--estimator", "guess")),
+    ("error: unknown optimizer 'lion'", (*ESTIMATE, "--optimizer", "lion", "--estimator", "trace")),
+    ("error: lora_targets: 'wq' is no linear module", (*ESTIMATE, "--lora-targets", "wq", "--estimator", "trace")),
     ("error: a trace tells", ("estimate", "--model", "Qwen-7B", "--gpus", "1xcpu:8GB", "--estimator", "trace")),
     ("error: a trace tells", ("plan", "--model", "SmolLM2-135M", "--gpus", "1xcpu:8GB", "--confirm")),
     ("error: Invalid value for '--lora-rank'", (*ESTIMATE, "--lora-rank", "sixteen")),

@@ -89,3 +89,10 @@ def test_a_plan_from_a_file_is_checked_and_kept(plan, monkeypatch):
     told, _ = confirming.before_run(plan, made_before=True)
     assert told.config == plan.config
     assert not told.estimate.fits
+
+
+def test_what_cannot_be_traced_points_at_the_plans_own_option():
+    plan = planning.plan(planning.plan_request("1xcpu:16GB", model="SmolLM2-135M", global_batch=4, seq_len=128))
+    with pytest.raises(InputError, match="CPU") as error:
+        confirming.confirmed(plan)
+    assert error.value.hint == "leave --confirm out"

@@ -56,6 +56,13 @@ def test_what_is_missing_is_named(monkeypatch):
     assert "ftplan[train]" in error.value.hint
 
 
+def test_liger_is_in_no_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "liger_kernel" else object())
+    with pytest.raises(InputError) as error:
+        require_libraries(settings(kernels="liger"))
+    assert error.value.hint.startswith("pip install liger-kernel,")
+
+
 def test_a_child_gives_the_same_answer(kept):
     del kept
     assert running._in_child(settings()) == running._here(settings())
