@@ -68,6 +68,7 @@ class RunConfig(Spec):
     )
     stack: StackName = "trainer"
     expandable_segments: bool = False
+    evaluates: bool = Field(default=False, description="evaluations run between steps, with the same micro-batch")
 
     @model_validator(mode="before")
     @classmethod

@@ -5,54 +5,62 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ftplan.estimators import host as host_memory
-from ftplan.estimators.activations import Layers
 from ftplan.estimators.combined import combined
 from ftplan.estimators.params import expert_targets, total_params, trainable_params
 from ftplan.estimators.runtime import deepspeed_bytes, fsdp_bytes, nccl_bytes, needed_bytes, reserved_bytes
 from ftplan.estimators.step_time import step_time
-from ftplan.estimators.timeline import device_terms, short_lived
+from ftplan.estimators.tape.replaying import replayable, replayed
+from ftplan.estimators.timeline import device_terms, evaluation_exceeds, short_lived
 from ftplan.estimators.workload import Place, Workload
 from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
 from ftplan.results import Estimate, Phase, Provenance, RankEstimate, Term, Timeline
 from ftplan.spec import RunConfig
 
 
-def estimate(config: RunConfig, model: ModelProfile, cluster: Cluster, *, margin: float = 0.0) -> Estimate:
+def estimate(
+    config: RunConfig, model: ModelProfile, cluster: Cluster, *, margin: float = 0.0, replays: bool = False
+) -> Estimate:
     """Memory of every rank and host, and the time of a step.
 
     ``margin`` is the part of each card that is kept free: a configuration fits if the worst rank needs at most
     ``(1 - margin)`` of what its card offers and the host's RAM suffices. Raises InputError for an option that names
     nothing (optimizer, LoRA targets).
+
+    ``replays`` plays every allocation of a few steps through the simulated allocator, a tenth of a second that a search
+    does not have: what is reserved and what is needed are then those of the real allocator, not of a fit.
     """
     work = Workload(config, model, cluster)
-    layers = Layers.of(work)
-    ranks = _rank_estimates(work, layers, margin)
-    host = host_memory.host_estimate(work, layers)
+    ranks = _rank_estimates(work, margin, replays=replays)
+    host = host_memory.host_estimate(work)
     params = (total_params(model), trainable_params(model, config))
-    return combined("analytic", work, ranks, host, step_time(work, layers), params, _notes(work))
+    return combined("analytic", work, ranks, host, step_time(work), params, _notes(work, ranks))
 
 
-def _rank_estimates(work: Workload, layers: Layers, margin: float) -> tuple[RankEstimate, ...]:
+def _rank_estimates(work: Workload, margin: float, *, replays: bool) -> tuple[RankEstimate, ...]:
     """Every rank's estimate; equal cards are estimated once."""
     by_card: dict[tuple[str, int], RankEstimate] = {}
     ranks = []
     for rank, gpu in enumerate(work.cluster.gpus[: work.world]):
         card = (gpu.name, gpu.usable_bytes)
         if card not in by_card:
-            by_card[card] = _rank_estimate(work, layers, gpu, margin)
+            by_card[card] = _rank_estimate(work, gpu, margin, replays=replays)
         ranks.append(replace(by_card[card], rank=rank))
     return tuple(ranks)
 
 
-def _rank_estimate(work: Workload, layers: Layers, gpu: GpuProfile, margin: float) -> RankEstimate:
-    terms = device_terms(work, layers, gpu)
+def _rank_estimate(work: Workload, gpu: GpuProfile, margin: float, *, replays: bool) -> RankEstimate:
+    terms = device_terms(work, gpu)
     timeline = Timeline(terms)
     peak_phase, allocated = timeline.peak
-    reserved = reserved_bytes(allocated, short_lived(work, timeline), gpu, work)
     outside = process_terms(work, gpu)
     beside = sum(term.bytes for term in outside)
-    static = timeline.held_through_bytes
-    needed = needed_bytes(allocated, static, reserved, gpu, work) + beside
+    usable = round(gpu.usable_bytes * (1 - margin))
+    if replays and replayable(work):
+        reserved, needed = replayed(work, gpu, usable - beside)
+    else:
+        reserved = reserved_bytes(allocated, short_lived(work, terms), gpu, work)
+        needed = needed_bytes(allocated, timeline.held_through_bytes, reserved, gpu, work)
+    needed += beside
     return RankEstimate(
         rank=0,
         device=gpu.name,
@@ -61,7 +69,7 @@ def _rank_estimate(work: Workload, layers: Layers, gpu: GpuProfile, margin: floa
         process_bytes=reserved + beside,
         needed_bytes=needed,
         capacity_bytes=gpu.usable_bytes,
-        fits=needed <= gpu.usable_bytes * (1 - margin),
+        fits=needed <= usable,
         peak_phase=peak_phase,
         terms=terms,
     )
@@ -99,8 +107,10 @@ def _expert_notes(work: Workload) -> list[str]:
     return notes
 
 
-def _notes(work: Workload) -> tuple[str, ...]:
+def _notes(work: Workload, ranks: tuple[RankEstimate, ...]) -> tuple[str, ...]:
     notes = []
+    if evaluation_exceeds(work, ranks[0].terms):
+        notes.append("an evaluation with this micro-batch would need more than a step does; it is not counted")
     if work.config.sharding == "none" and work.cluster.world_size > 1:
         notes.append(f"sharding none runs one process: {work.cluster.world_size - 1} devices stay idle")
     if work.is_fsdp and work.config.offload == "optimizer":

@@ -45,6 +45,18 @@ class _Blocks:
         self.allocated += block
 
 
+def rounding(size: float) -> int:
+    """Bytes that a block of its own holds beyond a tensor of ``size`` bytes, where what is left is too small to split.
+
+    Large tensors get segments of multiples of 2 MiB, of which up to 1 MiB stays with the block; smaller ones share
+    segments, and lose little.
+    """
+    if size < MEDIUM:
+        return 0
+    rest = -int(size) % SEGMENT_ROUNDING
+    return rest if rest <= SMALL else 0
+
+
 def _segment(size: int) -> int:
     if size <= SMALL:
         return SMALL_SEGMENT
@@ -59,14 +71,14 @@ def unsplit_bytes(model: ModelProfile, element: float, packed_element: float, sh
     tensor is split over ``shards`` ranks.
     """
     blocks, exact = _Blocks(), 0
-    for elements, packs in _tensors(model):
+    for elements, packs in tensors(model):
         size = ceil_div(round(elements * (packed_element if packs else element)), shards)
         blocks.add(size)
         exact += size
     return blocks.allocated - exact
 
 
-def _tensors(model: ModelProfile) -> Iterator[tuple[int, bool]]:
+def tensors(model: ModelProfile) -> Iterator[tuple[int, bool]]:
     """(elements, packed in 4-bit) of every weight in the order modules are made."""
     yield model.embedding_params, False
     for layer in model.layers:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ftplan.estimators import sharding, states
-from ftplan.estimators.activations import Layers
-from ftplan.estimators.params import total_params, trainable_params
+from ftplan.estimators.params import total_params
 from ftplan.estimators.timeline import device_terms
 from ftplan.estimators.workload import Workload
 from ftplan.profiles.runtime import runtime_figure
@@ -17,10 +16,10 @@ SHARD_FILE_BYTES: Final = 5 * GB
 """Size of one checkpoint file: what a rank has in memory while it loads file by file (transformers' max_shard_size)."""
 
 
-def host_estimate(work: Workload, layers: Layers) -> HostEstimate:
+def host_estimate(work: Workload) -> HostEstimate:
     """RAM of the node with the most: every rank on it, and on node 0 the rank that loads and saves for all."""
     node = max(work.cluster.nodes, key=lambda node: len(node.gpus))
-    terms = tuple(_cpu_terms(work, layers) if node.gpus[0].kind == "cpu" else _gpu_terms(work))
+    terms = tuple(_cpu_terms(work) if node.gpus[0].kind == "cpu" else _gpu_terms(work))
     phase, peak = Timeline(terms).peak
     capacity = node.host.memory_bytes
     return HostEstimate(peak, capacity, node.host.memory_assumed, peak <= capacity, phase, terms)
@@ -52,7 +51,7 @@ def _gpu_terms(work: Workload) -> list[Term]:
     return terms
 
 
-def _cpu_terms(work: Workload, layers: Layers) -> list[Term]:
+def _cpu_terms(work: Workload) -> list[Term]:
     """On a CPU the device is the host: every rank's tensors and its process."""
     gpu = work.cluster.gpus[0]
     ranks = work.ranks_per_node
@@ -66,7 +65,7 @@ def _cpu_terms(work: Workload, layers: Layers) -> list[Term]:
             Provenance.ASSUMED,
         )
     ]
-    for term in device_terms(work, layers, gpu):
+    for term in device_terms(work, gpu):
         terms.append(Term(term.name, ranks * term.bytes, term.alive, term.reason, term.source, term.provenance))
     return terms
 
@@ -95,7 +94,7 @@ def _loading_reason(work: Workload) -> str:
 
 def _offloaded_bytes(work: Workload) -> int:
     """Bytes of one rank: fp32 master, gradient and two moments under ZeRO; FSDP2 moves its shards as they are."""
-    trainable = trainable_params(work.model, work.config)
+    trainable = work.trainable
     paged = states.optimizer_cost(work.config.optimizer).paged
     if not sharding.offloads_optimizer(work):
         return states.optimizer_states(work) if paged else 0

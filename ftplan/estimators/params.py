@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
+from ftplan.estimators.blocks import tensors
 from ftplan.estimators.targets import (
     ExpertTarget,
     expert_targets,
@@ -31,6 +32,8 @@ __all__ = [
     "targeted_linears",
     "total_params",
     "trainable_params",
+    "trainable_tensor_count",
+    "untouched_params",
 ]
 
 _CACHED: Final = 1024
@@ -54,6 +57,39 @@ def trainable_params(model: ModelProfile, config: RunConfig) -> int:
     if not config.trains_adapters:
         return model.total_params
     return config.lora_rank * _adapter_params_per_rank(model, config.lora_targets)
+
+
+@lru_cache(maxsize=_CACHED)
+def _adapted_tensors(model: ModelProfile, targets: str) -> int:
+    modules = sum(count for count, _ in model_targets(model, targets))
+    return 2 * (modules + sum(count for count, _ in model_expert_targets(model, targets)))
+
+
+@lru_cache(maxsize=_CACHED)
+def _weight_tensors(model: ModelProfile) -> int:
+    return sum(1 for _ in tensors(model))
+
+
+def trainable_tensor_count(model: ModelProfile, config: RunConfig) -> int:
+    """Count the tensors that train: each weight, or two matrices for each adapter."""
+    return _adapted_tensors(model, config.lora_targets) if config.trains_adapters else _weight_tensors(model)
+
+
+def untouched_params(model: ModelProfile, config: RunConfig) -> int:
+    """Count the trainable elements that text-only samples give no gradient: those of a vision tower."""
+    if model.vision is None:
+        return 0
+    if not config.trains_adapters:
+        return model.vision.params
+    return config.lora_rank * _vision_adapter_params_per_rank(model, config.lora_targets)
+
+
+@lru_cache(maxsize=_CACHED)
+def _vision_adapter_params_per_rank(model: ModelProfile, targets: str) -> int:
+    towers = model.vision.linears if model.vision else ()
+    adapted = model_targets(model, targets)[-len(towers) :] if towers else ()
+    known = {id(linear) for _, linear in towers}
+    return sum(count * (linear.in_features + linear.out_features) for count, linear in adapted if id(linear) in known)
 
 
 @lru_cache(maxsize=_CACHED)

@@ -9,13 +9,18 @@ from ftplan.profiles.runtime import Figure, runtime_figure
 from ftplan.profiles.schema import GpuProfile
 
 
-def workspace_bytes(gpu: GpuProfile) -> Figure:
-    """cuBLAS workspaces of the forward and the backward thread, from the caching allocator."""
+def workspace_bytes(gpu: GpuProfile, work: Workload) -> Figure:
+    """cuBLAS workspaces of the forward and the backward thread, from the caching allocator.
+
+    Products with a bias take cuBLASLt's beside; checkpointing runs them in the backward thread too.
+    """
     if gpu.kind == "cpu":
         return Figure(0, "no cuBLAS on a CPU")
     hopper = gpu.compute_capability == (9, 0)
     one = runtime_figure("workspace_bytes", "hopper" if hopper else "other")
-    return Figure(2 * one.value, one.source)
+    biased = not work.quantized and any(linear.bias for group in work.model.groups for linear in group.layer.linears)
+    with_bias = (1 + work.config.gradient_checkpointing) * biased
+    return Figure(2 * one.value + with_bias * runtime_figure("workspace_bytes", "with_bias").value, one.source)
 
 
 def nccl_bytes(gpu: GpuProfile, work: Place) -> Figure:
@@ -59,10 +64,13 @@ def needed_bytes(allocated: int, static: int, reserved: int, gpu: GpuProfile, wo
 
     With expandable segments a slack over what comes and goes (``allocated`` less the ``static`` weights), as capped
     runs showed, and more where side streams hold memory that the main one cannot take. With the default allocator what
-    it would reserve unhindered, because fragments decide and several capped runs failed at 1.05 times the tensors.
+    it would reserve unhindered and a slack on it, because fragments decide: capped runs failed at 1.05 times the
+    tensors.
     """
     if gpu.kind == "cpu":
         return allocated
     sharded = work.is_fsdp or work.zero_stage
     slack = runtime_figure("expandable_slack_sharded" if sharded else "expandable_slack").value
-    return allocated + round(slack * (allocated - static)) if work.config.expandable_segments else reserved
+    if work.config.expandable_segments:
+        return allocated + round(slack * (allocated - static))
+    return round(reserved * (1 + runtime_figure("default_slack").value))

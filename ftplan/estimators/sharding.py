@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from ftplan.estimators.params import trainable_params
-from ftplan.estimators.states import largest_trainable, trainable_blocks, whole_weight_bytes
+from ftplan.estimators.params import expert_targets, layer_targets
+from ftplan.estimators.states import largest_trainable, trainable_blocks, weight_bytes, whole_weight_bytes
 from ftplan.estimators.workload import Workload
-from ftplan.units import ceil_div
+from ftplan.profiles.schema import LayerProfile
+from ftplan.units import DTYPE_BYTES, ceil_div
 
 FP32: Final = 4
 
@@ -33,7 +34,7 @@ def ddp_buckets(work: Workload) -> int:
     """DDP copies every trainable gradient into buckets (gradient_as_bucket_view is off): one more gradient."""
     if work.config.sharding != "ddp":
         return 0
-    return trainable_params(work.model, work.config) * work.gradient_bytes
+    return work.trainable * work.gradient_bytes
 
 
 def zero_buffers(work: Workload) -> int:
@@ -46,7 +47,7 @@ def zero_buffers(work: Workload) -> int:
     if work.zero_stage and offloads_optimizer(work):
         return largest_trainable(work) * element if work.zero_stage < 3 else 0
     if work.zero_stage == 3:
-        return ceil_div(trainable_params(work.model, work.config), work.world) * element
+        return ceil_div(work.trainable, work.world) * element
     return 0
 
 
@@ -54,7 +55,7 @@ def zero_buckets(work: Workload) -> int:
     """Reduce buckets of H² elements in the backward (transformers' "auto"): two (overlap) in ZeRO-1/2, one in 3."""
     if not work.zero_stage:
         return 0
-    bucket = min(work.model.hidden_size**2, trainable_params(work.model, work.config))
+    bucket = min(work.model.hidden_size**2, work.trainable)
     return bucket * work.compute_bytes * (1 if work.zero_stage == 3 else 2)
 
 
@@ -62,6 +63,20 @@ def layer_weight_bytes(work: Workload) -> int:
     """Gathered weights of the largest layer, in the compute dtype or packed."""
     largest = max(group.layer.params for group in work.model.groups)
     return _gathered(largest, work)
+
+
+def gathered_layer_bytes(work: Workload, layer: LayerProfile) -> int:
+    """Whole parameters of one layer as FSDP2 gathers them, adapters included."""
+    config = work.config
+    packed = [each for each in layer.linears if work.quantized and each.is_linear and each.quantizable]
+    half = sum(each.weight_params for each in packed)
+    element = work.gathered_bytes
+    adapters = sum(each.in_features + each.out_features for each in layer_targets(layer, config)) * config.lora_rank
+    adapters += sum(each.params_per_rank for each in expert_targets(layer, config)) * config.lora_rank
+    if not config.trains_adapters:
+        adapters = 0
+    own = work.compute_bytes if work.casts_parameters else work.trainable_bytes
+    return half // 2 + (layer.params - half) * element + adapters * own
 
 
 def tail_weight_bytes(work: Workload) -> int:
@@ -110,7 +125,7 @@ def zero3_live(work: Workload) -> int:
 
 def gradients_in_backward(work: Workload) -> int:
     """Gradients at the end of the backward: sharded as they are reduced, plus a layer's whole gradients on the way."""
-    total = trainable_params(work.model, work.config)
+    total = work.updated
     if work.zero_stage and offloads_optimizer(work):
         return 0
     if work.zero_stage == 3:
@@ -123,18 +138,28 @@ def gradients_in_backward(work: Workload) -> int:
     return held
 
 
+def whole_before_sharding(work: Workload) -> int:
+    """Bytes of a 4-bit model and its adapters on one rank beyond its shards.
+
+    bitsandbytes packs on the device, and accelerate has no low-memory loading for what it packed, so that every rank
+    holds the whole model before FSDP2 shards it.
+    """
+    adapters = work.trainable * DTYPE_BYTES[work.config.adapter_dtype]
+    shard = work.sharded(work.trainable * work.trainable_bytes, work.parameter_shards)
+    return max(0, whole_weight_bytes(work) - weight_bytes(work) + adapters - shard)
+
+
 def gradients_at_step(work: Workload) -> int:
     """Gradients while the optimizer runs; DeepSpeed converts its partition to fp32 and keeps both."""
-    total = trainable_params(work.model, work.config)
+    total = work.updated
     if offloads_optimizer(work) and (work.zero_stage or work.is_fsdp):
         return 0
-    blocks = trainable_blocks(work, work.gradient_bytes, work.gradient_shards)
-    held = ceil_div(total, work.gradient_shards) * work.gradient_bytes + blocks
     if work.zero_stage == 3:
         return ceil_div(total, work.world) * FP32
     if work.zero_stage:
-        return held + ceil_div(total, work.world) * FP32
-    return held
+        return ceil_div(total, work.world) * (work.gradient_bytes + FP32)
+    blocks = trainable_blocks(work, work.gradient_bytes, work.gradient_shards)
+    return ceil_div(total, work.gradient_shards) * work.gradient_bytes + blocks
 
 
 def accumulated_gradients(work: Workload) -> int:
@@ -145,7 +170,7 @@ def accumulated_gradients(work: Workload) -> int:
     """
     if work.config.accumulation == 1:
         return 0
-    total = trainable_params(work.model, work.config)
+    total = work.updated
     if work.is_fsdp and not work.config.sync_each_batch:
         return total * work.compute_bytes
     if work.is_fsdp:

@@ -6,15 +6,17 @@ or a size in bytes; shapes and dtypes are in its docstring.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 from ftplan.errors import UnknownNameError
 from ftplan.estimators.blocks import unsplit_bytes
-from ftplan.estimators.params import total_params, trainable_params
+from ftplan.estimators.params import total_params
 from ftplan.estimators.workload import Workload
-from ftplan.profiles.schema import ModelProfile
+from ftplan.profiles.runtime import runtime_figure
+from ftplan.profiles.schema import GpuProfile, ModelProfile
 from ftplan.results import Phase, Term
 
 ALWAYS: Final = tuple(Phase)
@@ -101,8 +103,16 @@ def quantized_params(model: ModelProfile) -> int:
 
 
 def weight_bytes(work: Workload) -> int:
-    """Base weights of one rank: P elements in the loaded dtype, over the ranks if parameters are sharded."""
-    return work.sharded(whole_weight_bytes(work), work.parameter_shards)
+    """Base weights of one rank: P elements in the loaded dtype, over the ranks if parameters are sharded.
+
+    FSDP2 shards packed weights, but every rank has all their scales, which are no parameters.
+    """
+    scales = round(quantized_params(work.model) * (_packed_element(work) - 0.5)) if work.quantized else 0
+    return work.sharded(whole_weight_bytes(work) - scales, work.parameter_shards) + scales
+
+
+def _packed_element(work: Workload) -> float:
+    return NF4_DOUBLE_BYTES if work.config.double_quantization else NF4_BYTES
 
 
 def whole_weight_bytes(work: Workload) -> int:
@@ -113,8 +123,7 @@ def whole_weight_bytes(work: Workload) -> int:
     if not work.quantized:
         return total * work.frozen_bytes
     packed = quantized_params(work.model)
-    per_element = NF4_DOUBLE_BYTES if work.config.double_quantization else NF4_BYTES
-    return round(packed * per_element) + (total - packed) * work.unquantized_bytes
+    return round(packed * _packed_element(work)) + (total - packed) * work.unquantized_bytes
 
 
 def weights(work: Workload) -> Term:
@@ -130,7 +139,7 @@ def weights(work: Workload) -> Term:
 
 
 def _weight_blocks(work: Workload) -> int:
-    if work.on_cpu or work.zero_stage:
+    if work.on_cpu or work.zero_stage or work.config.expandable_segments:
         return 0
     element = work.trainable_bytes if work.trains_all else work.unquantized_bytes
     packed = 0.5 if work.quantized else element
@@ -142,21 +151,21 @@ def trainable_blocks(work: Workload, element: int, shards: int) -> int:
 
     Adapters are too small for blocks of their own; DeepSpeed keeps flat buffers.
     """
-    if not work.trains_all or work.on_cpu or work.zero_stage:
+    if not work.trains_all or work.on_cpu or work.zero_stage or work.config.expandable_segments:
         return 0
     return unsplit_bytes(work.model, element, element, shards)
 
 
 def adapters(work: Workload) -> Term:
     """LoRA's A [r, in] and B [out, r] of every target."""
-    size = trainable_params(work.model, work.config) * work.trainable_bytes
+    size = work.trainable * work.trainable_bytes
     reason = f"rank {work.config.lora_rank} on {work.config.lora_targets}"
     return Term("adapters", work.sharded(size, work.parameter_shards), ALWAYS, reason, "peft/tuners/lora/layer.py")
 
 
 def master_weights(work: Workload) -> Term:
     """DeepSpeed's flat fp32 copy of the trainables, 4 T / W (stage_1_and_2.py, stage3.py)."""
-    size = FP32 * trainable_params(work.model, work.config)
+    size = FP32 * work.trainable
     return Term(
         "master weights",
         work.sharded(size, work.optimizer_shards),
@@ -169,11 +178,13 @@ def master_weights(work: Workload) -> Term:
 def optimizer_states(work: Workload) -> int:
     """Bytes of the optimizer's states of one rank between steps."""
     cost = optimizer_cost(work.config.optimizer)
-    trainable = trainable_params(work.model, work.config)
+    trainable = work.updated
     if cost.factored:
-        return work.sharded(_factored_elements(work) * FP32, work.optimizer_shards)
+        # DeepSpeed's partition is one flat tensor, which has no rows and columns.
+        elements = work.updated if work.zero_stage else _factored_elements(work)
+        return work.sharded(elements * FP32, work.optimizer_shards)
     element = (FP32 if work.zero_stage else work.trainable_bytes) if cost.follows_parameter else 1
-    if cost.state_is_8bit and work.trains_all:
+    if cost.state_is_8bit and work.trains_all and not work.zero_stage:
         wide = _embedding_elements(work.model)
         total = round((trainable - wide) * cost.state + wide * cost.moments * FP32)
         return work.sharded(total, work.optimizer_shards)
@@ -182,19 +193,41 @@ def optimizer_states(work: Workload) -> int:
     return total + cost.moments * blocks
 
 
+def workspace_blocks(gpu: GpuProfile, work: Workload) -> list[int]:
+    """Bytes of the cuBLAS workspaces that a thread takes at its first product; with biases cuBLASLt's beside."""
+    hopper = gpu.compute_capability == (9, 0)
+    blocks = [int(runtime_figure("workspace_bytes", "hopper" if hopper else "other").value)]
+    if not work.quantized and any(linear.bias for group in work.model.groups for linear in group.layer.linears):
+        blocks.append(int(runtime_figure("workspace_bytes", "with_bias").value))
+    return blocks
+
+
+def factored_bytes(elements: int) -> int:
+    """Adafactor's row and column of a square matrix of ``elements``."""
+    return int(2 * math.sqrt(elements)) * FP32
+
+
 def optimizer_temporary(work: Workload) -> int:
     """Bytes the optimizer's step allocates and frees: foreach Adam's root, Adafactor's update of its largest tensor.
 
+    transformers' Adafactor makes a square and a sum, and of 16-bit parameters copies of weight and gradient in fp32.
     ZeRO-1/2 flatten their gradient partition, 2 T / W in bf16, before they convert it, and free it before Adam's root.
     """
     cost = optimizer_cost(work.config.optimizer)
-    trainable = trainable_params(work.model, work.config)
+    trainable = work.updated
+    if cost.factored and work.zero_stage:
+        return 2 * work.sharded(FP32 * trainable, work.optimizer_shards)
     if cost.factored:
-        return 2 * FP32 * largest_trainable(work)
+        return adafactor_copies(work) * FP32 * largest_trainable(work)
     element = FP32 if work.zero_stage else work.trainable_bytes
     blocks = trainable_blocks(work, element, work.optimizer_shards) if cost.temporary else 0
     flat = work.sharded(trainable * work.compute_bytes, work.optimizer_shards) if work.zero_stage in (1, 2) else 0
     return max(work.sharded(round(trainable * cost.temporary * element), work.optimizer_shards) + blocks, flat)
+
+
+def adafactor_copies(work: Workload) -> int:
+    """fp32 tensors like a parameter that transformers' Adafactor has at once (optimization.py, Adafactor.step)."""
+    return 2 if work.trainable_bytes == FP32 else 4
 
 
 def largest_trainable(work: Workload) -> int:
@@ -202,8 +235,12 @@ def largest_trainable(work: Workload) -> int:
     if work.config.trains_adapters:
         widest = max(max(linear.in_features, linear.out_features) for linear in work.model.layers[0].linears)
         return work.config.lora_rank * widest
-    largest_linear = max(linear.weight_params for layer in work.model.groups for linear in layer.layer.linears)
-    return max(work.model.embedding_params, largest_linear)
+    found = [work.model.embedding_params]
+    for group in work.model.groups:
+        found += [linear.weight_params for linear in group.layer.linears]
+        experts = group.layer.mlp.experts
+        found += [weight.weight_params * experts.count for weight in experts.weights] if experts else []
+    return max(found)
 
 
 def _embedding_elements(model: ModelProfile) -> int:
@@ -214,7 +251,7 @@ def _embedding_elements(model: ModelProfile) -> int:
 def _factored_elements(work: Workload) -> int:
     """Adafactor's second moment: a row and a column for each matrix."""
     if work.config.trains_adapters:
-        return 2 * trainable_params(work.model, work.config) // max(1, work.config.lora_rank)
+        return 2 * work.updated // max(1, work.config.lora_rank)
     per_layer = sum(
         group.count * sum(linear.in_features + linear.out_features for linear in group.layer.linears)
         for group in work.model.groups

@@ -1,29 +1,37 @@
 """Seconds of one optimizer step: arithmetic, memory traffic, kernel launches, communication, offload, optimizer.
 
-A first model: the device needs the longer of its work and the host's launches; communication overlaps the work. The
+The device works while the host launches: the longer of the two decides, and a little more where they are near. What is
+written and how many results there are follows from the program of the step. Communication overlaps the work. The
 constants are in ``profiles/data/runtime.json`` (``step_time``) with the cases they were fitted on.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from ftplan.estimators import sharding, states
-from ftplan.estimators.activations import Layers
-from ftplan.estimators.params import layer_targets, total_params, trainable_params
+from ftplan.estimators.params import layer_targets, total_params, trainable_tensor_count
+from ftplan.estimators.tape.build import moments_for
+from ftplan.estimators.tape.moments import Batch, Traffic
 from ftplan.estimators.workload import Workload
 from ftplan.profiles.runtime import runtime_figure
 from ftplan.profiles.schema import GpuProfile, LayerProfile
 from ftplan.results import StepTime
 
+OVERLAP_ORDER: Final = 4
 
-def step_time(work: Workload, layers: Layers) -> StepTime:
+
+def step_time(work: Workload) -> StepTime:
     """Time of one optimizer step: all micro-batches of its slowest device, and the update."""
     gpu = min(work.cluster.gpus[: work.world], key=lambda gpu: gpu.flops.get("bf16", gpu.flops.get("fp32", 0.0)))
-    compute = _arithmetic_seconds(work, gpu) + _traffic_seconds(work, layers, gpu)
-    launches = _launch_seconds(work)
+    traffic = moments_for(work).traffic
+    compute = _arithmetic_seconds(work, gpu) + _traffic_seconds(work, traffic, gpu)
+    launches = _launch_seconds(work, traffic)
     communication, exposed = _communication_seconds(work, gpu)
     micro_steps = work.config.accumulation
-    hidden = min(communication, max(compute, launches))
-    busy = max(compute, launches, communication) + exposed + _constant("overlap_loss") * hidden
+    alone = _overlapped(compute, launches)
+    hidden = min(communication, alone)
+    busy = max(alone, communication) + exposed + _constant("overlap_loss") * hidden
     optimizer = _optimizer_seconds(work, gpu)
     offload = _offload_seconds(work, gpu)
     parts = {"compute": compute, "kernel launches": launches, "communication": communication}
@@ -52,7 +60,7 @@ def step_flops(work: Workload) -> float:
     )
     forward_layers = 2 * tokens * layers + tokens * config.seq_len * scores
     head = 2 * tokens * work.model.embedding_params
-    adapters = 6 * tokens * trainable_params(work.model, config) if config.trains_adapters else 0
+    adapters = 6 * tokens * work.trainable if config.trains_adapters else 0
     backward = 1 if config.trains_adapters else 2
     recompute = 1 if config.gradient_checkpointing else 0
     return forward_layers * (1 + backward + recompute) + head * (1 + backward) + adapters
@@ -76,34 +84,44 @@ def _arithmetic_seconds(work: Workload, gpu: GpuProfile) -> float:
     return step_flops(work) / (peak * _constant("matmul_efficiency"))
 
 
-def _traffic_seconds(work: Workload, layers: Layers, gpu: GpuProfile) -> float:
-    """Element-wise work reads and writes the saved tensors several times; 4-bit weights are unpacked in each pass."""
-    logits = work.tokens * work.model.vocab_size
-    passes = _passes(work)
-    moved = passes * layers.saved * _constant("activation_touches") + logits * _constant("logit_bytes")
-    if work.quantized:
-        moved += passes * states.quantized_params(work.model) * _constant("dequantization_bytes")
-    return moved / gpu.memory_bytes_per_second
+def _overlapped(one: float, other: float) -> float:
+    """The longer of two that run beside each other; 19 % more where they are equal (a norm of order 4)."""
+    longer = max(one, other)
+    return longer * (1 + (min(one, other) / longer) ** OVERLAP_ORDER) ** (1 / OVERLAP_ORDER) if longer else 0.0
+
+
+def _traffic_seconds(work: Workload, traffic: Traffic, gpu: GpuProfile) -> float:
+    """Every byte that is written is read again, more or less often; 4-bit weights are unpacked in each pass."""
+    batch = Batch(work.config.micro_batch, work.config.seq_len)
+    return batch.bytes(traffic.written) * _constant("written_touches") / gpu.memory_bytes_per_second
 
 
 def _passes(work: Workload) -> float:
     return 2.0 + (1.0 if work.config.gradient_checkpointing else 0.0)
 
 
-def _launch_seconds(work: Workload) -> float:
-    """Host time to launch a micro-batch's kernels: per layer, and per adapter that peft adds."""
-    if work.cluster.gpus[0].kind == "cpu":
+def _launch_seconds(work: Workload, traffic: Traffic) -> float:
+    """Host time of a micro-batch: results that checkpointing recomputes through Python, and those of the engine.
+
+    4-bit products bring their own, and so does DeepSpeed's hook on each gradient; the step over all trainable tensors
+    is spread over the micro-batches.
+    """
+    if work.on_cpu:
         return 0.0
-    modules = 0.0
-    for group in work.model.groups:
-        adapters = len(layer_targets(group.layer, work.config)) if work.config.trains_adapters else 0
-        per_layer = _constant("launch_per_layer") + adapters * _constant("launch_per_adapter")
-        if work.quantized:
-            per_layer += len(group.layer.linears) * _constant("launch_per_quantized")
-        if work.is_fsdp:
-            per_layer += _layer_modules(group.layer, adapters) * _constant("launch_per_fsdp_parameter")
-        modules += group.count * per_layer
-    return modules * (_passes(work) + (_constant("recompute_extra") if work.config.gradient_checkpointing else 0.0))
+    seconds = _constant("launch_fixed") + traffic.recomputed * _constant("launch_per_recomputed")
+    seconds += traffic.backward * _constant("launch_per_backward")
+    if work.quantized:
+        packed = sum(
+            group.count * sum(each.is_linear and each.quantizable for each in group.layer.linears)
+            for group in work.model.groups
+        )
+        seconds += packed * _passes(work) * _constant("launch_per_quantized")
+    if work.is_fsdp:
+        seconds += _modules(work) * _passes(work) * _constant("launch_per_fsdp_parameter")
+    tensors = trainable_tensor_count(work.model, work.config)
+    if work.zero_stage in (1, 2):  # stage 3's gathers have a cost of their own
+        seconds += tensors * _constant("launch_per_zero_tensor")
+    return seconds + tensors * _constant("launch_per_tensor") / work.config.accumulation
 
 
 def _communication_seconds(work: Workload, gpu: GpuProfile) -> tuple[float, float]:
@@ -115,7 +133,7 @@ def _communication_seconds(work: Workload, gpu: GpuProfile) -> tuple[float, floa
         hosts = min(node.host.network_bytes_per_second for node in work.cluster.nodes)
         link = min(link, hosts / work.ranks_per_node)
     ring = (work.world - 1) / work.world
-    gradients = trainable_params(work.model, work.config) * work.compute_bytes
+    gradients = work.trainable * work.compute_bytes
     moved = 2 * ring * gradients / work.config.accumulation
     exposed = 0.0
     if work.parameter_shards > 1:
@@ -147,16 +165,16 @@ def _optimizer_seconds(work: Workload, gpu: GpuProfile) -> float:
     """Reads and writes of weights, gradients and states on the device."""
     if sharding.offloads_optimizer(work):
         return 0.0
-    trainable = work.sharded(trainable_params(work.model, work.config), work.optimizer_shards)
+    trainable = work.sharded(work.trainable, work.optimizer_shards)
     moved = trainable * work.trainable_bytes * 4 + 3 * states.optimizer_states(work)
-    return moved / gpu.memory_bytes_per_second
+    return moved * _constant("optimizer_touches") / gpu.memory_bytes_per_second
 
 
 def _offload_seconds(work: Workload, gpu: GpuProfile) -> float:
     """Gradients and weights over PCIe, and Adam on the host."""
     if not sharding.offloads_optimizer(work):
         return 0.0
-    trainable = work.sharded(trainable_params(work.model, work.config), work.optimizer_shards)
+    trainable = work.sharded(work.trainable, work.optimizer_shards)
     moved = trainable * (work.gradient_bytes * work.config.accumulation + work.compute_bytes)
     if sharding.offloads_parameters(work):
         moved += int(_passes(work)) * work.config.accumulation * states.weight_bytes(work)

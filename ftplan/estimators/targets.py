@@ -60,7 +60,7 @@ def targeted_linears(model: ModelProfile, config: RunConfig) -> tuple[tuple[int,
 
 def layer_targets(layer: LayerProfile, config: RunConfig) -> tuple[LinearProfile, ...]:
     """List the linear modules of one layer that get an adapter; names that match nothing are not noticed here."""
-    return _layer_targets(layer, config.lora_targets)
+    return layer_targets_named(layer, config.lora_targets)
 
 
 def expert_targets(layer: LayerProfile, config: RunConfig) -> tuple[ExpertTarget, ...]:
@@ -68,7 +68,7 @@ def expert_targets(layer: LayerProfile, config: RunConfig) -> tuple[ExpertTarget
 
     peft folds such an adapter into a copy of the whole parameter in every forward, and takes no dropout with it.
     """
-    return _expert_targets(layer, config.lora_targets)
+    return expert_targets_named(layer, config.lora_targets)
 
 
 def target_modules(model: ModelProfile, config: RunConfig) -> tuple[str, ...]:
@@ -81,24 +81,26 @@ def model_targets(model: ModelProfile, targets: str) -> tuple[tuple[int, LinearP
     """Do what `targeted_linears` does, from the text of ``lora_targets`` alone."""
     names = _names(model, targets)
     _check_names(model, names)
-    in_layers = [(group.count, each) for group in model.groups for each in _layer_targets(group.layer, targets)]
+    in_layers = [(group.count, each) for group in model.groups for each in layer_targets_named(group.layer, targets)]
     in_vision = [(count, each) for count, each in _vision_linears(model) if _is_targeted(each, names)]
     return (*in_layers, *in_vision)
 
 
 def model_expert_targets(model: ModelProfile, targets: str) -> tuple[tuple[int, ExpertTarget], ...]:
     """List the adapters on experts and routers with how many layers have each."""
-    return tuple((group.count, each) for group in model.groups for each in _expert_targets(group.layer, targets))
+    return tuple((group.count, each) for group in model.groups for each in expert_targets_named(group.layer, targets))
 
 
 @lru_cache(maxsize=_CACHED)
-def _layer_targets(layer: LayerProfile, targets: str) -> tuple[LinearProfile, ...]:
+def layer_targets_named(layer: LayerProfile, targets: str) -> tuple[LinearProfile, ...]:
+    """Do what `layer_targets` does, from the text of ``lora_targets`` alone."""
     names = _layer_names(layer, targets)
     return tuple(each for each in layer.linears if _is_targeted(each, names))
 
 
 @lru_cache(maxsize=_CACHED)
-def _expert_targets(layer: LayerProfile, targets: str) -> tuple[ExpertTarget, ...]:
+def expert_targets_named(layer: LayerProfile, targets: str) -> tuple[ExpertTarget, ...]:
+    """Do what `expert_targets` does, from the text of ``lora_targets`` alone."""
     experts = layer.mlp.experts
     if experts is None or experts.router is None:
         return ()

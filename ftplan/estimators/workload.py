@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ftplan.estimators.params import trainable_params, untouched_params
 from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
 from ftplan.profiles.stacks import load_stack
 from ftplan.spec import RunConfig
@@ -46,6 +47,8 @@ class Workload(Place):
     Attributes:
         shard_ranks: ranks that one copy of the sharded state is spread over: a node's under HSDP, else all.
         parameter_shards, gradient_shards, optimizer_shards: over how many ranks each is split.
+        trainable: elements that train.
+        updated: those of them that get gradients, and with them optimizer states; DeepSpeed keeps states for all.
         tokens: tokens of one micro-batch on one rank.
         quantized: linear weights are 4-bit.
         trains_all: every weight has a gradient, embeddings too; otherwise only adapters do.
@@ -56,6 +59,8 @@ class Workload(Place):
         trainable_bytes: element of a trainable parameter as the optimizer sees it on the device.
         gradient_bytes: element of a gradient as backward leaves it: the parameter's.
         stream_bytes: element of the residual stream: the embedding's; FSDP2's policy and DeepSpeed cast to compute.
+        casts_parameters: FSDP2's mixed precision or DeepSpeed gives the forward parameters of the compute dtype.
+        gathered_bytes: element of a parameter that FSDP2 gathers, if it is not packed.
         casts_weights: autocast makes a compute-dtype copy of the base weights: fp32 weights under autocast.
     """
 
@@ -65,6 +70,8 @@ class Workload(Place):
         self.stack = load_stack(config.stack)
         self._set_ranks()
         self._set_elements()
+        self.trainable = trainable_params(model, config)
+        self.updated = self.trainable - (0 if self.zero_stage else untouched_params(model, config))
 
     def _set_ranks(self) -> None:
         sharding = self.config.sharding
@@ -81,25 +88,43 @@ class Workload(Place):
         self.autocast = config.precision != "none" and not self.zero_stage
         self.frozen_bytes = DTYPE_BYTES[config.weights_dtype]
         self.unquantized_bytes = FP32 if config.prepare_kbit and config.trains_adapters else self.frozen_bytes
-        self.compute_bytes = DTYPE_BYTES[config.weights_dtype if config.precision == "none" else config.precision]
+        if self.zero_stage and config.precision != "none":
+            self.unquantized_bytes = DTYPE_BYTES[config.precision]
+        self.casts_parameters = config.precision != "none" and (bool(self.zero_stage) or self.is_fsdp)
         self.trainable_bytes = self._trainable_bytes()
+        self.compute_bytes = self._compute_bytes()
+        self.gathered_bytes = self.compute_bytes if self.casts_parameters else self.frozen_bytes
+        if self.trains_all and not self.casts_parameters:
+            self.gathered_bytes = self.trainable_bytes
         self.gradient_bytes = self.trainable_bytes
         self.stream_bytes = self._stream_bytes()
         wider = self.stream_bytes > self.compute_bytes
         self.casts_weights = self.autocast and not self.is_fsdp and not self.quantized and wider
 
+    def _compute_bytes(self) -> int:
+        """Autocast's dtype; without it that of the weights as they train."""
+        config = self.config
+        if config.precision != "none":
+            return DTYPE_BYTES[config.precision]
+        fp32 = self.stack.upcasts_trainables and self.trains_all and not self.zero_stage
+        return FP32 if fp32 else self.frozen_bytes
+
     def _trainable_bytes(self) -> int:
-        """accelerate's FSDP upcasts trainables to fp32 under mixed precision (utils/fsdp_utils.py), LLaMA-Factory
-        always (model/adapter.py). DeepSpeed keeps the model's dtype and adds an fp32 master copy.
+        """accelerate's FSDP upcasts trainables to fp32 under mixed precision, unless the model has 4-bit weights
+        (utils/fsdp_utils.py), LLaMA-Factory always (model/adapter.py). DeepSpeed keeps the model's dtype and adds an
+        fp32 master copy.
         """
-        if self.zero_stage:
-            return self.compute_bytes
-        if self.stack.upcasts_trainables or (self.is_fsdp and self.config.precision != "none"):
+        if self.zero_stage and self.config.precision != "none":
+            # Adapters that come after zero.Init keep their dtype.
+            late = self.zero_stage == 3 and self.config.trains_adapters
+            return DTYPE_BYTES[self.config.adapter_dtype if late else self.config.precision]
+        fsdp_upcasts = self.is_fsdp and self.config.precision != "none" and not self.quantized
+        if self.stack.upcasts_trainables or fsdp_upcasts:
             return FP32
         return DTYPE_BYTES[self.config.adapter_dtype] if self.config.trains_adapters else self.frozen_bytes
 
     def _stream_bytes(self) -> int:
-        if self.is_fsdp or self.zero_stage:
+        if self.casts_parameters:
             return self.compute_bytes
         if self.stack.upcasts_trainables and self.trains_all:
             return FP32

@@ -66,6 +66,7 @@ class NormProfile:
     """One normalisation over ``size`` elements. ``kind`` rms has a weight; layer also a bias if ``bias``.
 
     ``over`` says what it runs on: the hidden state, each query or key head (qk norms), or an MLA latent.
+    ``weighs_in_fp32``: an RMS norm multiplies by its weight before it converts back (Gemma, OLMo 2, gpt-oss).
     """
 
     name: str
@@ -73,6 +74,7 @@ class NormProfile:
     size: int
     bias: bool = False
     over: Literal["hidden", "query", "key", "q_latent", "kv_latent"] = "hidden"
+    weighs_in_fp32: bool = False
 
     @property
     def params(self) -> int:
@@ -181,10 +183,14 @@ class LayerProfile:
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """``count`` equal layers. Layers that alternate (sliding, full) are two groups."""
+    """``count`` equal layers. Layers that alternate (sliding, full) are two groups.
+
+    ``indices`` says which layers of the model these are; empty for those that follow the group before.
+    """
 
     count: int
     layer: LayerProfile
+    indices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,6 +203,15 @@ class VisionProfile:
 
     params: int
     linears: tuple[tuple[int, LinearProfile], ...] = ()
+
+
+@dataclass(frozen=True)
+class DropoutProfile:
+    """Probabilities of dropout in the model itself: of attention's weights, of what blocks add, of the embedding."""
+
+    attention: float = 0.0
+    hidden: float = 0.0
+    embedding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -226,6 +241,7 @@ class ModelProfile:
     embedding_scale: bool = False
     checkpoint_dtype: str = "bf16"
     vision: VisionProfile | None = None
+    dropout: DropoutProfile = DropoutProfile()
     source: str = ""
     config: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
 

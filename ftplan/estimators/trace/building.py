@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ftplan.errors import InputError
 from ftplan.estimators.trace import layers as decoder
@@ -164,10 +165,11 @@ def _to_4bit(model: PreTrainedModel, config: RunConfig) -> None:
     compute = DTYPES[config.precision if config.precision != "none" else config.weights_dtype]
     for module in list(model.modules()):
         for name, linear in list(module.named_children()):
-            if type(linear) is torch.nn.Linear and linear is not head:
+            if (type(linear) is torch.nn.Linear or isinstance(linear, Conv1D)) and linear is not head:
+                columns, rows = reversed(linear.weight.shape) if isinstance(linear, Conv1D) else linear.weight.shape
                 packed = bnb.nn.Linear4bit(
-                    linear.in_features,
-                    linear.out_features,
+                    rows,
+                    columns,
                     bias=linear.bias is not None,
                     compute_dtype=compute,
                     compress_statistics=config.double_quantization,
@@ -176,6 +178,7 @@ def _to_4bit(model: PreTrainedModel, config: RunConfig) -> None:
                 )
                 if linear.bias is not None:
                     packed.bias = torch.nn.Parameter(linear.bias.data, requires_grad=False)
+                packed.support_avx512bf16_for_cpu = False  # else an evaluation packs weights for this CPU
                 packed.unpacked_dtype = linear.weight.dtype
                 setattr(module, name, packed)
     model.is_loaded_in_4bit = True

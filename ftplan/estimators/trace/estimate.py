@@ -92,6 +92,7 @@ def settings_for(config: RunConfig, hf_config: Mapping[str, Any], place: Place, 
         ranks_per_node=place.ranks_per_node,
         capability=capability,
         workspace_bytes=int(workspace.value),
+        evaluates=config.evaluates,
     )
 
 

@@ -11,7 +11,8 @@ from ftplan.errors import InputError
 from ftplan.estimators.trace.recorder import Recorder
 from ftplan.spec import RunConfig
 
-_DECAY: Final = 0.01
+_DECAY: Final = 0.0
+"""Trainer's default."""
 PAGED_FROM: Final = 100_000
 """Elements from which bitsandbytes pages a state (optim/optimizer.py, get_state_buffer)."""
 

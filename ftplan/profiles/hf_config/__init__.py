@@ -15,17 +15,21 @@ from ftplan.errors import ModelConfigError
 from ftplan.profiles.hf_config import classic, llama, mla, moe, remote, unknown, vision
 from ftplan.profiles.hf_config.blocks import Body
 from ftplan.profiles.hf_config.fields import Fields
-from ftplan.profiles.schema import ModelProfile
+from ftplan.profiles.schema import DropoutProfile, ModelProfile
 
 __all__ = ["FAMILIES", "Family", "profile_from_config"]
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a model type is read, and what its config class assumes where a file leaves a field out."""
+    """How a model type is read, and what its config class assumes where a file leaves a field out.
+
+    ``dropout`` is that class's default of what blocks add (GPT-2's also of attention and embedding).
+    """
 
     build: Callable[[Fields], Body]
     defaults: Mapping[str, object] | None = None
+    dropout: float = 0.0
 
 
 FAMILIES: Final[Mapping[str, Family]] = {
@@ -33,10 +37,10 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "gemma3": Family(vision.gemma3),
     "qwen2_vl": Family(vision.qwen2_vl, llama.TRAITS["qwen2_vl"].defaults),
     "qwen2_5_vl": Family(vision.qwen2_5_vl, llama.TRAITS["qwen2_5_vl"].defaults),
-    "gpt2": Family(classic.gpt2),
+    "gpt2": Family(classic.gpt2, dropout=0.1),
     "gptj": Family(classic.gptj),
     "gpt_neox": Family(classic.gpt_neox),
-    "opt": Family(classic.opt),
+    "opt": Family(classic.opt, dropout=0.1),
     "bloom": Family(classic.bloom),
     "phi": Family(classic.phi),
     "falcon": Family(classic.falcon),
@@ -74,7 +78,22 @@ def profile_from_config(config: Mapping[str, object], *, id: str, source: str) -
         source=source,
         config=config,
         checkpoint_dtype=_dtype(fields),
+        dropout=_dropout(fields, family.dropout),
         **vars(body),
+    )
+
+
+def _dropout(fields: Fields, default: float) -> DropoutProfile:
+    """Names as the families have them: GPT-2 and Phi ``*_pdrop``, OPT ``dropout``, the others ``*_dropout``."""
+
+    def first(*names: str, otherwise: float) -> float:
+        return next((fields.probability_or(name, 0.0) for name in names if fields.is_set(name)), otherwise)
+
+    everywhere = default if fields.text_or("model_type", "") == "gpt2" else 0.0
+    return DropoutProfile(
+        attention=first("attn_pdrop", "attention_dropout", otherwise=everywhere),
+        hidden=first("resid_pdrop", "hidden_dropout", "residual_dropout", "dropout", otherwise=default),
+        embedding=first("embd_pdrop", "embedding_dropout", otherwise=everywhere),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -114,9 +113,9 @@ def plain_mlp(hidden: int, width: int, up: str, down: str, *, bias: bool) -> tup
     return linear(up, hidden, width, "mlp_in", bias=bias), linear(down, width, hidden, "mlp_act", bias=bias)
 
 
-def rms(size: int, *names: str) -> tuple[NormProfile, ...]:
+def rms(size: int, *names: str, weighs_in_fp32: bool = False) -> tuple[NormProfile, ...]:
     """RMS norms over ``size`` elements, one a name."""
-    return tuple(NormProfile(name, "rms", size) for name in names)
+    return tuple(NormProfile(name, "rms", size, weighs_in_fp32=weighs_in_fp32) for name in names)
 
 
 def layer_norms(size: int, *names: str) -> tuple[NormProfile, ...]:
@@ -126,7 +125,10 @@ def layer_norms(size: int, *names: str) -> tuple[NormProfile, ...]:
 
 def group(kinds: Iterable[Kind], build: Callable[[Kind], LayerProfile]) -> tuple[LayerGroup, ...]:
     """Layers of the same kind together, in the order in which the kinds first appear."""
-    return tuple(LayerGroup(count, build(kind)) for kind, count in Counter(kinds).items())
+    indices: dict[Kind, list[int]] = {}
+    for index, kind in enumerate(kinds):
+        indices.setdefault(kind, []).append(index)
+    return tuple(LayerGroup(len(where), build(kind), tuple(where)) for kind, where in indices.items())
 
 
 def windows_from_types(fields: Fields, window: int | None, default: Sequence[bool]) -> tuple[int | None, ...]:

@@ -114,6 +114,15 @@ class Fields:
             raise self._bad(name, value, "a number above 0 and up to 1")
         return float(value)
 
+    def probability_or(self, name: str, fallback: float) -> float:
+        """Return a number from 0 to below 1, or ``fallback``."""
+        value = self._find(name)
+        if value is _ABSENT or value is None:
+            return fallback
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise self._bad(name, value, "a number from 0 to below 1")
+        return float(value)
+
     def is_set(self, name: str) -> bool:
         """Whether the field is there and not null (soft caps, windows)."""
         return self._find(name) not in (_ABSENT, None)

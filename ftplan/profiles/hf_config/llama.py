@@ -90,6 +90,7 @@ class Traits:
     mlp: Literal["gated", "fused", "plain"] = "gated"
     fused_qkv: bool = False
     layer_norm: bool = False
+    weighs_in_fp32: bool = False
     embedding_scale: bool = False
     windows: Windows = no_window
     kernels: tuple[str, ...] = ALL_KERNELS
@@ -115,6 +116,7 @@ _GEMMA3: Final = Traits(
     qk_norm="head",
     norms=_FOUR_NORMS,
     embedding_scale=True,
+    weighs_in_fp32=True,
     windows=window_but_every(6),
     defaults={
         "num_attention_heads": 8,
@@ -148,12 +150,14 @@ TRAITS: Final[Mapping[str, Traits]] = {
     "gemma": Traits(
         mlp_bias=False,
         embedding_scale=True,
+        weighs_in_fp32=True,
         defaults={"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True},
     ),
     "gemma2": Traits(
         mlp_bias=False,
         norms=_FOUR_NORMS,
         embedding_scale=True,
+        weighs_in_fp32=True,
         windows=window_but_every(2),
         kernels=NO_SDPA,  # modeling_gemma2: SDPA has no soft cap
         defaults={
@@ -171,7 +175,12 @@ TRAITS: Final[Mapping[str, Traits]] = {
         qkv_bias=False, out_bias=False, mlp_bias=False, mlp="fused", fused_qkv=True, windows=window_everywhere
     ),
     # OLMo 2 normalises after attention and after the MLP, and its query and key norms span all heads.
-    "olmo2": Traits(mlp_bias=False, qk_norm="width", norms=("post_attention_layernorm", "post_feedforward_layernorm")),
+    "olmo2": Traits(
+        mlp_bias=False,
+        qk_norm="width",
+        norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+        weighs_in_fp32=True,
+    ),
     "starcoder2": Traits(
         mlp="plain",
         layer_norm=True,
@@ -247,15 +256,15 @@ def qk_norms(traits: Traits, heads: Heads) -> tuple[NormProfile, ...]:
     """RMS norms of queries and keys: of each head, or across all heads."""
     if traits.qk_norm == "none":
         return ()
-    per_head = traits.qk_norm == "head"
+    per_head, late = traits.qk_norm == "head", traits.weighs_in_fp32
     return (
-        NormProfile("q_norm", "rms", heads.dim if per_head else heads.q_width, over="query"),
-        NormProfile("k_norm", "rms", heads.dim if per_head else heads.kv_width, over="key"),
+        NormProfile("q_norm", "rms", heads.dim if per_head else heads.q_width, over="query", weighs_in_fp32=late),
+        NormProfile("k_norm", "rms", heads.dim if per_head else heads.kv_width, over="key", weighs_in_fp32=late),
     )
 
 
 def _norms(traits: Traits, size: int, *names: str) -> tuple[NormProfile, ...]:
-    return layer_norms(size, *names) if traits.layer_norm else rms(size, *names)
+    return layer_norms(size, *names) if traits.layer_norm else rms(size, *names, weighs_in_fp32=traits.weighs_in_fp32)
 
 
 def _mlp(fields: Fields, traits: Traits, hidden: int, width: int) -> tuple[LinearProfile, ...]:

@@ -123,13 +123,14 @@ def gpt_oss(fields: Fields) -> Body:
     """
     fields.require(*CORE, "intermediate_size")
     experts = read_experts(fields, fields.size("intermediate_size"), (), router="router", bias=True)
-    return _uniform(fields, Traits(kernels=EAGER_ONLY), window_but_every(2), experts, sinks=True)
+    return _uniform(fields, Traits(kernels=EAGER_ONLY, weighs_in_fp32=True), window_but_every(2), experts, sinks=True)
 
 
 def _uniform(fields: Fields, traits: Traits, windows: Windows, experts: ExpertsProfile, *, sinks: bool = False) -> Body:
     heads = read_heads(fields)
     mlp = MlpProfile(True, fields.text_or("hidden_act", "silu"), 0, experts=experts)
-    linears, norms = attention_linears(fields, traits, heads), rms(heads.hidden, *LAYER_NORMS)
+    linears = attention_linears(fields, traits, heads)
+    norms = rms(heads.hidden, *LAYER_NORMS, weighs_in_fp32=traits.weighs_in_fp32)
 
     def layer(window: int | None) -> LayerProfile:
         mixed = attention(fields, traits, heads, window)

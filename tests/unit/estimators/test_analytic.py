@@ -69,8 +69,8 @@ def test_totals_of_parameters():
 @pytest.mark.parametrize(
     ("gpus", "fields", "present", "absent"),
     [
-        ("1x24GB", {}, {"adapters", "checkpoints", "recomputed layer"}, {"buckets", "NCCL", "activations: mlp"}),
-        ("1x24GB", {"gradient_checkpointing": False}, {"activations: mlp"}, {"checkpoints", "recomputed layer"}),
+        ("1x24GB", {}, {"adapters", "layer outputs", "recomputed layer"}, {"buckets", "NCCL"}),
+        ("1x24GB", {"gradient_checkpointing": False}, {"mlp", "attention"}, {"recomputed layer"}),
         ("1x24GB", {"method": "full"}, {"weights", "gradients"}, {"adapters", "quantization"}),
         ("1x24GB", {"method": "qlora"}, {"quantization", "adapters"}, {"master weights"}),
         ("2x24GB", {"sharding": "ddp"}, {"buckets"}, {"gathered parameters", "master weights"}),
@@ -84,7 +84,6 @@ def test_totals_of_parameters():
             {"weights in transit"},
             {"weights", "optimizer states", "master weights"},
         ),
-        ("1x24GB", {"padding": True}, {"attention mask"}, set()),
         ("1x24GB", {"optimizer": "sgd"}, {"weights"}, {"optimizer states", "optimizer temporaries"}),
         ("1x24GB", {"optimizer": "adamw_torch_fused"}, {"optimizer states"}, {"optimizer temporaries"}),
         ("1xcpu:4GB", {"weights_dtype": "fp32"}, {"weights"}, {"workspace"}),
@@ -96,15 +95,25 @@ def test_terms_of_a_setup(gpus, fields, present, absent):
     assert not absent & found
 
 
+def test_padding_brings_a_mask_of_every_pair_of_positions():
+    def held(**fields):
+        return Timeline(estimated(micro_batch=2, **fields).terms).by_phase[Phase.LOSS]
+
+    assert held(padding=True) - held() >= 2 * 128 * 128
+
+
 def test_phases_hold_what_belongs_to_them():
     result = estimated(method="full", accumulation=2)
     assert names(result, Phase.LOAD) == {"weights"}
     assert "logits and loss" in names(result, Phase.LOSS)
     assert "logits and loss" not in names(result, Phase.BACKWARD)
-    assert "gradients" in names(result, Phase.FORWARD)
-    assert "gradients" not in names(estimated(method="full", accumulation=1), Phase.FORWARD)
+    assert "mlp" in names(estimated(gradient_checkpointing=False), Phase.LOSS)
+    assert "mlp" not in names(estimated(gradient_checkpointing=True), Phase.LOSS)
+    assert "accumulated gradients" in names(result, Phase.FORWARD)
+    assert "accumulated gradients" not in names(estimated(method="full", accumulation=1), Phase.FORWARD)
     assert {"gradients", "optimizer states", "optimizer temporaries"} <= names(result, Phase.OPTIMIZER)
-    assert "evaluation step" in names(result, Phase.EVAL)
+    assert "evaluation" not in names(result, Phase.EVAL)
+    assert "evaluation" in names(estimated(method="full", evaluates=True), Phase.EVAL)
 
 
 def test_a_configuration_fits_up_to_the_margin():

@@ -1,7 +1,6 @@
 import pytest
 from small import ADAPTER_PER_RANK, PARAMS, SMALL, small_model, workload
 
-from ftplan.estimators.activations import Layers
 from ftplan.estimators.host import SHARD_FILE_BYTES, host_estimate
 from ftplan.estimators.timeline import device_terms
 from ftplan.profiles.runtime import runtime_figure
@@ -15,8 +14,7 @@ FULL = {"method": "full", "precision": "bf16"}
 
 
 def host(gpus="4x24GB", model=SMALL, **fields):
-    work = workload(gpus, model=model, **fields)
-    return host_estimate(work, Layers.of(work))
+    return host_estimate(workload(gpus, model=model, **fields))
 
 
 def size_of(name, **fields):
@@ -87,7 +85,7 @@ def test_sharded_weights_are_gathered_to_save_them():
 def test_the_tensors_of_cpu_processes_are_in_the_host_s_memory():
     work = workload("2xcpu:4GB", sharding="ddp", weights_dtype="fp32")
     cpu, result = work.cluster.gpus[0], host("2xcpu:4GB", sharding="ddp", weights_dtype="fp32")
-    device_peak = Timeline(device_terms(work, Layers.of(work), cpu)).peak_bytes
+    device_peak = Timeline(device_terms(work, cpu)).peak_bytes
     assert result.peak_bytes == 2 * (cpu.context_bytes + device_peak)
 
 

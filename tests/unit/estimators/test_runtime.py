@@ -13,7 +13,7 @@ SHORT_LIVED = {"logits": 2 * GIB, "optimizer_temporaries": 0, "gradients": GIB, 
     ("gpu", "size"), [(HOPPER, 2 * 32 * MIB), (CARD, 2 * 8_519_680), (CPU, 0)], ids=["hopper", "other", "cpu"]
 )
 def test_forward_and_backward_have_a_cublas_workspace_each(gpu, size):
-    assert workspace_bytes(gpu).value == size
+    assert workspace_bytes(gpu, workload()).value == size
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,8 @@ def test_side_streams_of_sharding_need_no_less_slack(sharding):
 
 
 def test_the_default_allocator_needs_what_it_would_reserve():
-    assert needed_bytes(10 * GIB, 6 * GIB, 13 * GIB, CARD, workload()) == 13 * GIB
+    slack = runtime_figure("default_slack").value
+    assert needed_bytes(10 * GIB, 6 * GIB, 13 * GIB, CARD, workload()) == 13 * GIB + round(slack * 13 * GIB)
 
 
 @pytest.mark.parametrize("expandable", [False, True])

@@ -1,7 +1,9 @@
 import pytest
 from small import ADAPTER_PER_RANK, EMBEDDING, HIDDEN, LAYER_PARAMS, LAYERS, MLP, PARAMS, small_model, workload
 
-from ftplan.estimators import sharding
+from ftplan.estimators import sharding, states
+from ftplan.estimators.timeline import device_terms
+from ftplan.results import Phase
 
 ADAPTERS = 8 * ADAPTER_PER_RANK
 FULL = {"method": "full", "precision": "bf16"}
@@ -123,7 +125,7 @@ def test_whole_parameters_need_no_gathering(name):
         ("none", 2 * PARAMS),
         ("ddp", 2 * PARAMS),
         ("fsdp2", 4 * PARAMS // 4),
-        ("zero1", 2 * PARAMS + 4 * PARAMS // 4),  # whole in bf16, and its own part converted to fp32
+        ("zero1", 2 * PARAMS // 4 + 4 * PARAMS // 4),  # its own part, and that converted to fp32
         ("zero2", 2 * PARAMS // 4 + 4 * PARAMS // 4),
         ("zero3", 4 * PARAMS // 4),
     ],
@@ -178,3 +180,13 @@ def test_gradients_kept_between_micro_batches(name, fields, size):
 
 def test_the_buffer_of_an_offloaded_optimizer_holds_the_largest_adapter():
     assert sharding.zero_buffers(on_four("zero2", offload="optimizer")) == 2 * 8 * MLP
+
+
+def test_a_4_bit_model_is_whole_before_fsdp2_shards_it():
+    packed = on_four("fsdp2", method="qlora", precision="bf16", adapter_dtype="fp32")
+    beyond = sharding.whole_before_sharding(packed)
+    assert beyond > 0.7 * states.whole_weight_bytes(packed)
+    terms = device_terms(packed, packed.cluster.gpus[0])
+    alive = [term.alive for term in terms if term.name == "before sharding"]
+    assert alive == [(Phase.LOAD,)]
+    assert "before sharding" not in {term.name for term in device_terms(on_four("fsdp2"), packed.cluster.gpus[0])}

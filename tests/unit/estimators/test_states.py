@@ -158,11 +158,16 @@ def test_llamafactory_holds_trainables_in_fp32():
         ("adamw_torch_fused", 0),
         ("adamw_bnb_8bit", 0),
         ("sgd", 0),
-        ("adafactor", 8 * EMBEDDING),
+        ("adafactor", 16 * EMBEDDING),
     ],
 )
 def test_what_the_step_of_an_optimizer_allocates(optimizer, temporary):
     assert states.optimizer_temporary(workload(method="full", optimizer=optimizer)) == temporary
+
+
+def test_adafactor_copies_16_bit_parameters_to_fp32():
+    fp32 = workload(method="full", optimizer="adafactor", weights_dtype="fp32")
+    assert states.optimizer_temporary(fp32) == 8 * EMBEDDING
 
 
 @pytest.mark.parametrize("ranks", [1, 3, 8])

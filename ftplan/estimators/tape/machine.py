@@ -1,0 +1,551 @@
+"""A small autograd over sizes: tensors that are only their bytes, a graph of operations, and its backward.
+
+What lives when follows from the same rules as in PyTorch: a storage lives as long as a variable, a node of the graph or
+a gradient buffer holds it, here as there by reference count. So the programs of `decoder` are transcriptions of
+transformers' modelling code, and nothing has to say when a tensor is freed.
+
+Sizes are linear in what a micro-batch brings: a tensor has so many bytes for each token, for each entry of a score
+matrix [B, S, S], for each entry of one sample's [S, S], and so many fixed. One run of a program therefore answers for
+every micro-batch and sequence length.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Final, NamedTuple, TypeAlias
+
+
+class Size(NamedTuple):
+    """Bytes or elements: for each token, score entry [B, S, S], mask entry [S, S] and position [S], and fixed ones."""
+
+    tokens: float = 0.0
+    scores: float = 0.0
+    mask: float = 0.0
+    length: float = 0.0
+    fixed: float = 0.0
+
+    def times(self, factor: float) -> Size:
+        """``factor`` times as much."""
+        tokens, scores, mask, length, fixed = self
+        return Size(tokens * factor, scores * factor, mask * factor, length * factor, fixed * factor)
+
+    def plus(self, other: Size) -> Size:
+        """The sum."""
+        return Size(self[0] + other[0], self[1] + other[1], self[2] + other[2], self[3] + other[3], self[4] + other[4])
+
+
+NOTHING: Final = Size()
+
+
+class Rule(NamedTuple):
+    """Bytes that are no linear function of the micro-batch: the name of their rule in `kernels`, and its numbers."""
+
+    name: str
+    first: int
+    second: int = 0
+
+
+class Event(NamedTuple):
+    """One allocation (``size`` is given) or release; ``rule`` adds bytes that are known only with the micro-batch."""
+
+    key: int
+    size: Size | None
+    name: str
+    place: int
+    rule: Rule | None = None
+
+
+class Mark(NamedTuple):
+    """A phase begins, or the backward of a part of the model ends."""
+
+    phase: str
+    place: int = 0
+
+
+LEFT: Final = "left"
+PRODUCT: Final = "product"
+"""A matrix product; ``place`` is 1 in the forward's thread and 2 in the backward's."""
+GRADIENTS: Final = "gradients"
+IN_FLIGHT: Final = "gradients being reduced"
+
+
+class Reduction(NamedTuple):
+    """How ranks reduce gradients: not here (``by`` none), a part of the model at a time, or each tensor as it comes.
+
+    ``shards`` ranks share the result, of ``element`` bytes (0 where it lies elsewhere); ``buffer_element`` is what is
+    sent. ``tied``: head and embedding are reduced together, at the end.
+    """
+
+    by: str = "none"
+    shards: int = 1
+    element: int = 4
+    buffer_element: int = 2
+    tied: bool = False
+
+
+class Storage:
+    """Memory on the device; it is released when nothing refers to it any more."""
+
+    __slots__ = ("_tape", "key")
+
+    def __init__(self, tape: Tape, size: Size, name: str, rule: Rule | None = None) -> None:
+        self._tape = tape
+        self.key = tape.allocated(size, name, rule)
+
+    def __del__(self) -> None:
+        self._tape.released(self.key)
+
+
+class Parameter:
+    """A weight: ``element`` bytes each; it lies elsewhere, its gradient here. ``trains``: backward makes that gradient.
+
+    With several ``uses`` (a head tied to the embedding) their gradients are summed before they are accumulated.
+    """
+
+    __slots__ = ("arrived", "element", "elements", "gradient", "trains", "uses")
+
+    def __init__(self, elements: int, element: int, *, trains: bool, uses: int = 1) -> None:
+        self.elements = elements
+        self.element = element
+        self.trains = trains
+        self.uses = uses
+        self.arrived = 0
+        self.gradient: Tensor | None = None
+
+
+class Leaf(Parameter):
+    """A tensor that requires a gradient of its own: where a graph ends that is no weight. The graph holds it."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: Tensor) -> None:
+        super().__init__(0, held.element, trains=True)
+        self.held = held.storage
+
+
+class Tensor:
+    """A value of ``size`` elements of ``element`` bytes in a storage that views share.
+
+    ``node`` is the operation that made it, if a gradient flows there. ``head_major``: it lies as [B, heads, S, D].
+    ``reduces``: a gradient that is summed to that size before it goes on.
+    """
+
+    __slots__ = ("element", "head_major", "index", "node", "reduces", "size", "storage", "view")
+
+    def __init__(
+        self, size: Size, element: int, storage: Storage | None, *, view: bool = False, head_major: bool = False
+    ) -> None:
+        self.size = size
+        self.element = element
+        self.storage = storage
+        self.view = view
+        self.head_major = head_major
+        self.node: Node | Parameter | None = None
+        self.index = 0
+        self.reduces: Size | None = None
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient flows through it."""
+        return self.node is not None
+
+
+Gradients = Sequence["Tensor | None"]
+
+
+Backward = Callable[..., Gradients]
+"""Gradients of an operation's inputs from that of its result (or results) and what it saved, in the order of saving."""
+
+
+class Node:
+    """One operation in the graph: where gradients go on, and what they are computed from."""
+
+    __slots__ = ("backward", "edges", "elements", "outputs", "place", "saved", "sequence")
+
+    def __init__(
+        self,
+        sequence: int,
+        edges: tuple[Edge | None, ...],
+        elements: tuple[int, ...],
+        saved: Saved,
+        backward: Backward,
+        place: int,
+    ) -> None:
+        self.sequence = sequence
+        self.place = place
+        self.edges = edges
+        self.elements = elements
+        self.saved = saved
+        self.backward = backward
+        self.outputs = 1
+
+
+Edge: TypeAlias = tuple["Node | Parameter", int]
+Saved: TypeAlias = "tuple[Tensor | Parameter | Place, ...]"
+
+
+class Place:
+    """What a checkpointed forward saves in a tensor's stead: a place among those of its frame."""
+
+    __slots__ = ("frame", "index")
+
+    def __init__(self, frame: Frame, index: int) -> None:
+        self.frame = frame
+        self.index = index
+
+
+class _Enough(Exception):  # noqa: N818 - it ends a recomputation, and is no error
+    """The recomputation has made all that the backward needs."""
+
+
+class Frame:
+    """One checkpointed call: what it saved the first time by number, and how to make it again.
+
+    As torch.utils.checkpoint without reentry: the first tensor that the backward asks for runs the forward again, up to
+    the last tensor that it saved.
+    """
+
+    def __init__(self, run: Callable[[], Tensor]) -> None:
+        self.run: Callable[[], Tensor] | None = run
+        self.count = 0
+        self.made: dict[int, Tensor | Parameter] | None = None
+
+    def place(self) -> Place:
+        """The next place."""
+        self.count += 1
+        return Place(self, self.count - 1)
+
+
+class Tape:
+    """Records allocations and releases of a program, and runs its backward.
+
+    ``place`` labels events with the part of the model that runs, ``name`` names what is allocated. ``caches`` holds
+    autocast's copies of weights until it is left, ``returned`` what a layer's modules return beside their result and
+    the layer drops. ``in_backward``: the engine runs; ``entered`` is told when it enters another part of the model.
+    ``accumulates``: gradients are added to ones that lie elsewhere. ``training`` is off in an evaluation.
+    ``keeps_linear_inputs``: linear modules save their inputs even where their weights do not train.
+    """
+
+    def __init__(
+        self, *, autocast: bool = False, accumulates: bool = False, reduction: Reduction | None = None
+    ) -> None:
+        self.events: list[Event | Mark] = []
+        self.autocast = autocast
+        self.accumulates = accumulates
+        self.reduction = reduction or Reduction()
+        self.training = True
+        self.keeps_linear_inputs = False
+        self._gradients: list[Parameter] = []
+        self._shards: list[Tensor] = []
+        self._outside: list[Parameter] = []
+        self._in_flight: Tensor | None = None
+        self.place = 0
+        self.name = "activations"
+        self.graph = True
+        self._keys = 0
+        self._sequence = 0
+        self._frame: Frame | None = None
+        self._remade: dict[int, Tensor | Parameter] | None = None
+        self._wanted = 0
+        self.caches: dict[Parameter, Tensor] = {}
+        self.returned: list[Tensor] = []
+        self.in_backward = False
+        self._multiplied = 0
+        self.entered: Callable[[int], None] = lambda _: None
+
+    # ------------------------------------------------------------------ memory
+
+    def allocated(self, size: Size, name: str, rule: Rule | None) -> int:
+        """Record an allocation; returns its key."""
+        self._keys += 1
+        self.events.append(Event(self._keys, size, name, self.place, rule))
+        return self._keys
+
+    def released(self, key: int) -> None:
+        """Record a release."""
+        self.events.append(Event(key, None, "", self.place))
+
+    def mark(self, phase: str) -> None:
+        """Begin a phase."""
+        self.events.append(Mark(phase))
+
+    def empty(self, size: Size, element: int, *, head_major: bool = False, name: str = "") -> Tensor:
+        """A new tensor."""
+        return Tensor(size, element, Storage(self, size.times(element), name or self.name), head_major=head_major)
+
+    def scratch(self, size: Size) -> None:
+        """Memory that a kernel takes while it runs."""
+        Storage(self, size, SCRATCH)
+
+    def by_rule(self, rule: Rule, name: str = "") -> Storage:
+        """Memory of a size that a rule knows."""
+        return Storage(self, NOTHING, name or self.name, rule)
+
+    def multiplied(self) -> None:
+        """Note a matrix product, for the workspaces of its thread."""
+        thread = 2 if self.in_backward else 1
+        if not self._multiplied & thread:
+            self._multiplied |= thread
+            self.events.append(Mark(PRODUCT, thread))
+
+    def summed(self, columns: int, element: int) -> None:
+        """Scratch memory of a sum over rows."""
+        Storage(self, NOTHING, SCRATCH, Rule("sum", columns, element))
+
+    @contextmanager
+    def named(self, name: str) -> Iterator[None]:
+        """Name what is allocated inside; recomputation and backward have names of their own."""
+        before = self.name
+        if before not in (RECOMPUTED, BACKWARD):
+            self.name = name
+        try:
+            yield
+        finally:
+            self.name = before
+
+    @contextmanager
+    def without_graph(self) -> Iterator[None]:
+        """``torch.no_grad()``."""
+        before, self.graph = self.graph, False
+        try:
+            yield
+        finally:
+            self.graph = before
+
+    # ------------------------------------------------------------------ graph
+
+    def operation(
+        self,
+        inputs: Sequence[Tensor | Parameter | None],
+        backward: Backward,
+        make: Callable[[], Tensor],
+        *,
+        saved: Sequence[Tensor | Parameter] = (),
+        saves_output: bool = False,
+    ) -> Tensor:
+        """Run an operation: save what its backward needs of ``inputs``, ``make`` the result, put it into the graph.
+
+        ``saves_output``: its backward needs the result too, as the last thing saved.
+        """
+        if not self.graph or not any(_edge(each) for each in inputs):
+            return make()
+        kept = [self._keep(each) for each in saved]
+        out = make()
+        if saves_output:
+            kept.append(self._keep(out))
+        self._sequence += 1
+        edges = tuple(_edge(each) for each in inputs)
+        elements = tuple(0 if each is None else each.element for each in inputs)
+        out.node = Node(
+            self._sequence, edges, elements, () if self._remade is not None else tuple(kept), backward, self.place
+        )
+        return out
+
+    def parts(
+        self, whole: Tensor, sizes: Sequence[Size], backward: Callable[..., Gradients], *, head_major: bool
+    ) -> list[Tensor]:
+        """Views of parts of ``whole`` from one operation with several results, whose gradients come together."""
+        views = [Tensor(size, whole.element, whole.storage, view=True, head_major=head_major) for size in sizes]
+        edge = _edge(whole)
+        if self.graph and edge is not None:
+            self._sequence += 1
+            node = Node(self._sequence, (edge,), (whole.element,), (), backward, self.place)
+            node.outputs = len(views)
+            for index, view in enumerate(views):
+                view.node, view.index = node, index
+        return views
+
+    def _keep(self, value: Tensor | Parameter) -> Tensor | Parameter | Place:
+        """What a node holds of a saved tensor."""
+        if self._remade is not None:
+            self._remade[len(self._remade)] = _detached(value)
+            if len(self._remade) == self._wanted:
+                raise _Enough
+        return _detached(value) if self._frame is None else self._frame.place()
+
+    def checkpoint(self, run: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        """Run ``run`` so that of all that it saves only its input is kept."""
+        if not self.graph or not hidden.requires_grad:
+            return run(hidden)
+        frame = Frame(lambda: run(hidden))
+        self._frame = frame
+        try:
+            return run(hidden)
+        finally:
+            self._frame = None
+
+    def checkpoint_reentrant(self, run: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        """The older way: a forward without a graph, and in its backward a forward and a backward of their own."""
+        if not self.graph or not hidden.requires_grad:
+            return run(hidden)
+
+        def make() -> Tensor:
+            with self.without_graph():
+                return run(hidden)
+
+        def backward(gradient: Tensor, kept: Tensor) -> Gradients:
+            leaf = Leaf(kept)
+            value = Tensor(kept.size, kept.element, kept.storage)
+            value.node = leaf
+            before = self.name, self.graph, self.caches
+            self.name, self.graph, self.caches = RECOMPUTED, True, {}
+            out = run(value)
+            self.name, self.graph, self.caches = before
+            del value, kept
+            self.backward(out, gradient)
+            return (leaf.gradient,)
+
+        return self.operation((hidden,), backward, make, saved=(hidden,))
+
+    def _remake(self, place: Place) -> Tensor | Parameter:
+        frame = place.frame
+        if frame.made is None:
+            assert frame.run is not None
+            self._remade, self._wanted = {}, frame.count
+            before = self.name, self.graph, self.caches
+            self.name, self.graph, self.caches = RECOMPUTED, True, {}
+            with suppress(_Enough):
+                frame.run()
+            self.returned.clear()
+            frame.made, self._remade = self._remade, None
+            self.name, self.graph, self.caches = before
+        return frame.made.pop(place.index)
+
+    # ------------------------------------------------------------------ backward
+
+    def backward(self, root: Tensor, gradient: Tensor) -> None:
+        """Run the graph behind ``root`` backward, its nodes from the last made to the first."""
+        assert isinstance(root.node, Node)
+        before = self.name, self.graph, self.in_backward
+        self.name, self.graph, self.in_backward = BACKWARD, False, True
+        buffers: dict[Node, list[Tensor | None]] = {}
+        queue: list[tuple[int, Node]] = []
+        self._arrive((root.node, root.index), gradient, buffers, queue)
+        root.node = None
+        del root, gradient
+        while queue:
+            _, node = heapq.heappop(queue)
+            self._run(node, buffers, queue)
+            del node
+        self.name, self.graph, self.in_backward = before
+
+    def leave(self, place: int, *, final: bool = False) -> None:
+        """The backward of a part of the model has ended: its gradients are reduced to shards, where ranks share them.
+
+        FSDP2 copies them into one buffer, which stays until the next part is reduced (torch/distributed/fsdp/
+        _fully_shard/_fsdp_collectives.py, foreach_reduce).
+        """
+        self.events.append(Mark(LEFT, place))
+        if self.reduction.tied and not place and not final:
+            self._outside, self._gradients = self._gradients, []
+            return
+        if self.reduction.tied and not place:
+            self._gradients += self._outside
+        if self.reduction.by == "part" and self._gradients:
+            whole = sum(each.gradient.size.fixed for each in self._gradients if each.gradient is not None)
+            element = self.reduction.buffer_element
+            self._in_flight = None
+            self._in_flight = self.empty(Size(fixed=whole), element, name=IN_FLIGHT)
+            for parameter in self._gradients:
+                parameter.gradient = None
+            self._gradients.clear()
+            self._shards.append(self._shard(whole, place))
+
+    def forget_gradients(self) -> None:
+        """Set every gradient to None, as after the optimizer's step."""
+        for parameter in self._gradients + self._outside:
+            parameter.gradient = None
+        self._gradients.clear()
+        self._outside.clear()
+        self._shards.clear()
+        self._in_flight = None
+
+    def _shard(self, elements: float, place: int) -> Tensor:
+        before, self.place = self.place, place
+        size = Size(fixed=-(-elements // self.reduction.shards))
+        made = self.empty(size, self.reduction.element, name=GRADIENTS)
+        self.place = before
+        return made
+
+    def _run(self, node: Node, buffers: dict[Node, list[Tensor | None]], queue: list[tuple[int, Node]]) -> None:
+        if node.place != self.place:
+            self.leave(self.place)
+            self.place = node.place
+            self.entered(node.place)
+        saved, node.saved = node.saved, ()
+        values = [self._remake(each) if isinstance(each, Place) else each for each in saved]
+        del saved
+        outputs = list(node.backward(*buffers.pop(node), *values))
+        del values
+        for index, element in enumerate(node.elements):
+            # A gradient takes its input's shape and dtype (torch/csrc/autograd/engine.cpp, validate_outputs).
+            value = outputs[index]
+            if value is None or value.storage is None:
+                continue
+            if value.reduces is not None:
+                outputs[index] = self.empty(value.reduces, element)
+            elif value.element != element:
+                outputs[index] = self.empty(value.size, element, head_major=value.head_major)
+            del value
+        edges, node.edges = node.edges, ()
+        outputs.reverse()
+        for edge in edges:
+            value = outputs.pop()
+            if edge is not None and value is not None:
+                self._arrive(edge, value, buffers, queue)
+            del value
+
+    def _arrive(
+        self, edge: Edge, value: Tensor, buffers: dict[Node, list[Tensor | None]], queue: list[tuple[int, Node]]
+    ) -> None:
+        target, index = edge
+        if isinstance(target, Parameter):
+            self._arrive_at_weight(target, value)
+            return
+        if target not in buffers:
+            buffers[target] = [None] * target.outputs
+            heapq.heappush(queue, (-target.sequence, target))
+        first = buffers[target][index]
+        if first is None:
+            buffers[target][index] = value
+        elif first.view:  # a view is not summed into (torch/csrc/autograd/input_buffer.cpp)
+            buffers[target][index] = self.empty(value.size, value.element)
+
+    def _arrive_at_weight(self, target: Parameter, value: Tensor) -> None:
+        target.arrived += 1
+        if isinstance(target, Leaf):
+            target.gradient = value
+            return
+        if target.gradient is not None:
+            if target.gradient.view:
+                target.gradient = self.empty(value.size, value.element, name=GRADIENTS)
+            del value
+        else:
+            by_tensor = self.reduction.by == "tensor"
+            target.gradient = self._shard(value.size.fixed, self.place) if by_tensor else value
+            if not self.accumulates:
+                self._gradients.append(target)
+        if self.accumulates and target.arrived == target.uses:  # added to what lies elsewhere
+            target.gradient = None
+
+
+SCRATCH: Final = "scratch"
+RECOMPUTED: Final = "recomputed layer"
+BACKWARD: Final = "layer backward"
+
+
+def _edge(value: Tensor | Parameter | None) -> Edge | None:
+    if isinstance(value, Parameter):
+        return (value, 0) if value.trains else None
+    if value is None or value.node is None:
+        return None
+    return (value.node, value.index)
+
+
+def _detached(value: Tensor | Parameter) -> Tensor | Parameter:
+    """The value without its place in the graph, as a saved variable holds it."""
+    if isinstance(value, Parameter) or value.node is None:
+        return value
+    return Tensor(value.size, value.element, value.storage, view=value.view, head_major=value.head_major)
