@@ -47,6 +47,7 @@ def command(
     sync_each_batch: options.SyncEachBatch = None,
     stack: options.Stack = None,
     expandable_segments: options.Expandable = None,
+    evaluates: options.Evaluates = None,
     estimator: Estimator = None,
     batch: Batch = None,
     margin: Margin = 0.0,

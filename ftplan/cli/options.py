@@ -58,6 +58,9 @@ Stack = Annotated[str | None, typer.Option("--stack", help="Whose loop runs it: 
 Expandable = Annotated[
     bool | None, typer.Option("--expandable-segments/--no-expandable-segments", help="The CUDA allocator's option.")
 ]
+Evaluates = Annotated[
+    bool | None, typer.Option("--evaluates/--no-evaluates", help="Evaluations run between steps, and count.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 NOT_FIELDS: Final = frozenset({"gpus", "host_memory", "batch", "as_json", "margin", "estimator", "confirm"})

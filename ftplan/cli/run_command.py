@@ -143,6 +143,8 @@ def _plan(given: dict[str, Any]) -> Plan:
         )
     asked = {name: given[name] for name in ("model", "method", "global_batch", "seq_len") if name in given}
     pins = {name: value for name, value in given.items() if name in PINS}
+    if given.get("eval_fraction"):
+        pins["evaluates"] = True
     return planning.plan(planning.plan_request(given.get("gpus", "local"), pins=pins, **asked))
 
 

@@ -10,7 +10,10 @@ from ftplan.results import Candidate, Reason
 from ftplan.spec import PlanRequest, RunConfig
 
 NEAR_EQUAL = 0.03
-"""Speeds this close count as one: the estimate of a step is no better than that."""
+"""Speeds this close count as one."""
+
+WORTH_MACHINERY = 0.1
+"""Sharding and offload must be this much faster to be chosen over less: estimates of a step are no better than that."""
 
 BY_MEMORY = ("memory", "headroom")
 """Objectives that rank by bytes instead of speed."""
@@ -71,9 +74,7 @@ def _sharding(
     if mine == "none":
         return "one card, nothing to share"
     others = [
-        f"{name} " + (f"{slower:.0%} slower" if slower >= NEAR_EQUAL else "about as fast")
-        for name, speed in best.items()
-        if name != mine and (slower := 1 - speed / chosen.estimate.tokens_per_second) is not None
+        f"{name} {_pace(1 - speed / chosen.estimate.tokens_per_second)}" for name, speed in best.items() if name != mine
     ]
     plain = f"{mine} fits"
     lacking = {one.config.sharding for one in rejected if one.config.method == chosen.config.method} - set(best)
@@ -107,9 +108,18 @@ def _compared(
 def _against(field: str, other: Candidate, speed: float, other_speed: float) -> str:
     named = _shown(field, getattr(other.config, field))
     slower = 1 - other_speed / speed
+    if slower <= -NEAR_EQUAL:
+        return f"simpler: {named} is {-slower:.0%} faster at most"
     if slower < NEAR_EQUAL:
         return f"about as fast as {named}, and simpler or smaller"
     return f"the fastest that fits: {named} is {slower:.0%} slower"
+
+
+def _pace(slower: float) -> str:
+    """How another fares: within the error of the estimates it may be faster too."""
+    if slower <= -NEAR_EQUAL:
+        return f"{-slower:.0%} faster at most"
+    return f"{slower:.0%} slower" if slower >= NEAR_EQUAL else "about as fast"
 
 
 def _by_memory(field: str, chosen: Candidate, other: Candidate) -> str:

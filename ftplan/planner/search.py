@@ -11,7 +11,7 @@ from typing import Final
 
 from ftplan.estimators.analytic import estimate
 from ftplan.planner.batch import check_global_batch, check_pinned_split
-from ftplan.planner.explain import NEAR_EQUAL, explain
+from ftplan.planner.explain import NEAR_EQUAL, WORTH_MACHINERY, explain
 from ftplan.planner.rules import first_rejection, memory_rejection
 from ftplan.planner.space import OFFLOADS, SHARDINGS, Tier, candidates, tiers
 from ftplan.profiles.schema import Cluster, ModelProfile
@@ -59,19 +59,38 @@ def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Plan:
     ranks = 1 if request.pins.get("sharding") == "none" else cluster.world_size
     check_pinned_split(check_global_batch(request.global_batch, ranks), request.pins)
     found = search(request, model, cluster)
-    best = found.best_for(request)
+    best = _replayed_best(found, request, model, cluster)
     stats = SearchStats(found.looked_at, time.perf_counter() - started)
     rejections = tuple(_grouped(found.rejected))
     if best is None:
         return Plan(request, request.global_batch, None, None, (), (), rejections, stats)
-    tier, fitting = best
-    ranked = rank(fitting, request)
+    tier, ranked = best
     chosen = ranked[0]
     assert chosen.estimate is not None
     faster = _faster_method(chosen, found)
     reasons = explain(chosen, ranked, found.rejected, faster, tier, request, cluster)
     others = _alternatives(ranked, found, request)
     return Plan(request, request.global_batch, chosen.config, chosen.estimate, reasons, others, rejections, stats)
+
+
+def _replayed_best(
+    found: Findings, request: PlanRequest, model: ModelProfile, cluster: Cluster
+) -> tuple[Tier, list[Candidate]] | None:
+    """The tier to choose from and its candidates, of which the first fits in the simulated allocator too.
+
+    What does not is rejected. The search itself goes by a fit of what the allocator wastes.
+    """
+    while (best := found.best_for(request)) is not None:
+        tier, fitting = best
+        ranked = rank(fitting, request)
+        estimated = estimate(ranked[0].config, model, cluster, margin=request.margin, replays=True)
+        rejection = memory_rejection(estimated, request.margin)
+        chosen = Candidate(ranked[0].config, estimated, rejection)
+        if rejection is None:
+            return tier, [chosen, *ranked[1:]]
+        fitting[:] = [one for one in fitting if one is not ranked[0]]
+        found.rejected.append(chosen)
+    return None
 
 
 def search(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Findings:
@@ -122,12 +141,21 @@ def examine(config: RunConfig, request: PlanRequest, model: ModelProfile, cluste
 
 
 def rank(fitting: Iterable[Candidate], request: PlanRequest) -> list[Candidate]:
-    """Best first by the objective; among near equals in speed the simpler, then the one that needs less memory."""
+    """Best first by the objective.
+
+    For speed: the simplest of those that are not clearly slower than the fastest; of these, among near equals, the one
+    that needs least memory; then the others by speed.
+    """
     if request.objective in ("memory", "headroom"):
         return sorted(fitting, key=lambda one: (_needed(one), -_speed(one)))
     ordered = sorted(fitting, key=_speed, reverse=True)
-    close = [one for one in ordered if _speed(one) >= (1 - NEAR_EQUAL) * _speed(ordered[0])]
-    return sorted(close, key=lambda one: (_moving_parts(one.config), _needed(one))) + ordered[len(close) :]
+    if not ordered:
+        return []
+    contenders = [one for one in ordered if _speed(one) >= (1 - WORTH_MACHINERY) * _speed(ordered[0])]
+    simplest = min(_moving_parts(one.config) for one in contenders)
+    plain = [one for one in contenders if _moving_parts(one.config) == simplest]
+    near = sorted((one for one in plain if _speed(one) >= (1 - NEAR_EQUAL) * _speed(plain[0])), key=_needed)
+    return near + [one for one in ordered if all(one is not other for other in near)]
 
 
 def _moving_parts(config: RunConfig) -> tuple[int, int]:

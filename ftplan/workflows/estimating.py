@@ -52,7 +52,7 @@ def estimate(fields: Mapping[str, Any], gpus: str, *, margin: float = 0.0, estim
         estimated = trace_estimate(config, model, load_hf_config(config.model), cluster, margin=margin)
     else:
         assert model is not None
-        estimated = analytic_estimate(config, model, cluster, margin=margin)
+        estimated = analytic_estimate(config, model, cluster, margin=margin, replays=True)
     conflict = first_rejection(config, model, cluster) if model is not None else None
     if conflict is not None:
         note = f"this would not run: {conflict.reason} ({conflict.hint})"

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
 
 from ftplan.errors import DoesNotFitError, InputError
+from ftplan.estimators.analytic import estimate as analytic_estimate
 from ftplan.launcher import artifacts, data, demo, engine, records
 from ftplan.launcher.engine import OnEvent, Prepared
 from ftplan.launcher.job import DataSource, Source, TrainJob
 from ftplan.launcher.records import RunDir
 from ftplan.planner.inventory import resolve_inventory
 from ftplan.profiles.detect import detect_gpus, detect_node
-from ftplan.profiles.models import hub_id
+from ftplan.profiles.models import hub_id, load_model
 from ftplan.profiles.schema import Cluster
 from ftplan.results import Measured, Plan, RunRecord, to_json
 from ftplan.workflows.inputs import input_error
@@ -88,10 +89,15 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
     Raises DoesNotFitError for a plan that does not fit (unless ``force``), DataError for data that cannot be used,
     InputError for weights or devices that are not there.
     """
-    config, estimate = require_config(chosen)
     cluster = resolve_inventory(chosen.request.inventory)
+    if settings.eval_fraction:
+        chosen = _with_evaluations(chosen, cluster)
+    config, estimate = require_config(chosen)
     if not estimate.fits and not force:
-        raise DoesNotFitError("the plan does not fit", hint="--force starts it all the same")
+        raise DoesNotFitError(
+            "the plan does not fit" + (" with its evaluations" if config.evaluates else ""),
+            hint="--force starts it all the same",
+        )
     source = (
         DataSource.model_validate(
             {"paths": settings.data, "form": settings.data_form, "eval_fraction": settings.eval_fraction}
@@ -128,6 +134,16 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
         return Ready(TrainJob.model_validate(fields), chosen)
     except ValidationError as error:
         raise input_error(error) from error
+
+
+def _with_evaluations(chosen: Plan, cluster: Cluster) -> Plan:
+    """The plan of a run that evaluates, estimated anew if it was made for one that does not."""
+    config, _ = require_config(chosen)
+    if config.evaluates:
+        return chosen
+    config = config.model_copy(update={"evaluates": True})
+    estimated = analytic_estimate(config, load_model(config.model), cluster, margin=chosen.request.margin, replays=True)
+    return replace(chosen, config=config, estimate=estimated)
 
 
 def weights_source(model: str, *, tokenizer: bool = False) -> Source:

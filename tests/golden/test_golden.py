@@ -78,7 +78,7 @@ def brief(document):
         ("plan.txt", PLAN, 0),
         ("plan-one-small-card.txt", ("plan", "--model", "Qwen-7B", "--gpus", "1x8GB"), 0),
         ("plan-nothing-fits.txt", ("plan", "--model", "Qwen-7B", "--gpus", "1x1GB"), 1),
-        ("plan-sharded.txt", ("plan", "--model", "Qwen2-VL-72B", "--gpus", "8xRTX4090"), 0),
+        ("plan-sharded.txt", ("plan", "--model", "Qwen2.5-32B", "--gpus", "2xRTX4090"), 0),
         ("estimate.txt", ESTIMATE, 0),
         ("estimate-too-large.txt", (*ESTIMATE, "--method", "full"), 1),
         ("estimate-offload.txt", OFFLOADED, 0),

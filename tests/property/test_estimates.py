@@ -110,12 +110,16 @@ def sharded_state(result):
     st.sampled_from((2, 4, 8)),
 )
 def test_all_shards_together_hold_the_state_once(config, card, sharding, ranks):
-    """Once, but for the allocator's blocks: a tensor's part can leave up to a MiB of its block unused."""
+    """Once, but for the allocator's blocks, of which a tensor's part can leave up to a MiB unused, and 4-bit scales.
+
+    bitsandbytes keeps those whole on every rank: 4 bytes for 64 elements of half a byte.
+    """
+    besides = 0.05 if config.quantization == "none" else 0.05 + 4 / 32
     config = config.model_copy(update={"sharding": sharding})
     whole, part = (sharded_state(estimated(config, f"{count}x{card}")) for count in (1, ranks))
     for name, size in part.items():
         assert 0.98 * whole[name] - ranks * MIB <= ranks * size
-        assert size < whole[name] * (1 / ranks + 0.05) + 64 * MIB
+        assert size < whole[name] * (1 / ranks + besides) + 64 * MIB
 
 
 @given(configs(), st.sampled_from((2, 4, 8)), cards)
@@ -128,8 +132,15 @@ def test_replication_shrinks_nothing(config, ranks, card):
 
 @given(configs())
 def test_checkpointing_never_raises_the_forward_s_peak(config):
+    """The workspace apart: a forward that the backward's thread repeats takes one there."""
     plain, checkpointed = (
-        Timeline(estimated(config.model_copy(update={"gradient_checkpointing": on}), "1xH200").terms).by_phase
+        Timeline(
+            [
+                term
+                for term in estimated(config.model_copy(update={"gradient_checkpointing": on}), "1xH200").terms
+                if term.name != "workspace"
+            ]
+        ).by_phase
         for on in (False, True)
     )
     assert checkpointed[Phase.LOSS] <= plain[Phase.LOSS]

@@ -107,8 +107,9 @@ def test_a_plan_that_fits_a_card_fits_the_same_card_with_more_memory(data, card,
     assert estimated(plan.config, more).fits
     again = planned(request.model_copy(update={"inventory": parse_inventory(more)}))
     assert again.config is not None
-    order = ["full", "lora", "qlora"]
-    assert order.index(again.config.method) <= order.index(plan.config.method)
+    if request.objective != "memory":  # that looks for the least of all methods
+        order = ["full", "lora", "qlora"]
+        assert order.index(again.config.method) <= order.index(plan.config.method)
 
 
 @few

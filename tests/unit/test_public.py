@@ -16,6 +16,7 @@ RUN_CONFIG = """
     model method lora_rank lora_alpha lora_targets lora_dropout adapter_dtype quantization double_quantization
     prepare_kbit weights_dtype precision optimizer gradient_checkpointing seq_len micro_batch accumulation
     padding packing attention kernels loss_path sharding offload sync_each_batch stack expandable_segments
+    evaluates
 """
 
 PLAN_REQUEST = "model inventory method global_batch seq_len seq_len_is_default objective margin pins"
@@ -34,7 +35,7 @@ COMMANDS = {
         --weights-dtype --precision --optimizer --gradient-checkpointing --no-gradient-checkpointing --seq-len
         --micro-batch --accumulation --padding --no-padding --packing --no-packing --attention --kernels
         --loss-path --sharding --offload --sync-each-batch --no-sync-each-batch --stack --expandable-segments
-        --no-expandable-segments --estimator --batch --margin --json
+        --no-expandable-segments --evaluates --no-evaluates --estimator --batch --margin --json
     """,
     "run": """
         --demo --resume --model --gpus --data --data-format --eval-fraction --method --global-batch --seq-len

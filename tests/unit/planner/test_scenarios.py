@@ -114,10 +114,17 @@ class TestLargeModelWithoutSharding:
         assert nearest.rejection.lacking_bytes > 10 * GIB
         assert "sharding" in nearest.rejection.hint
 
-    def test_the_way_out_is_sharding(self):
-        chosen = plan("8xRTX4090", self.MODEL)
+    def test_4_bit_weights_would_be_whole_on_every_card_before_they_are_sharded(self):
+        fields = {"method": "qlora", "sharding": "fsdp2", "gradient_checkpointing": True, "micro_batch": 1}
+        result = estimate("8xRTX4090", model=self.MODEL, **fields)
+        assert not result.fits
+        assert result.peak_phase is Phase.LOAD
+
+    def test_the_way_out_is_sharding_with_offload_to_a_host_that_has_the_ram(self):
+        assert plan("8xRTX4090", self.MODEL).config is None
+        chosen = plan("8xRTX4090", self.MODEL, host_memory="1TB")
         assert chosen.config.sharding == "fsdp2"
-        assert chosen.config.method == "qlora"
+        assert chosen.config.offload == "optimizer+params"
         assert because(chosen, "sharding").startswith("ddp does not fit")
         assert chosen.estimate.fits
         assert chosen.estimate.host.fits
