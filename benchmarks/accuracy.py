@@ -1,7 +1,8 @@
 """Estimates beside measured runs, case by case: ``python -m benchmarks.accuracy``.
 
 Prints a line a case with signed errors, then mean absolute, mean signed and worst errors of each figure for the cases
-that constants were fitted on and for those that only test them; the last line is the summary as JSON.
+that constants were fitted on and for those that only test them, and for runs measured later, on which no constant of
+memory was fitted; the last line is the summary as JSON.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 from statistics import fmean
 
-from benchmarks.measured_cases import MeasuredCase, engine_cases, known_cases
+from benchmarks.measured_cases import MeasuredCase, engine_cases, known_cases, spread_cases, unseen_cases
 from ftplan.estimators.analytic import estimate
 from ftplan.results import Estimate, Phase, Timeline
 from ftplan.units import GIB
@@ -33,7 +34,7 @@ FIGURES: dict[str, tuple[Callable[[Estimate], float], Callable[[MeasuredCase], f
 
 def signed_errors(case: MeasuredCase) -> dict[str, float]:
     """Predicted over measured less one, for each figure."""
-    predicted = estimate(case.config, case.model, case.cluster)
+    predicted = estimate(case.config, case.model, case.cluster, replays=True)
     return {name: of(predicted) / truth(case) - 1 for name, (of, truth) in FIGURES.items()}
 
 
@@ -52,7 +53,7 @@ def engine_errors(case: MeasuredCase) -> dict[str, float]:
     It loads its weights on the host, as a user's run does, so that host RAM counts that phase too. Its single-card runs
     that still had a process group are left out of the process figure: since then it starts a single card without one.
     """
-    predicted = estimate(case.config, case.model, case.cluster)
+    predicted = estimate(case.config, case.model, case.cluster, replays=True)
     measured = case.row["measured"]
     errors = {name: of(predicted) / measured[ENGINE_FIGURES[name]] - 1 for name, (of, _) in FIGURES.items()}
     errors["host"] = predicted.host_bytes / measured["host_bytes"] - 1
@@ -61,10 +62,23 @@ def engine_errors(case: MeasuredCase) -> dict[str, float]:
     return errors
 
 
+def later_errors(case: MeasuredCase) -> dict[str, float]:
+    """The same for runs measured later, some of them in a process that held memory before: that is subtracted."""
+    predicted = estimate(case.config, case.model, case.cluster, replays=True)
+    row = case.row
+    before = row.get("base_alloc", 0)
+    return {
+        "allocated": predicted.peak_allocated_bytes / (row.get("train_peak_alloc", row["peak_alloc"]) - before) - 1,
+        "reserved": predicted.peak_reserved_bytes / (row.get("train_peak_reserved", row["peak_reserved"]) - before) - 1,
+        "step": predicted.step_seconds / row["step_s"] - 1,
+    }
+
+
 def summary(errors: Iterable[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Mean absolute, mean signed and worst error of each figure, in percent."""
     rows = list(errors)
-    return {name: _stats([row[name] for row in rows if name in row]) for name in FIGURES} if rows else {}
+    told = [name for name in FIGURES if any(name in row for row in rows)]
+    return {name: _stats([row[name] for row in rows if name in row]) for name in told}
 
 
 def _stats(values: list[float]) -> dict[str, float]:
@@ -86,14 +100,17 @@ def main() -> None:
         kind = "single" if case.is_single else "several"
         by_part.setdefault(f"{kind}, {'fitted' if case.fitted else 'held out'}", []).append(errors)
         by_part.setdefault(kind, []).append(errors)
-        predicted = estimate(case.config, case.model, case.cluster)
+        predicted = estimate(case.config, case.model, case.cluster, replays=True)
         figures = "  ".join(f"{100 * errors[name]:+8.2f}%" for name in FIGURES)
         measured = case.row["peak_alloc"] / GIB
         print(f"{case.label:38} {measured:9.3f} {predicted.peak_allocated_bytes / GIB:9.3f}  {figures}")
+    for case in spread_cases() + unseen_cases():
+        kind = "single" if case.is_single else "several"
+        by_part.setdefault(f"{kind}, later", []).append(later_errors(case))
     for case in engine_cases():
         errors = engine_errors(case)
         by_part.setdefault("own engine", []).append(errors)
-        predicted = estimate(case.config, case.model, case.cluster)
+        predicted = estimate(case.config, case.model, case.cluster, replays=True)
         figures = "  ".join(f"{100 * errors[name]:+8.2f}%" if name in errors else f"{'-':>9}" for name in FIGURES)
         measured = case.row["measured"]["peak_allocated_bytes"] / GIB
         print(f"{case.label:38} {measured:9.3f} {predicted.peak_allocated_bytes / GIB:9.3f}  {figures}")

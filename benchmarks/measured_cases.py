@@ -60,6 +60,17 @@ def capped_cases() -> tuple[MeasuredCase, ...]:
     return tuple(_case(row) for row in _rows("capped.jsonl"))
 
 
+def spread_cases() -> tuple[MeasuredCase, ...]:
+    """Every row of spread.jsonl: sizes, sequences up to 32k, offload."""
+    return tuple(_case(row) for row in _rows("spread.jsonl"))
+
+
+def limit_cases() -> tuple[MeasuredCase, ...]:
+    """Every capped run: those of capped.jsonl that have a cap, and limits.jsonl."""
+    rows = [row for row in (*_rows("capped.jsonl"), *_rows("limits.jsonl")) if row["case"]["cap_gib"] is not None]
+    return tuple(_case(row) for row in rows)
+
+
 def engine_cases() -> tuple[MeasuredCase, ...]:
     """Every run of our own engine in engine.jsonl."""
     return tuple(_engine_case(row) for row in _rows("engine.jsonl"))

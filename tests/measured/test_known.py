@@ -10,10 +10,10 @@ from benchmarks.measured_cases import capped_cases, known_cases
 from ftplan.estimators.analytic import estimate
 from ftplan.units import GIB
 
-SINGLE_WORST = 0.03
-SINGLE_MEAN = 0.01
-SEVERAL_WORST = 0.05
-SEVERAL_MEAN = 0.015
+SINGLE_WORST = 0.013
+SINGLE_MEAN = 0.003
+SEVERAL_WORST = 0.03
+SEVERAL_MEAN = 0.01
 """Of the peak allocated: the largest error of any case, and the mean of their sizes."""
 
 WEIGHTS_WORST = 0.002
@@ -92,7 +92,7 @@ def test_parameters_are_those_of_the_real_model(case):
 
 @pytest.mark.parametrize("case", KNOWN, ids=lambda case: case.label)
 def test_errors_are_signed(case):
-    predicted = estimated(case)
+    predicted = estimate(case.config, case.model, case.cluster, replays=True)
     errors = accuracy.signed_errors(case)
     assert set(errors) == {"allocated", "reserved", "process", "host", "step"}
     assert errors["allocated"] == pytest.approx(predicted.peak_allocated_bytes / case.row["peak_alloc"] - 1)
@@ -123,7 +123,10 @@ def test_the_benchmark_reports_each_case_and_ends_in_one_json_line(capsys):
 
 
 def fits_the_cap(case):
-    """Whether the run is declared to fit: the cap bounds what the allocator may reserve, not the context beside it."""
+    """Whether a search takes it to fit: the cap bounds what the allocator may reserve, not the context beside it.
+
+    That goes by a fit of what the allocator wastes; test_limits.py has what is said of one configuration.
+    """
     predicted = estimated(case)
     beside = predicted.process_bytes - predicted.peak_reserved_bytes
     return predicted.needed_bytes - beside <= case.row["case"]["cap_gib"] * GIB
