@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from ftplan.estimators.tape import operations as ops
-from ftplan.estimators.tape.machine import Tape, Tensor
+from ftplan.estimators.tape.graph import Tensor
+from ftplan.estimators.tape.machine import Tape
 from ftplan.estimators.tape.operations import FP32
 
 
@@ -40,15 +41,9 @@ def written_out(tape: Tape, value: Tensor) -> Tensor:
 def cube(tape: Tape, value: Tensor) -> Tensor:
     """``pow(value, 3)``, in fp32 under autocast."""
     wide = ops.to(tape, value, FP32) if tape.autocast else value
-
-    def backward(gradient: Tensor, _: object) -> tuple[Tensor]:
-        squares = ops.like(tape, gradient)
-        tripled = ops.like(tape, gradient)
-        made = ops.like(tape, gradient)
-        del squares, tripled
-        return (made,)
-
-    return tape.operation((wide,), backward, lambda: ops.like(tape, wide), saved=(wide,))
+    return tape.operation(
+        (wide,), lambda gradient, _: ops.through(tape, gradient, 2), lambda: ops.like(tape, wide), saved=(wide,)
+    )
 
 
 def quick(tape: Tape, value: Tensor) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from ftplan.estimators.tape import kernels
 from ftplan.estimators.tape import operations as ops
+from ftplan.estimators.tape.graph import Tensor
 from ftplan.estimators.tape.kernels import Heads
-from ftplan.estimators.tape.machine import Size, Tape, Tensor
+from ftplan.estimators.tape.machine import Tape
 from ftplan.estimators.tape.modules import Options
 from ftplan.estimators.tape.operations import FP32
+from ftplan.estimators.tape.sizes import Size
 from ftplan.profiles.schema import LayerProfile
 
 HALF = 2

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ftplan.estimators.tape import operations as ops
-from ftplan.estimators.tape.machine import BACKWARD, GRADIENTS, Gradients, Parameter, Size, Tape, Tensor
+from ftplan.estimators.tape.graph import Gradients, Parameter, Tensor
+from ftplan.estimators.tape.machine import Tape
 from ftplan.estimators.tape.modules import Options
 from ftplan.estimators.tape.operations import FP32
+from ftplan.estimators.tape.sizes import BACKWARD, GRADIENTS, Size
 from ftplan.profiles.schema import ExpertsProfile, LayerProfile
 
 INDEX = 8
@@ -82,7 +84,7 @@ class Experts:
         count = self.profile.count
         logits = ops.linear(tape, hidden, self.router, Size(tokens=count), autocast=self.options.autocast)
         probabilities = ops.softmax(tape, logits, FP32)
-        scores = _picked(tape, probabilities, Size(tokens=self.profile.per_token))
+        scores = gathered(tape, probabilities, Size(tokens=self.profile.per_token))
         return ops.to(tape, scores, logits.element)
 
     def mixed(self, tape: Tape, hidden: Tensor, scores: Tensor) -> Tensor:
@@ -229,7 +231,7 @@ class DeepseekV3Experts(Experts):
         logits = ops.linear(tape, wide, self.router, Size(tokens=count), autocast=self.options.autocast)
         del wide
         scores = ops.unary(tape, logits, saves=False, saves_output=True)
-        return _picked(tape, scores, chosen)
+        return gathered(tape, scores, chosen)
 
 
 class GptOssExperts(Experts):
@@ -239,7 +241,7 @@ class GptOssExperts(Experts):
         """A softmax over the chosen experts only."""
         count, chosen = self.profile.count, Size(tokens=self.profile.per_token)
         logits = ops.linear(tape, hidden, self.router, Size(tokens=count), autocast=self.options.autocast)
-        return _picked(tape, logits, chosen)
+        return gathered(tape, logits, chosen)
 
     def mixed(self, tape: Tape, hidden: Tensor, scores: Tensor) -> Tensor:
         """As the others, with biases."""
@@ -283,20 +285,7 @@ def clamped(tape: Tape, value: Tensor, bounds: int) -> Tensor:
 def _fp32_scores(experts: Experts, tape: Tape, hidden: Tensor) -> Tensor:
     size = Size(tokens=experts.profile.count)
     logits = ops.linear(tape, hidden, experts.router, size, autocast=experts.options.autocast)
-    return _picked(tape, ops.softmax(tape, logits, FP32), Size(tokens=experts.profile.per_token))
-
-
-def _picked(tape: Tape, scores: Tensor, size: Size) -> Tensor:
-    """The chosen experts' scores; the gradient is scattered into zeros."""
-    wide, element = scores.size, scores.element
-
-    def backward(_: Tensor) -> Gradients:
-        zeros = tape.empty(wide, element)
-        made = tape.empty(wide, element)
-        del zeros
-        return (made,)
-
-    return tape.operation((scores,), backward, lambda: tape.empty(size, element))
+    return gathered(tape, ops.softmax(tape, logits, FP32), Size(tokens=experts.profile.per_token))
 
 
 EXPERTS: dict[str, type[Experts]] = {

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ftplan.estimators.tape.machine import Size, Tape, Tensor
+from ftplan.estimators.tape.graph import Tensor
+from ftplan.estimators.tape.machine import Tape
+from ftplan.estimators.tape.sizes import Size
 
 GATHERED = "gathered parameters"
 BUFFER = "communication"

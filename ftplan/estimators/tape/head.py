@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ftplan.estimators.tape import operations as ops
-from ftplan.estimators.tape.machine import GRADIENTS, Leaf, Parameter, Rule, Size, Tape, Tensor
+from ftplan.estimators.tape.graph import Leaf, Parameter, Tensor
+from ftplan.estimators.tape.machine import Tape
 from ftplan.estimators.tape.modules import Norm, Options
 from ftplan.estimators.tape.operations import FP32
+from ftplan.estimators.tape.sizes import GRADIENTS, Rule, Size
 from ftplan.profiles.schema import ModelProfile
 
 INDEX: int = 8

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ftplan.estimators.reductions import reduction_scratch
 from ftplan.estimators.tape import operations as ops
-from ftplan.estimators.tape.machine import Rule, Size, Tape, Tensor
+from ftplan.estimators.tape.graph import Tensor
+from ftplan.estimators.tape.machine import Tape
 from ftplan.estimators.tape.operations import FP32, like
+from ftplan.estimators.tape.sizes import Rule, Size
 from ftplan.units import ceil_div
 
 WIDEST_FUSED_HEAD = 256
@@ -137,30 +140,6 @@ def rule_bytes(rule: Rule, tokens: int) -> int:
 
 def _sum(rule: Rule, rows: int) -> int:
     return sum(reduction_scratch(rows, rule.first, rule.second))
-
-
-def reduction_scratch(rows: int, columns: int, element: int, multiprocessors: int = 132) -> tuple[int, ...]:
-    """Global buffers of a sum over ``rows`` of ``columns`` contiguous columns (ATen/native/cuda/Reduce.cuh).
-
-    Where too few columns keep the card busy, several blocks share one and meet in global memory: fp32 partial sums of
-    every thread, and a semaphore for each block.
-    """
-    vector = next(each for each in (4, 2, 1) if columns % each == 0 and element * each <= 16)
-    threads = 512 // vector
-    width = min(_last_power_of_two(columns // vector), 32)
-    height = min(_last_power_of_two(rows), threads // width)
-    width = min(_last_power_of_two(columns // vector), threads // height)
-    values = ceil_div(rows, height)
-    grid = ceil_div(columns // vector, width)
-    target = multiprocessors * (2048 // (width * height))
-    if rows < height * 16 or values < 256 or grid > target:
-        return ()
-    blocks = max(min(ceil_div(target, grid), ceil_div(values, 16)), ceil_div(values, 256))
-    return (FP32 * columns * blocks * width * vector, 4 * grid) if blocks > 1 else ()
-
-
-def _last_power_of_two(number: int) -> int:
-    return 1 << (max(number, 1).bit_length() - 1)
 
 
 def _embedding(rule: Rule, tokens: int) -> int:

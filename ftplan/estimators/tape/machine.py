@@ -14,61 +14,36 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final, NamedTuple, TypeAlias
+from typing import NamedTuple
 
-
-class Size(NamedTuple):
-    """Bytes or elements: for each token, score entry [B, S, S], mask entry [S, S] and position [S], and fixed ones."""
-
-    tokens: float = 0.0
-    scores: float = 0.0
-    mask: float = 0.0
-    length: float = 0.0
-    fixed: float = 0.0
-
-    def times(self, factor: float) -> Size:
-        """``factor`` times as much."""
-        tokens, scores, mask, length, fixed = self
-        return Size(tokens * factor, scores * factor, mask * factor, length * factor, fixed * factor)
-
-    def plus(self, other: Size) -> Size:
-        """The sum."""
-        return Size(self[0] + other[0], self[1] + other[1], self[2] + other[2], self[3] + other[3], self[4] + other[4])
-
-
-NOTHING: Final = Size()
-
-
-class Rule(NamedTuple):
-    """Bytes that are no linear function of the micro-batch: the name of their rule in `kernels`, and its numbers."""
-
-    name: str
-    first: int
-    second: int = 0
-
-
-class Event(NamedTuple):
-    """One allocation (``size`` is given) or release; ``rule`` adds bytes that are known only with the micro-batch."""
-
-    key: int
-    size: Size | None
-    name: str
-    place: int
-    rule: Rule | None = None
-
-
-class Mark(NamedTuple):
-    """A phase begins, or the backward of a part of the model ends."""
-
-    phase: str
-    place: int = 0
-
-
-LEFT: Final = "left"
-PRODUCT: Final = "product"
-"""A matrix product; ``place`` is 1 in the forward's thread and 2 in the backward's."""
-GRADIENTS: Final = "gradients"
-IN_FLIGHT: Final = "gradients being reduced"
+from ftplan.estimators.tape.graph import (
+    Backward,
+    Edge,
+    Frame,
+    Gradients,
+    Leaf,
+    Node,
+    Parameter,
+    Place,
+    Storage,
+    Tensor,
+    detached,
+    edge_of,
+)
+from ftplan.estimators.tape.sizes import (
+    BACKWARD,
+    GRADIENTS,
+    IN_FLIGHT,
+    LEFT,
+    NOTHING,
+    PRODUCT,
+    RECOMPUTED,
+    SCRATCH,
+    Event,
+    Mark,
+    Rule,
+    Size,
+)
 
 
 class Reduction(NamedTuple):
@@ -85,137 +60,8 @@ class Reduction(NamedTuple):
     tied: bool = False
 
 
-class Storage:
-    """Memory on the device; it is released when nothing refers to it any more."""
-
-    __slots__ = ("_tape", "key")
-
-    def __init__(self, tape: Tape, size: Size, name: str, rule: Rule | None = None) -> None:
-        self._tape = tape
-        self.key = tape.allocated(size, name, rule)
-
-    def __del__(self) -> None:
-        self._tape.released(self.key)
-
-
-class Parameter:
-    """A weight: ``element`` bytes each; it lies elsewhere, its gradient here. ``trains``: backward makes that gradient.
-
-    With several ``uses`` (a head tied to the embedding) their gradients are summed before they are accumulated.
-    """
-
-    __slots__ = ("arrived", "element", "elements", "gradient", "trains", "uses")
-
-    def __init__(self, elements: int, element: int, *, trains: bool, uses: int = 1) -> None:
-        self.elements = elements
-        self.element = element
-        self.trains = trains
-        self.uses = uses
-        self.arrived = 0
-        self.gradient: Tensor | None = None
-
-
-class Leaf(Parameter):
-    """A tensor that requires a gradient of its own: where a graph ends that is no weight. The graph holds it."""
-
-    __slots__ = ("held",)
-
-    def __init__(self, held: Tensor) -> None:
-        super().__init__(0, held.element, trains=True)
-        self.held = held.storage
-
-
-class Tensor:
-    """A value of ``size`` elements of ``element`` bytes in a storage that views share.
-
-    ``node`` is the operation that made it, if a gradient flows there. ``head_major``: it lies as [B, heads, S, D].
-    ``reduces``: a gradient that is summed to that size before it goes on.
-    """
-
-    __slots__ = ("element", "head_major", "index", "node", "reduces", "size", "storage", "view")
-
-    def __init__(
-        self, size: Size, element: int, storage: Storage | None, *, view: bool = False, head_major: bool = False
-    ) -> None:
-        self.size = size
-        self.element = element
-        self.storage = storage
-        self.view = view
-        self.head_major = head_major
-        self.node: Node | Parameter | None = None
-        self.index = 0
-        self.reduces: Size | None = None
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether a gradient flows through it."""
-        return self.node is not None
-
-
-Gradients = Sequence["Tensor | None"]
-
-
-Backward = Callable[..., Gradients]
-"""Gradients of an operation's inputs from that of its result (or results) and what it saved, in the order of saving."""
-
-
-class Node:
-    """One operation in the graph: where gradients go on, and what they are computed from."""
-
-    __slots__ = ("backward", "edges", "elements", "outputs", "place", "saved", "sequence")
-
-    def __init__(
-        self,
-        sequence: int,
-        edges: tuple[Edge | None, ...],
-        elements: tuple[int, ...],
-        saved: Saved,
-        backward: Backward,
-        place: int,
-    ) -> None:
-        self.sequence = sequence
-        self.place = place
-        self.edges = edges
-        self.elements = elements
-        self.saved = saved
-        self.backward = backward
-        self.outputs = 1
-
-
-Edge: TypeAlias = tuple["Node | Parameter", int]
-Saved: TypeAlias = "tuple[Tensor | Parameter | Place, ...]"
-
-
-class Place:
-    """What a checkpointed forward saves in a tensor's stead: a place among those of its frame."""
-
-    __slots__ = ("frame", "index")
-
-    def __init__(self, frame: Frame, index: int) -> None:
-        self.frame = frame
-        self.index = index
-
-
 class _Enough(Exception):  # noqa: N818 - it ends a recomputation, and is no error
     """The recomputation has made all that the backward needs."""
-
-
-class Frame:
-    """One checkpointed call: what it saved the first time by number, and how to make it again.
-
-    As torch.utils.checkpoint without reentry: the first tensor that the backward asks for runs the forward again, up to
-    the last tensor that it saved.
-    """
-
-    def __init__(self, run: Callable[[], Tensor]) -> None:
-        self.run: Callable[[], Tensor] | None = run
-        self.count = 0
-        self.made: dict[int, Tensor | Parameter] | None = None
-
-    def place(self) -> Place:
-        """The next place."""
-        self.count += 1
-        return Place(self, self.count - 1)
 
 
 class Tape:
@@ -329,14 +175,14 @@ class Tape:
 
         ``saves_output``: its backward needs the result too, as the last thing saved.
         """
-        if not self.graph or not any(_edge(each) for each in inputs):
+        if not self.graph or not any(edge_of(each) for each in inputs):
             return make()
         kept = [self._keep(each) for each in saved]
         out = make()
         if saves_output:
             kept.append(self._keep(out))
         self._sequence += 1
-        edges = tuple(_edge(each) for each in inputs)
+        edges = tuple(edge_of(each) for each in inputs)
         elements = tuple(0 if each is None else each.element for each in inputs)
         out.node = Node(
             self._sequence, edges, elements, () if self._remade is not None else tuple(kept), backward, self.place
@@ -348,7 +194,7 @@ class Tape:
     ) -> list[Tensor]:
         """Views of parts of ``whole`` from one operation with several results, whose gradients come together."""
         views = [Tensor(size, whole.element, whole.storage, view=True, head_major=head_major) for size in sizes]
-        edge = _edge(whole)
+        edge = edge_of(whole)
         if self.graph and edge is not None:
             self._sequence += 1
             node = Node(self._sequence, (edge,), (whole.element,), (), backward, self.place)
@@ -360,10 +206,10 @@ class Tape:
     def _keep(self, value: Tensor | Parameter) -> Tensor | Parameter | Place:
         """What a node holds of a saved tensor."""
         if self._remade is not None:
-            self._remade[len(self._remade)] = _detached(value)
+            self._remade[len(self._remade)] = detached(value)
             if len(self._remade) == self._wanted:
                 raise _Enough
-        return _detached(value) if self._frame is None else self._frame.place()
+        return detached(value) if self._frame is None else self._frame.place()
 
     def checkpoint(self, run: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
         """Run ``run`` so that of all that it saves only its input is kept."""
@@ -529,23 +375,3 @@ class Tape:
                 self._gradients.append(target)
         if self.accumulates and target.arrived == target.uses:  # added to what lies elsewhere
             target.gradient = None
-
-
-SCRATCH: Final = "scratch"
-RECOMPUTED: Final = "recomputed layer"
-BACKWARD: Final = "layer backward"
-
-
-def _edge(value: Tensor | Parameter | None) -> Edge | None:
-    if isinstance(value, Parameter):
-        return (value, 0) if value.trains else None
-    if value is None or value.node is None:
-        return None
-    return (value.node, value.index)
-
-
-def _detached(value: Tensor | Parameter) -> Tensor | Parameter:
-    """The value without its place in the graph, as a saved variable holds it."""
-    if isinstance(value, Parameter) or value.node is None:
-        return value
-    return Tensor(value.size, value.element, value.storage, view=value.view, head_major=value.head_major)

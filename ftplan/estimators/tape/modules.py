@@ -8,8 +8,10 @@ from typing import Final, NamedTuple
 
 from ftplan.estimators.tape import operations as ops
 from ftplan.estimators.tape.gathering import Groups
-from ftplan.estimators.tape.machine import GRADIENTS, Backward, Parameter, Reduction, Size, Tape, Tensor
+from ftplan.estimators.tape.graph import Parameter, Tensor
+from ftplan.estimators.tape.machine import Reduction, Tape
 from ftplan.estimators.tape.operations import FP32
+from ftplan.estimators.tape.sizes import GRADIENTS, Size
 from ftplan.profiles.schema import LinearProfile, NormProfile
 
 NO_REDUCTION: Final = Reduction()
@@ -230,7 +232,9 @@ class Norm:
 
 def _times_inverse_root(tape: Tape, hidden: Tensor) -> Tensor:
     """``hidden * rsqrt(mean(hidden ** 2))``: the square comes and goes, ``hidden`` is kept twice over."""
-    squares = tape.operation((hidden,), _square_backward(tape), lambda: ops.like(tape, hidden), saved=(hidden,))
+    squares = tape.operation(
+        (hidden,), lambda gradient, _: ops.through(tape, gradient, 2), lambda: ops.like(tape, hidden), saved=(hidden,)
+    )
     roots = tape.operation((squares,), lambda _: (ops.like(tape, shape),), lambda: Tensor(Size(tokens=1), FP32, None))
     shape = Tensor(hidden.size, FP32, None, head_major=hidden.head_major)
     del squares
@@ -243,17 +247,6 @@ def _times_inverse_root(tape: Tape, hidden: Tensor) -> Tensor:
         return own, Tensor(Size(tokens=1), FP32, None)
 
     return tape.operation((hidden, roots), backward, lambda: ops.like(tape, hidden), saved=(hidden,))
-
-
-def _square_backward(tape: Tape) -> Backward:
-    def backward(gradient: Tensor, _: Tensor) -> tuple[Tensor]:
-        power = ops.like(tape, gradient)
-        doubled = ops.like(tape, gradient)
-        made = ops.like(tape, gradient)
-        del power, doubled
-        return (made,)
-
-    return backward
 
 
 def _times_weight(tape: Tape, hidden: Tensor, weight: Parameter) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Final
 from ftplan.estimators.blocks import rounding
 from ftplan.estimators.tape.gathering import BUFFER, GATHERED
 from ftplan.estimators.tape.kernels import rule_bytes
-from ftplan.estimators.tape.machine import LEFT, NOTHING, RECOMPUTED, Event, Mark, Rule, Size
+from ftplan.estimators.tape.sizes import LEFT, NOTHING, RECOMPUTED, Event, Mark, Rule, Size
 from ftplan.estimators.tape.step import (
     BACKWARD,
     END,

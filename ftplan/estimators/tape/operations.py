@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from ftplan.estimators.tape.machine import GRADIENTS, Gradients, Parameter, Size, Tape, Tensor
+from ftplan.estimators.tape.graph import Gradients, Parameter, Tensor
+from ftplan.estimators.tape.machine import Tape
+from ftplan.estimators.tape.sizes import GRADIENTS, Size
 
 FP32: Final = 4
 MASK: Final = 1
@@ -256,6 +258,14 @@ def dropout(tape: Tape, value: Tensor, probability: float) -> Tensor:
     out = make()
     kept = mask.pop()
     return tape.operation((value,), lambda gradient, _: (like(tape, gradient),), lambda: out, saved=(kept,))
+
+
+def through(tape: Tape, gradient: Tensor, temporaries: int) -> tuple[Tensor]:
+    """The gradient of a formula of which so many results are held until its last is made."""
+    held = [like(tape, gradient) for _ in range(temporaries)]
+    made = like(tape, gradient)
+    del held
+    return (made,)
 
 
 def custom(

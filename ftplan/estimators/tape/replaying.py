@@ -15,9 +15,9 @@ from ftplan.estimators import states
 from ftplan.estimators.blocks import tensors
 from ftplan.estimators.tape.build import options_of, targets_of
 from ftplan.estimators.tape.kernels import rule_bytes
-from ftplan.estimators.tape.machine import PRODUCT, Event, Mark, Size
 from ftplan.estimators.tape.modules import Options
 from ftplan.estimators.tape.moments import Batch
+from ftplan.estimators.tape.sizes import PRODUCT, Event, Mark, Size
 from ftplan.estimators.tape.step import END, EVALUATION, Recorded, record
 from ftplan.estimators.trace import stream as simulated
 from ftplan.estimators.trace.replay import replay, smallest_limit

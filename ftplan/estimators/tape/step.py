@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 from ftplan.estimators.tape import operations as ops
 from ftplan.estimators.tape.attention import is_eager, mask_kind
-from ftplan.estimators.tape.decoder import Layer, layer_program
+from ftplan.estimators.tape.decoder import layer_program
 from ftplan.estimators.tape.gathering import Gathering
+from ftplan.estimators.tape.graph import Tensor
 from ftplan.estimators.tape.head import INDEX, Outside
-from ftplan.estimators.tape.machine import Event, Mark, Size, Tape, Tensor
+from ftplan.estimators.tape.layer import Layer
+from ftplan.estimators.tape.machine import Tape
 from ftplan.estimators.tape.modules import Options, Targets
+from ftplan.estimators.tape.sizes import Event, Mark, Size
 from ftplan.profiles.schema import LayerGroup, LayerProfile, ModelProfile
 
 OUTSIDE = 0

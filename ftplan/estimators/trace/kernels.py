@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch.utils._pytree import tree_leaves
 
+from ftplan.estimators.reductions import reduction_scratch
 from ftplan.estimators.trace.record import Cost
 from ftplan.units import ceil_div
 
@@ -101,33 +102,13 @@ def _sum_scratch(args: Any, _: Any, out: Any, device: Device) -> Sequence[int]:
     outputs = out.numel()
     if not tensor.is_contiguous() or not outputs or tensor.shape[-1:] != out.shape[-1:]:
         return ()
-    return reduction_scratch(tensor.numel() // outputs, outputs, tensor.element_size(), device)
-
-
-def reduction_scratch(rows: int, outputs: int, element: int, device: Device) -> Sequence[int]:
-    """Global buffers of a sum over ``rows`` of ``outputs`` contiguous columns (ATen/native/cuda/Reduce.cuh).
-
-    Where too few columns keep the card busy, several blocks share one and meet in global memory: fp32 partial sums of
-    every thread, and a semaphore for each block.
-    """
-    vector = next(each for each in (4, 2, 1) if outputs % each == 0 and element * each <= 16)
-    threads = 512 // vector
-    width = min(_last_power_of_two(outputs // vector), 32)
-    height = min(_last_power_of_two(rows), threads // width)
-    width = min(_last_power_of_two(outputs // vector), threads // height)
-    values = ceil_div(rows, height)
-    grid = ceil_div(outputs // vector, width)
-    target = device.multiprocessors * (device.threads_per_multiprocessor // (width * height))
-    if ceil_div(rows, 1) < height * 16 or values < 256 or grid > target:
-        return ()
-    blocks = max(min(ceil_div(target, grid), ceil_div(values, 16)), ceil_div(values, 256))
-    if blocks <= 1:
-        return ()
-    return (FP32 * outputs * blocks * width * vector, SEMAPHORE * grid)
-
-
-def _last_power_of_two(number: int) -> int:
-    return 1 << (max(number, 1).bit_length() - 1)
+    return reduction_scratch(
+        tensor.numel() // outputs,
+        outputs,
+        tensor.element_size(),
+        device.multiprocessors,
+        device.threads_per_multiprocessor,
+    )
 
 
 def _cudnn_backward(args: Any, _: Any, __: Any, ___: Device) -> Sequence[int]:

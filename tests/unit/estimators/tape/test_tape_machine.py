@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftplan.estimators.tape import operations as ops
-from ftplan.estimators.tape.machine import GRADIENTS, RECOMPUTED, Event, Parameter, Reduction, Size, Tape, Tensor
+from ftplan.estimators.tape.graph import Parameter, Tensor
+from ftplan.estimators.tape.machine import Reduction, Tape
+from ftplan.estimators.tape.sizes import GRADIENTS, RECOMPUTED, Event, Size
 
 ROW = Size(tokens=1)
 FP32 = 4
@@ -134,30 +136,25 @@ def three(tape, value):
     return value
 
 
-def test_checkpointing_keeps_the_input_only_and_runs_again_up_to_the_last_tensor_that_was_saved():
+def recomputed(keep):
+    """How many results a backward makes again; before it the input alone is held, after it the gradient."""
     tape = Tape()
     _, value = trained(tape)
-    result = tape.checkpoint(lambda hidden: three(tape, hidden), value)
+    result = keep(tape, lambda hidden: three(tape, hidden), value)
     del value
     assert len(live(tape)) == 2
-    before = len(tape.events)
     run_backward(tape, result)
     del result
-    made = [event.name for event in tape.events[before:] if isinstance(event, Event) and event.size is not None]
-    assert made.count(RECOMPUTED) == 2  # the third result is saved by nothing
     assert [event.name for event in live(tape)] == [GRADIENTS]
+    return names(tape).count(RECOMPUTED)
+
+
+def test_checkpointing_keeps_the_input_only_and_runs_again_up_to_the_last_tensor_that_was_saved():
+    assert recomputed(Tape.checkpoint) == 2  # the third result is saved by nothing
 
 
 def test_the_older_checkpointing_runs_all_of_it_again():
-    tape = Tape()
-    _, value = trained(tape)
-    result = tape.checkpoint_reentrant(lambda hidden: three(tape, hidden), value)
-    del value
-    assert len(live(tape)) == 2
-    run_backward(tape, result)
-    del result
-    assert names(tape).count(RECOMPUTED) == 3
-    assert [event.name for event in live(tape)] == [GRADIENTS]
+    assert recomputed(Tape.checkpoint_reentrant) == 3
 
 
 @pytest.mark.parametrize(("shards", "element", "size"), [(4, 4, 12), (1, 4, 44), (4, 0, 0)])

@@ -14,18 +14,6 @@ aten = torch.ops.aten
 
 
 @pytest.mark.parametrize(
-    ("rows", "outputs", "element", "expected"),
-    [
-        (2048, 2048, 2, (33_554_432, 64)),  # the gradient of a norm's weight, bf16
-        (60_000, 1024, 4, (138_412_032, 32)),  # Adafactor's mean over rows
-        (512, 2048, 2, ()),  # too few rows to share a column
-    ],
-)
-def test_sums_over_rows(rows, outputs, element, expected):
-    assert tuple(kernels.reduction_scratch(rows, outputs, element, HOPPER)) == expected
-
-
-@pytest.mark.parametrize(
     ("query", "key", "expected"),
     [
         ((2, 32, 1024, 64), (2, 8, 1024, 64), 33_816_832),
