@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
-from ftplan.profiles.schema import ModelProfile
+from ftplan.profiles.schema import LayerProfile, ModelProfile
 from ftplan.units import MIB, ceil_div, round_up
 
 ROUNDING: Final = 512
@@ -82,14 +82,19 @@ def tensors(model: ModelProfile) -> Iterator[tuple[int, bool]]:
     """(elements, packed in 4-bit) of every weight in the order modules are made."""
     yield model.embedding_params, False
     for layer in model.layers:
-        for linear in layer.linears:
-            yield linear.weight_params, linear.is_linear and linear.quantizable
-            if linear.bias:
-                yield linear.out_features, False
-        experts = layer.mlp.experts
-        for weight in experts.weights if experts else ():
-            yield weight.weight_params * (experts.count if experts else 0), False
-        for norm in layer.norms:
-            yield norm.params, False
+        yield from layer_tensors(layer)
     if not model.tied:
         yield model.embedding_params, False
+
+
+def layer_tensors(layer: LayerProfile) -> Iterator[tuple[int, bool]]:
+    """(elements, packed in 4-bit) of every weight of a layer."""
+    for linear in layer.linears:
+        yield linear.weight_params, linear.is_linear and linear.quantizable
+        if linear.bias:
+            yield linear.out_features, False
+    experts = layer.mlp.experts
+    for weight in experts.weights if experts else ():
+        yield weight.weight_params * (experts.count if experts else 0), False
+    for norm in layer.norms:
+        yield norm.params, False

@@ -369,6 +369,7 @@ class StackProfile:
     """What a training loop does by itself, where loops differ.
 
     ``upcasts_trainables``: full fine-tuning and adapters hold fp32 (LLaMA-Factory unless pure_bf16).
+    ``builds_on_device``: the whole model comes to the device in its own dtype, and is packed or sharded then.
     ``reentrant_checkpointing``: torch's older way to recompute, which runs a layer's forward without a graph.
     ``casts_outputs_to_fp32``: accelerate's autocast wrapper converts the model's outputs, logits among them, to fp32.
     """
@@ -379,4 +380,5 @@ class StackProfile:
     upcasts_trainables: bool
     recasts_quantized_adapters: bool
     reentrant_checkpointing: bool
+    builds_on_device: bool
     source: str

@@ -1,7 +1,8 @@
 """The simulated allocator beside histories recorded with ``torch.cuda.memory._record_memory_history``.
 
-Both are of one QLoRA run of two steps on an H100 (torch 2.11): loading, 4-bit packing, training; the first with the
-allocator's default, the second with expandable segments. An event is [action, bytes, address, stream].
+All are of runs of two steps on an H100 (torch 2.11): QLoRA with loading, 4-bit packing and training, with the
+allocator's default and with expandable segments; LoRA on Llama-3-8B at 32k tokens with Liger, in which the addresses
+that the driver gives decide over 1.75 GiB. An event is [action, bytes, address, stream].
 """
 
 import gzip
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ftplan.estimators.trace.addresses import AddressSpace
 from ftplan.estimators.trace.allocator import CachingAllocator
 from ftplan.estimators.trace.replay import replay
 from ftplan.estimators.trace.stream import Event, Kind
@@ -25,7 +27,7 @@ def load(name):
     return json.loads(gzip.decompress((DATA / f"{name}.json.gz").read_bytes()))
 
 
-@pytest.fixture(scope="module", params=["history-qlora", "history-qlora-expandable"])
+@pytest.fixture(scope="module", params=["history-qlora", "history-qlora-expandable", "history-liger-32k"])
 def history(request):
     return load(request.param)
 
@@ -44,6 +46,20 @@ def stream_of(history):
         before = action
 
 
+class Recorded(AddressSpace):
+    """The addresses that the driver gave; of two runs in one process the second gets what the first gave back."""
+
+    def __init__(self, history):
+        super().__init__()
+        self.given = (address for action, _, address, _ in history["events"] if action == "segment_alloc")
+
+    def take(self, size):
+        return next(self.given)
+
+    def give_back(self, address, size):
+        pass
+
+
 def test_peaks_are_as_recorded(history):
     result = replay([event for event, _ in stream_of(history)], expandable_segments=history["expandable"])
     assert history["start"] == {"allocated": 0, "reserved": 0}
@@ -56,7 +72,7 @@ def test_memory_is_reserved_where_it_was(history):
     """After every allocation and free, not just at the peak."""
     signed = (RESERVED_SIGN.get(action, 0) * size for action, size, *_ in history["events"])
     reserved = list(accumulate(signed))
-    allocator, blocks = CachingAllocator(history["expandable"]), {}
+    allocator, blocks = CachingAllocator(history["expandable"], addresses=Recorded(history)), {}
     for event, place in stream_of(history):
         if event.kind == Kind.EMPTY_CACHE:
             allocator.empty_cache()

@@ -18,6 +18,8 @@ from ftplan.profiles.schema import LayerProfile
 class GptJ(Parallel, PartlyRotary):
     """GPT-J: scores in fp32, positions in pairs of columns."""
 
+    returns_scores = True
+
     def positioned(self, tape: Tape, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Keys first; stacked pairs are a copy like joined halves."""
         first, passed = self.parts(tape, key)
@@ -142,6 +144,8 @@ class Opt(Layer):
 class Bloom(Layer):
     """BLOOM: scores with ALiBi in one product, a GELU with a backward of its own, residuals inside the blocks."""
 
+    returns_scores = True
+
     def __call__(self, tape: Tape, hidden: Tensor) -> Tensor:
         """The layer's output."""
         normed = self.normed(tape, 0, hidden)
@@ -207,6 +211,8 @@ def bloom_gelu(tape: Tape, value: Tensor) -> Tensor:
 
 class Falcon(Layer):
     """Falcon: attention and MLP beside each other; keys and values of one head, or of a few that are repeated."""
+
+    returns_scores = True
 
     def __init__(self, profile: LayerProfile, options: Options, targets: Targets) -> None:
         super().__init__(profile, options, targets)

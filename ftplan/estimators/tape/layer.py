@@ -19,7 +19,13 @@ from ftplan.profiles.schema import LayerProfile
 
 
 class Layer:
-    """Llama's layer and what has its shape: a norm before attention and before the MLP, separate projections."""
+    """Llama's layer and what has its shape: a norm before attention and before the MLP, separate projections.
+
+    ``returns_scores``: it returns the shares of attention beside its result, and the model's loop holds them until the
+    next layer has run.
+    """
+
+    returns_scores = False
 
     def __init__(self, profile: LayerProfile, options: Options, targets: Targets) -> None:
         self.profile = profile

@@ -65,19 +65,22 @@ def record(
     for kind, group, repeats in _runs(model, whole=whole, ends=options.groups is not None):
         count = repeats
         while count:
-            before = hidden.element, hidden.requires_grad
+            came_in = hidden.element, hidden.requires_grad
             source = _key(hidden)
             program = layer_program(model.model_type, group.layer, options, targets[group.layer])
             tape.place = len(parts) + 1
             tape.name = "layer outputs"
             gathering.enter(tape.place, kind)
+            before, tape.returned = tape.returned, []
             hidden = _run(tape, program, hidden, options)
+            del before
             gathering.leave(tape.place)
             # What comes in decides what runs: a first layer whose output differs stands for itself.
-            same = (hidden.element, hidden.requires_grad) == before
+            same = (hidden.element, hidden.requires_grad) == came_in
             parts.append(Part(kind, count if same else 1, source, _key(hidden)))
             count -= parts[-1].count
     tape.place = OUTSIDE
+    tape.returned.clear()
     tape.mark(LOSS)
     tape.name = "logits and loss"
     gathering.at_loss(tiled=options.loss_path == "chunked")
@@ -182,6 +185,7 @@ def _evaluate(
             program = layer_program(model.model_type, group.layer, options, targets[group.layer])
             tape.name = "evaluation"
             hidden = _called(tape, program, hidden, options)
+            tape.returned.clear()
             gathering.leave(kind + 1)
         gathering.at_loss(tiled=options.loss_path == "chunked")
         tape.name = "logits and loss"
@@ -207,6 +211,7 @@ def _run(tape: Tape, program: Layer, hidden: Tensor, options: Options) -> Tensor
 def _called(tape: Tape, program: Layer, hidden: Tensor, options: Options) -> Tensor:
     """Run a layer; under FSDP2's mixed precision its result takes the policy's output dtype."""
     out = program(tape, hidden)
-    tape.returned.clear()
+    if tape.in_backward or not program.returns_scores:
+        tape.returned.clear()
     casts = options.groups is not None and options.autocast
     return ops.to(tape, out, options.compute) if casts else out

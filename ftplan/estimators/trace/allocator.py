@@ -6,10 +6,8 @@ function it follows. Left out: CUDA graphs and memory pools, and the options tha
 
 Assumed, because the driver or the GPU decides it and not the allocator:
 
-* Where segments lie. Among free blocks of one size the lowest address is taken, so this decides which segment fills.
-  Here each new segment lies above all before it, and no address is used twice. Of 25 recorded training runs all 4 with
-  expandable segments and 18 with segments of their own reserved exactly what is simulated; 3 were off by 14 or 16 MiB
-  (1.2 % at most), and exact once given the addresses that the driver chose.
+* Where segments lie. Among free blocks of one size the lowest address is taken, so this decides which segment fills:
+  `addresses`.
 * When another stream has finished with a block (``record_stream``): ``event_delay`` allocations later.
 * That the device has all the memory, and the addresses, that the limit allows.
 """
@@ -22,6 +20,7 @@ from operator import attrgetter
 from typing import Final
 
 from ftplan.estimators.blocks import MEDIUM, MEDIUM_SEGMENT, ROUNDING, SEGMENT_ROUNDING, SMALL, SMALL_SEGMENT
+from ftplan.estimators.trace.addresses import AddressSpace
 from ftplan.units import round_up
 
 FREE: Final = 0
@@ -201,11 +200,17 @@ class CachingAllocator:
 
     ``limit_bytes`` acts as ``torch.cuda.set_per_process_memory_fraction`` does: on what is reserved. With expandable
     segments the request is checked, rounded as for a segment of its own, and not the pages mapped for it. So less than
-    the limit can be refused, and up to 18 MiB more than the limit can be reserved.
+    the limit can be refused, and up to 18 MiB more than the limit can be reserved. ``addresses`` says where the driver
+    puts segments.
     """
 
     def __init__(
-        self, expandable_segments: bool = False, limit_bytes: int | None = None, *, event_delay: int = 0
+        self,
+        expandable_segments: bool = False,
+        limit_bytes: int | None = None,
+        *,
+        event_delay: int = 0,
+        addresses: AddressSpace | None = None,
     ) -> None:
         self.expandable_segments = expandable_segments
         self.limit_bytes = limit_bytes
@@ -220,7 +225,7 @@ class CachingAllocator:
         """The least that would have been reserved together with a request that the limit refused."""
         self._small: dict[int, Pool] = {}
         self._large: dict[int, Pool] = {}
-        self._next_address = 0
+        self._addresses = addresses or AddressSpace()
         self._used_elsewhere: set[Block] = set()
         self._waiting: deque[tuple[int, Block]] = deque()
         self._clock = 0
@@ -271,6 +276,7 @@ class CachingAllocator:
                 elif block.preceding is None and block.following is None:
                     pool.remove(block)
                     self.reserved_bytes -= block.size
+                    self._addresses.give_back(block.address, block.size)
 
     def reset_peaks(self) -> None:
         """Start the peaks again from what is held now (``resetPeakStats``)."""
@@ -306,9 +312,7 @@ class CachingAllocator:
         if pool.expandable:
             return self._extend(pool, size)
         self._reserve(wanted)
-        block = Block(pool, self._next_address, wanted, USED, None, None)
-        self._next_address += wanted
-        return block
+        return Block(pool, self._addresses.take(wanted), wanted, USED, None, None)
 
     def _check(self, wanted: int) -> bool:
         total = self.reserved_bytes + wanted

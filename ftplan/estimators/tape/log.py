@@ -1,0 +1,43 @@
+"""A stream of allocations as it is written down, for the simulated allocator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from ftplan.estimators.trace.stream import Event, Kind
+
+COMPUTE: Final = 0
+GATHERS: Final = 1
+REDUCES: Final = 3
+"""Streams of the device: that of the kernels, and those on which FSDP2 gathers and reduces."""
+
+
+class Log:
+    """Events in order; a key names one allocation."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._keys = 0
+
+    def allocate(self, size: int, stream: int = COMPUTE) -> int:
+        """Allocate ``size`` bytes on ``stream``; returns the key."""
+        self._keys += 1
+        self.events.append(Event(Kind.ALLOC, self._keys, size, stream))
+        return self._keys
+
+    def allocate_all(self, sizes: Iterable[int], stream: int = COMPUTE) -> list[int]:
+        """Allocate one after the other."""
+        return [self.allocate(size, stream) for size in sizes]
+
+    def free(self, keys: Iterable[int]) -> None:
+        """Free one after the other."""
+        self.events.extend([Event(Kind.FREE, key) for key in keys])
+
+    def passing(self, sizes: Iterable[int], stream: int = COMPUTE) -> None:
+        """Allocate all of them, then free them."""
+        self.free(self.allocate_all(sizes, stream))
+
+    def empty_cache(self) -> None:
+        """``torch.cuda.empty_cache()``."""
+        self.events.append(Event(Kind.EMPTY_CACHE))
