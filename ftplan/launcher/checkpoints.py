@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from ftplan.files import sync
 
 MANIFEST: Final = "ftplan-manifest.json"
 PREFIX: Final = "checkpoint-"
@@ -37,10 +38,10 @@ def seal(folder: Path, *, step: int, world_size: int, global_batch: int) -> None
     document = {"step": step, "world_size": world_size, "global_batch": global_batch, "files": files}
     temporary = folder / f".{MANIFEST}.tmp"
     temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    _flush(temporary)
+    sync(temporary)
     temporary.replace(folder / MANIFEST)
-    sync_folder(folder)
-    sync_folder(folder.parent)
+    sync(folder)
+    sync(folder.parent)
 
 
 def read(folder: Path) -> Checkpoint | None:
@@ -83,11 +84,6 @@ def discard_incomplete(root: Path) -> list[Path]:
     return gone
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush the entries of ``folder`` to disk, so that a rename in it survives a power cut."""
-    _flush(folder)
-
-
 def _folders(root: Path) -> list[Path]:
     return [path for path in root.glob(f"{PREFIX}*") if path.is_dir() and _step_in_name(path) >= 0]
 
@@ -102,7 +98,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    _flush(path)
+    sync(path)
     size = path.stat().st_size
     return {"bytes": size, "sha256": _sha256(path) if size <= HASHED_UP_TO_BYTES else None}
 
@@ -125,11 +121,3 @@ def _delete(folder: Path) -> None:
     # Without its manifest a folder is no checkpoint, so a kill halfway through the deletion leaves no false one.
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

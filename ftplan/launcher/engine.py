@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ftplan.errors import FtplanError, InputError, RunFailedError
+from ftplan.files import write_atomic
 from ftplan.launcher import artifacts, checkpoints, diagnosis, monitor, records
 from ftplan.launcher.events import Event, Finished, Started
 from ftplan.launcher.job import TrainJob
@@ -116,7 +117,7 @@ def _open(run: RunDir, job: TrainJob) -> int:
     checkpoints.discard_incomplete(run.checkpoints)
     run.stop_request.unlink(missing_ok=True)
     for name, text in artifacts.files(job).items():
-        records.write_atomic(run.root / name, text)
+        write_atomic(run.root / name, text)
     attempt = state.attempt + 1 if state else 1
     records.write_state(run, "running", attempt)
     return attempt

@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from ftplan.files import write_atomic
 from ftplan.launcher import checkpoints
 from ftplan.results import RunRecord, from_json, to_jsonable
 
@@ -114,19 +115,6 @@ def new_run_id(now: datetime | None = None, suffix: str | None = None) -> str:
     """A name for a run that sorts by time: ``20250131-120000-3f2a`` (UTC)."""
     moment = now or datetime.now(UTC)
     return f"{moment:%Y%m%d-%H%M%S}-{suffix or secrets.token_hex(2)}"
-
-
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Put ``content`` at ``path``: after a crash it holds all of the old or all of the new content."""
-    data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    checkpoints.sync_folder(path.parent)
 
 
 def write_json(path: Path, document: object) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from ftplan.errors import DoesNotFitError, InputError
+from ftplan.files import write_atomic
 from ftplan.planner.inventory import parse_inventory, resolve_inventory
 from ftplan.planner.search import plan as search_plan
 from ftplan.profiles.models import load_model
@@ -76,8 +77,6 @@ def write_plan(chosen: Plan, folder: Path) -> tuple[Path, ...]:
 
     Each file is complete or absent. Raises InputError if the folder cannot be written.
     """
-    from ftplan.launcher.records import write_atomic  # most plans are only looked at
-
     config, _ = require_config(chosen)
     files = {
         "plan.json": to_json(chosen),

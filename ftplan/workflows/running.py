@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from ftplan.errors import DoesNotFitError, InputError
 from ftplan.estimators.analytic import estimate as analytic_estimate
+from ftplan.files import write_atomic
 from ftplan.launcher import artifacts, data, demo, engine, records
 from ftplan.launcher.engine import OnEvent, Prepared
 from ftplan.launcher.job import DataSource, Source, TrainJob
@@ -237,7 +238,7 @@ def _keep_plan(job: TrainJob, chosen: Plan) -> None:
     if run.job.exists():
         raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
     try:
-        records.write_atomic(run.plan, to_json(chosen))
+        write_atomic(run.plan, to_json(chosen))
     except OSError as error:
         hint = "name a folder that can be made or written"
         raise InputError(f"cannot write to {run.root}: {error.strerror}", hint=hint, field="run_dir") from error

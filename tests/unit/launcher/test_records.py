@@ -5,7 +5,6 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pytest
 from jobs import make_job
 
 from ftplan.launcher import checkpoints, records
@@ -29,19 +28,6 @@ def test_run_ids_sort_by_time_and_differ() -> None:
     assert records.new_run_id(moment, "3f2a") == "20250131-120000-3f2a"
     assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", records.new_run_id())
     assert len({records.new_run_id(moment) for _ in range(20)}) > 1
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "state.json"
-    records.write_atomic(path, "old")
-
-    def fail(descriptor: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        records.write_atomic(path, "new")
-    assert path.read_text() == "old"
 
 
 def test_writing_leaves_nothing_else_behind(tmp_path: Path) -> None:
