@@ -161,6 +161,39 @@ class StepTime:
 
 
 @dataclass(frozen=True)
+class Calibrated:
+    """A device whose figures ``ftplan calibrate`` measured: when (ISO 8601, UTC), and which ones an estimate uses."""
+
+    device: str
+    measured_at: str
+    figures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What an estimate rests on beside the packaged figures.
+
+    Attributes:
+        devices: names of the devices that take part.
+        calibrations: one for each of them that was calibrated.
+        step_ratio: what times were multiplied by: the median of measured over predicted seconds of ``step_runs`` runs.
+        excess_bytes: what was added to a process: the most that a run of this kind took over its prediction.
+
+    """
+
+    devices: tuple[str, ...] = ()
+    calibrations: tuple[Calibrated, ...] = ()
+    step_ratio: float = 1.0
+    step_runs: int = 0
+    excess_bytes: int = 0
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Every device was calibrated."""
+        return bool(self.devices) and len(self.calibrations) == len(self.devices)
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What a configuration costs: the worst rank's figures, each rank's, the host's and the time of a step."""
 
@@ -183,6 +216,7 @@ class Estimate:
     host: HostEstimate
     step: StepTime
     notes: tuple[str, ...] = ()
+    basis: Basis = Basis()
 
 
 @dataclass(frozen=True)
@@ -285,6 +319,7 @@ class RunRecord:
     wall_seconds: float
     versions: Mapping[str, str] = field(default_factory=dict)
     resumed_from_step: int | None = None
+    basis: Basis = Basis()
 
 
 @cache

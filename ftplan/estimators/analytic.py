@@ -7,6 +7,7 @@ from dataclasses import replace
 from ftplan.estimators import host as host_memory
 from ftplan.estimators.combined import combined
 from ftplan.estimators.params import expert_targets, total_params, trainable_params
+from ftplan.estimators.recorded import excess_bytes
 from ftplan.estimators.runtime import deepspeed_bytes, fsdp_bytes, nccl_bytes, needed_bytes, reserved_bytes
 from ftplan.estimators.step_time import step_time
 from ftplan.estimators.tape.replaying import replayable, replayed
@@ -90,6 +91,10 @@ def process_terms(work: Place, gpu: GpuProfile) -> tuple[Term, ...]:
             terms.append(
                 Term(name, int(figure.value), tuple(Phase), f"{name} outside the allocator", figure.source, known)
             )
+    excess = excess_bytes(work)
+    if excess:
+        reason = "what recorded runs of this kind took over their prediction"
+        terms.append(Term("recorded excess", excess, tuple(Phase), reason, "ftplan run", Provenance.MEASURED))
     return tuple(terms)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ftplan.estimators.recorded import basis_of, corrected
 from ftplan.estimators.workload import Place
 from ftplan.results import Estimate, HostEstimate, Provenance, RankEstimate, StepTime
 
@@ -24,6 +25,8 @@ def combined(
 ) -> Estimate:
     """The estimate of a configuration; ``params`` are all and the trainable ones."""
     worst = worst_of(ranks)
+    basis = basis_of(place)
+    step = corrected(step, basis)
     tokens = place.config.tokens_per_micro_batch * place.config.accumulation * place.world
     return Estimate(
         estimator=estimator,
@@ -45,4 +48,5 @@ def combined(
         host=host,
         step=step,
         notes=notes,
+        basis=basis,
     )

@@ -24,9 +24,11 @@ def workspace_bytes(gpu: GpuProfile, work: Workload) -> Figure:
 
 
 def nccl_bytes(gpu: GpuProfile, work: Place) -> Figure:
-    """Communicators of a run on several GPUs."""
+    """Communicators of a run on several GPUs, as calibrated on such a card where that was done."""
     if work.world == 1 or gpu.kind == "cpu":
         return Figure(0, "one process")
+    if gpu.nccl_bytes is not None:
+        return Figure(gpu.nccl_bytes, "ftplan calibrate")
     return runtime_figure("nccl_bytes")
 
 

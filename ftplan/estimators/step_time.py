@@ -26,7 +26,7 @@ def step_time(work: Workload) -> StepTime:
     gpu = min(work.cluster.gpus[: work.world], key=lambda gpu: gpu.flops.get("bf16", gpu.flops.get("fp32", 0.0)))
     traffic = moments_for(work).traffic
     compute = _arithmetic_seconds(work, gpu) + _traffic_seconds(work, traffic, gpu)
-    launches = _launch_seconds(work, traffic)
+    launches = _launch_seconds(work, traffic) * work.cluster.nodes[0].host.launch_factor
     communication, exposed = _communication_seconds(work, gpu)
     micro_steps = work.config.accumulation
     alone = _overlapped(compute, launches)
@@ -128,7 +128,7 @@ def _communication_seconds(work: Workload, gpu: GpuProfile) -> tuple[float, floa
     """(overlapped, exposed) seconds of a micro-batch: bytes over the slowest link, and ZeRO-3's gathers by module."""
     if work.world == 1:
         return 0.0, 0.0
-    link = gpu.nvlink_bytes_per_second or gpu.pcie_bytes_per_second
+    link = gpu.link_bytes_per_second
     if len(work.cluster.nodes) > 1:
         hosts = min(node.host.network_bytes_per_second for node in work.cluster.nodes)
         link = min(link, hosts / work.ranks_per_node)

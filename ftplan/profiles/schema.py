@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Literal
 
+from ftplan.results import Calibrated
+
 Part = Literal["embedding", "attention", "mlp", "norms", "head", "vision"]
 PARTS: Final[tuple[Part, ...]] = ("embedding", "attention", "mlp", "norms", "head", "vision")
 
@@ -299,6 +301,8 @@ class GpuProfile:
     ``flops`` holds every dtype: where a card has no unit for one, the rate at which it is emulated.
     ``context_bytes`` is what a process holds before its first tensor. ``host`` names the host they usually sit in.
     ``source`` says where the figures come from, ``*_provenance`` how far to trust them.
+    ``nccl_bytes`` and ``peer_bytes_per_second`` (to another device of the node) are None unless measured, and so is
+    ``calibrated``, which says what else was.
     """
 
     name: str
@@ -320,13 +324,22 @@ class GpuProfile:
     context_provenance: Literal["measured", "assumed"] = "assumed"
     nvlink_bridge_bytes_per_second: float = 0.0
     host: str = "desktop"
+    nccl_bytes: int | None = None
+    peer_bytes_per_second: float | None = None
+    calibrated: Calibrated | None = None
+
+    @property
+    def link_bytes_per_second(self) -> float:
+        """To another device of the node, one direction: as measured, or by NVLink, or through the host."""
+        return self.peer_bytes_per_second or self.nvlink_bytes_per_second or self.pcie_bytes_per_second
 
 
 @dataclass(frozen=True)
 class HostProfile:
     """One node's host: RAM, physical cores, and bytes per second between RAM and cores.
 
-    ``memory_assumed``: nobody stated or measured its RAM.
+    ``memory_assumed``: nobody stated or measured its RAM. ``launch_factor`` is the time it takes to launch work on a
+    device over that of the host that launch times were fitted on.
     """
 
     name: str
@@ -336,6 +349,7 @@ class HostProfile:
     network_bytes_per_second: float
     source: str = ""
     memory_assumed: bool = True
+    launch_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -347,16 +361,35 @@ class Node:
 
 
 @dataclass(frozen=True)
+class History:
+    """What recorded runs on the same devices taught, over what was predicted before they did.
+
+    ``step_ratios`` maps ranks to the median of measured over predicted seconds of a step, and how many runs it is of;
+    ``excess_bytes`` maps ranks, method, sharding and offload to the most that a process took over its prediction.
+    """
+
+    step_ratios: Mapping[int, tuple[float, int]] = field(default_factory=dict)
+    excess_bytes: Mapping[tuple[int, str, str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Cluster:
     """The resolved inventory: rank r is the r-th device over all nodes."""
 
     nodes: tuple[Node, ...]
     text: str = ""
+    history: History = History()
 
     @cached_property
     def gpus(self) -> tuple[GpuProfile, ...]:
         """Every device in rank order."""
         return tuple(gpu for node in self.nodes for gpu in node.gpus)
+
+    @cached_property
+    def devices(self) -> tuple[GpuProfile, ...]:
+        """One device of each name, by name."""
+        by_name = {gpu.name: gpu for gpu in self.gpus}
+        return tuple(by_name[name] for name in sorted(by_name))
 
     @property
     def world_size(self) -> int:

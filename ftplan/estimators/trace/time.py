@@ -23,9 +23,9 @@ def traced_step_time(told: Digest, place: Place) -> StepTime:
     works = [told.work[phase] for phase in OF_A_STEP if phase in told.work]
     compute = sum(_compute_seconds(work, slowest) for work in works)
     launches = sum(work.kernels for work in works) * runtime_figure("step_time", "launch_per_kernel").value
-    link = slowest.nvlink_bytes_per_second or slowest.pcie_bytes_per_second
+    launches *= place.cluster.nodes[0].host.launch_factor
     sent = sum(sum(work.sent_bytes.values()) for work in works)
-    communication = sent / (link * runtime_figure("step_time", "link_efficiency").value)
+    communication = sent / (slowest.link_bytes_per_second * runtime_figure("step_time", "link_efficiency").value)
     busy = max(compute, launches)
     overlap = runtime_figure("step_time", "overlap_loss").value
     total = max(busy, communication) + overlap * min(busy, communication)
