@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import settings
 
 GOLDEN = Path(__file__).parent / "golden"
 REFRESH_VARIABLE = "FTPLAN_UPDATE_GOLDEN"
+
+_NUMBERS = count()
 
 settings.register_profile("ftplan", max_examples=80, deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("ftplan")
@@ -23,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--refresh-golden"):
         os.environ[REFRESH_VARIABLE] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the user of this machine calibrated must not change a test, nor a test what is kept."""
+    monkeypatch.setenv("FTPLAN_DATA", str(tmp_path_factory.getbasetemp() / f"data-{next(_NUMBERS)}"))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "plan": ("plan", "Choose what fits and is fastest, and say why."),
     "estimate": ("estimate", "Memory and time of one exact configuration."),
     "run": ("run_command", "Train a plan, or resume what stopped."),
+    "calibrate": ("calibrate", "Measure this machine, so that later plans go by it."),
 }
 """Each command's module in this package, and what it does in a few words."""
 

@@ -179,8 +179,8 @@ def _start(chosen: Plan, given: dict[str, Any], *, dry_run: bool, force: bool, a
     if not as_json:
         from ftplan.render.plans import print_choice
 
-        print_choice(chosen)
-    return _go(ready.job, chosen, dry_run=dry_run, as_json=as_json)
+        print_choice(ready.plan)
+    return _go(ready.job, ready.plan, dry_run=dry_run, as_json=as_json)
 
 
 def _go(job: TrainJob, chosen: Plan | None, *, dry_run: bool, as_json: bool) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ftplan.results import Measured
+from ftplan.results import Basis, Measured
 from ftplan.spec import PositiveInt, RunConfig, Spec
 
 DataForm = Literal["alpaca", "sharegpt", "chat", "prompt-completion", "text"]
@@ -97,6 +97,7 @@ class TrainJob(Spec):
     tensorboard: bool = True
     resume: bool = False
     predicted: Measured = NOT_MEASURED
+    basis: Basis = Field(default=Basis(), description="what the prediction rests on")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

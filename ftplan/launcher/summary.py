@@ -35,6 +35,7 @@ def summarise(
         wall_seconds=wall_seconds,
         versions=dict(started.versions) if started else {},
         resumed_from_step=started.resumed_from_step if started else None,
+        basis=job.basis,
     )
 
 

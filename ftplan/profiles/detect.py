@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -36,18 +36,44 @@ def detect_gpus() -> tuple[GpuProfile, ...]:
 
     Empty without a driver. Raises `InputError` for a card whose memory the driver does not tell.
     """
+    with _driver() as nvml:
+        return () if nvml is None else tuple(_card(nvml, handle) for handle in _visible_handles(nvml))
+
+
+def driver_version() -> str:
+    """Return the version of the NVIDIA driver, empty without one."""
+    with _driver() as nvml:
+        return "" if nvml is None else _text(nvml.nvmlSystemGetDriverVersion())
+
+
+def visible_names() -> tuple[str, ...]:
+    """Return what ``CUDA_VISIBLE_DEVICES`` would have to hold to show each of the visible cards alone."""
+    with _driver() as nvml:
+        return () if nvml is None else tuple(_text(nvml.nvmlDeviceGetUUID(each)) for each in _visible_handles(nvml))
+
+
+@contextmanager
+def _driver() -> Iterator[ModuleType | None]:
+    """NVML, or None where there is no driver."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
     except ImportError:
-        return ()
+        yield None
+        return
     except pynvml.NVMLError:
-        return ()
+        yield None
+        return
     try:
-        return tuple(_card(pynvml, handle) for handle in _visible_handles(pynvml))
+        yield pynvml
     finally:
         pynvml.nvmlShutdown()
+
+
+def _text(told: str | bytes) -> str:
+    """Text as NVML tells it: older versions tell bytes."""
+    return told.decode() if isinstance(told, bytes) else told
 
 
 def detect_host(gpus: tuple[GpuProfile, ...] = (), *, root: Path = _ROOT) -> HostProfile:
@@ -84,8 +110,7 @@ def _visible_handles(nvml: ModuleType) -> Iterator[object]:
 
 
 def _card(nvml: ModuleType, handle: object) -> GpuProfile:
-    name = nvml.nvmlDeviceGetName(handle)
-    name = name.decode() if isinstance(name, bytes) else name
+    name = _text(nvml.nvmlDeviceGetName(handle))
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     except nvml.NVMLError as error:

@@ -71,6 +71,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def off(predicted: float | None, measured: float) -> str:
+    """By how much a prediction is off: +3.9% where it was too high."""
+    if predicted is None or not measured:
+        return ""
+    return f"{predicted / measured - 1:+.1%} off"
+
+
 def count(number: int) -> str:
     """A count of parameters: 7.72 B, 40.4 M."""
     for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from ftplan.render.console import bar, count, duration, out, plain, size, words
-from ftplan.results import Estimate, Phase, Term, Timeline
+from ftplan.results import Basis, Estimate, Phase, Term, Timeline
 from ftplan.spec import RunConfig
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ def print_estimate(estimated: Estimated) -> None:
     console.print()
     print_memory(result)
     console.print(time_line(result))
-    for note in result.notes:
-        console.print(words(f"note: {note}"))
+    print_notes(result)
 
 
 def summary(config: RunConfig) -> str:
@@ -114,13 +113,38 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def print_notes(result: Estimate) -> None:
+    """What a user should know beside the figures, and what these rest on."""
+    for note in (*result.notes, *basis_notes(result.basis)):
+        out().print(words(f"note: {note}"))
+
+
+def basis_notes(basis: Basis) -> Iterator[str]:
+    """What was measured on this user's devices and by earlier runs, a sentence each."""
+    for one in basis.calibrations:
+        yield f"calibrated on {one.measured_at[:10]}: {', '.join(one.figures)} of {one.device}"
+    if basis.step_runs:
+        yield (
+            f"times are {basis.step_ratio:.2f} of the closed form's: the median of {basis.step_runs} recorded runs on "
+            f"{', '.join(basis.devices)}"
+        )
+    if basis.excess_bytes:
+        yield f"{size(basis.excess_bytes)} more are needed: recorded runs of this kind took that over their prediction"
+
+
 def time_line(result: Estimate) -> str:
     """One line: parameters, seconds a step, tokens a second and what bounds it."""
     return (
         f"{count(result.trainable_params)} of {count(result.total_params)} parameters train · "
         f"step {duration(result.step_seconds)} · {result.tokens_per_second:,.0f} tokens/s · "
-        f"bound by {result.step.bound_by} (assumed until calibrated)"
+        f"bound by {result.step.bound_by} ({_trust(result.basis)})"
     )
+
+
+def _trust(basis: Basis) -> str:
+    if not basis.is_calibrated:
+        return "assumed until calibrated"
+    return f"calibrated on {min(one.measured_at for one in basis.calibrations)[:10]}"
 
 
 def batch_line(document: Mapping[str, Any]) -> str:

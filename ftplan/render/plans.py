@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ftplan.render.console import duration, err, out, size, words
-from ftplan.render.estimates import print_memory, summary, time_line, verdict
+from ftplan.render.estimates import print_memory, print_notes, summary, time_line, verdict
 from ftplan.results import Plan, RejectedGroup
 
 REJECTIONS_SHOWN = 8
@@ -30,8 +30,7 @@ def print_plan(plan: Plan, written: Sequence[Path] = ()) -> None:
     console.print()
     print_memory(plan.estimate)
     console.print(time_line(plan.estimate))
-    for note in plan.estimate.notes:
-        console.print(words(f"note: {note}"))
+    print_notes(plan.estimate)
     if plan.alternatives:
         console.print()
         console.print(_alternatives(plan))

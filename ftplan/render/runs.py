@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ftplan.launcher.engine import Prepared
 from ftplan.launcher.events import Evaluated, Event, Failed, Noted, Saved, Started, Stepped
-from ftplan.render.console import count, duration, err, out, size, words
+from ftplan.render.console import count, duration, err, off, out, size, words
 from ftplan.results import Measured, RunRecord
 
 
@@ -113,7 +113,7 @@ def print_record(record: RunRecord, folder: str) -> None:
         predicted, measured = getattr(record.predicted, of), getattr(record.measured, of)
         if measured is not None:
             expected = show(predicted) if predicted is not None else "-"
-            table.add_row(name, expected, show(measured), _off(predicted, measured))
+            table.add_row(name, expected, show(measured), off(predicted, measured))
     console.print(table)
     if record.measured.tokens_per_second is not None:
         console.print(
@@ -122,12 +122,6 @@ def print_record(record: RunRecord, folder: str) -> None:
     console.print(words(f"record: {folder}/record.json"), soft_wrap=True)
     if record.status == "interrupted":
         console.print(words(f"resume: ftplan run --resume --run-dir {shlex.quote(folder)}"), soft_wrap=True)
-
-
-def _off(predicted: float | None, measured: float) -> str:
-    if predicted is None or not measured:
-        return ""
-    return f"{predicted / measured - 1:+.1%} off"
 
 
 _FIGURES = (

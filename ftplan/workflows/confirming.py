@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Final
 
 from ftplan.errors import InputError
-from ftplan.planner.inventory import resolve_inventory
 from ftplan.planner.search import plan as search_plan
 from ftplan.profiles.models import load_hf_config, load_model
 from ftplan.profiles.schema import Cluster
 from ftplan.results import Estimate, Plan, Reason, RejectedGroup, Rejection
 from ftplan.spec import PlanRequest, RunConfig
+from ftplan.workflows.clusters import known_cluster
 
 ATTEMPTS: Final = 4
 """Plans that are traced before the search is believed to have no better answer."""
@@ -76,7 +76,7 @@ def trace(config: RunConfig, request: PlanRequest) -> Estimate:
 
 
 def _cluster(request: PlanRequest) -> Cluster:
-    return resolve_inventory(request.inventory)
+    return known_cluster(request.inventory)
 
 
 def _told(plan: Plan, told: Estimate) -> Plan:

@@ -9,12 +9,13 @@ from typing import Any, Final
 
 from ftplan.errors import FtplanError, InputError, ModelConfigError, UnknownNameError
 from ftplan.estimators.analytic import estimate as analytic_estimate
-from ftplan.planner.inventory import parse_inventory, resolve_inventory
+from ftplan.planner.inventory import parse_inventory
 from ftplan.planner.rules import first_rejection
 from ftplan.profiles.models import load_hf_config, load_model
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Estimate, to_jsonable
 from ftplan.spec import RunConfig
+from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.inputs import run_config
 
 ESTIMATORS: Final = ("analytic", "trace")
@@ -41,7 +42,7 @@ def estimate(fields: Mapping[str, Any], gpus: str, *, margin: float = 0.0, estim
     if estimator not in ESTIMATORS:
         raise UnknownNameError("estimator", estimator, ESTIMATORS, field="estimator")
     inventory = parse_inventory(gpus)
-    cluster = resolve_inventory(inventory)
+    cluster = known_cluster(inventory)
     given = dict(fields)
     given.setdefault("sharding", "ddp" if cluster.world_size > 1 else "none")
     config = run_config(given)

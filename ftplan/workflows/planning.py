@@ -9,12 +9,13 @@ from pydantic import ValidationError
 
 from ftplan.errors import DoesNotFitError, InputError
 from ftplan.files import write_atomic
-from ftplan.planner.inventory import parse_inventory, resolve_inventory
+from ftplan.planner.inventory import parse_inventory
 from ftplan.planner.search import plan as search_plan
 from ftplan.profiles.models import load_model
 from ftplan.results import Estimate, Plan, from_json, to_json
 from ftplan.spec import PlanRequest, RunConfig
 from ftplan.units import parse_size
+from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.inputs import input_error
 
 DEFAULT_SEQ_LEN: Final = 2048
@@ -30,7 +31,7 @@ exec ftplan run "$(dirname "$0")/plan.json" "$@"
 def plan(request: PlanRequest) -> Plan:
     """The best configuration for ``request``; raises InputError for what cannot be planned."""
     model = load_model(request.model)
-    cluster = resolve_inventory(request.inventory)
+    cluster = known_cluster(request.inventory)
     try:
         return search_plan(request, model, cluster)
     except ValidationError as error:

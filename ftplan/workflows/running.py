@@ -15,13 +15,15 @@ from ftplan.estimators.analytic import estimate as analytic_estimate
 from ftplan.files import write_atomic
 from ftplan.launcher import artifacts, data, demo, engine, records
 from ftplan.launcher.engine import OnEvent, Prepared
+from ftplan.launcher.events import Noted
 from ftplan.launcher.job import DataSource, Source, TrainJob
 from ftplan.launcher.records import RunDir
-from ftplan.planner.inventory import resolve_inventory
 from ftplan.profiles.detect import detect_gpus, detect_node
 from ftplan.profiles.models import hub_id, load_model
 from ftplan.profiles.schema import Cluster
 from ftplan.results import Measured, Plan, RunRecord, to_json
+from ftplan.workflows import recording
+from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.inputs import input_error
 from ftplan.workflows.planning import plan, plan_request, require_config
 
@@ -90,7 +92,7 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
     Raises DoesNotFitError for a plan that does not fit (unless ``force``), DataError for data that cannot be used,
     InputError for weights or devices that are not there.
     """
-    cluster = resolve_inventory(chosen.request.inventory)
+    cluster = known_cluster(chosen.request.inventory)
     if settings.eval_fraction:
         chosen = _with_evaluations(chosen, cluster)
     config, estimate = require_config(chosen)
@@ -126,6 +128,7 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
         "data": source,
         "threads_per_process": _threads(ranks),
         "predicted": predicted(chosen, cluster),
+        "basis": estimate.basis,
         "learning_rate": DEFAULT_LEARNING_RATES[config.method],
         **settings.hyperparameters,
     }
@@ -211,13 +214,16 @@ def prepare(job: TrainJob) -> Prepared:
 def launch(job: TrainJob, chosen: Plan | None, on_event: OnEvent) -> RunRecord:
     """Start the job, follow it to its end and return its record; the plan is kept beside it.
 
-    Raises RunFailedError if the run failed.
+    Later plans for the same devices go by the record of a finished run, too. Raises RunFailedError if the run failed.
     """
     artifacts.argv(job, "job.json")
     check_devices(job)
     if chosen is not None:
         _keep_plan(job, chosen)
-    return engine.launch(job, on_event=on_event)
+    record = engine.launch(job, on_event=on_event)
+    if note := recording.recorded(record, ranks=job.world_size):
+        on_event(Noted(note))
+    return record
 
 
 def check_devices(job: TrainJob) -> None:

@@ -1,0 +1,118 @@
+"""Calibrations and recorded runs as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.table import Table
+
+from ftplan.launcher.probing import Part
+from ftplan.profiles.calibration import Calibration, DeviceFigures, Kept, RecordedRun
+from ftplan.render.console import duration, err, off, out, size, words
+from ftplan.units import GB
+
+HINT = "measure this machine: ftplan calibrate"
+
+
+class CalibrationDisplay:
+    """Progress on stderr: a line for each part as it ends, and on a terminal a sign of life."""
+
+    def __init__(self) -> None:
+        self._status = err().status("measuring, two minutes at most")
+
+    def __enter__(self) -> Self:
+        if err().is_terminal:
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._status.stop()
+
+    def show(self, device: str, part: Part) -> None:
+        """Show one part that ended; a group's has no device."""
+        where = f" of {device}" if device else ""
+        how = f"failed: {part.failed}" if part.failed else "measured"
+        err().print(words(f"{part.name}{where}: {how}"), soft_wrap=True)
+
+
+def print_calibration(calibration: Calibration) -> None:
+    """One device's figures."""
+    versions = [f"driver {calibration.driver}"] if calibration.driver else []
+    told = " · ".join([*versions, f"torch {calibration.torch}", calibration.measured_at[:10]])
+    out().print(words((calibration.device, "bold"), f" · {told}"))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, text in _figures(calibration.figures):
+        table.add_row(name, text)
+    out().print(table)
+    for name, reason in calibration.failures.items():
+        out().print(words(f"not measured: {name}: {reason}"))
+
+
+def print_kept(kept: Kept) -> None:
+    """All calibrations, and the recorded runs with how far off their predictions were."""
+    if not kept.calibrations and not kept.runs:
+        out().print("nothing was measured or recorded yet")
+        err().print(words(("hint: ", "bold cyan"), HINT), soft_wrap=True)
+    for calibration in kept.calibrations:
+        print_calibration(calibration)
+    if kept.runs:
+        out().print(_runs(kept.runs))
+
+
+def print_removed(removed: Sequence[Path]) -> None:
+    """Which files were removed."""
+    for path in removed:
+        out().print(words(f"removed {path}"), soft_wrap=True)
+    if not removed:
+        out().print("nothing to remove")
+
+
+def _figures(figures: DeviceFigures) -> Iterator[tuple[str, str]]:
+    if figures.context_bytes is not None:
+        yield "context", size(figures.context_bytes)
+    if figures.matrix_flops_per_second is not None:
+        yield "matrix rate", f"{figures.matrix_flops_per_second / 1e12:,.3g} TFLOP/s in {figures.matrix_dtype}"
+    if figures.memory_bytes_per_second is not None:
+        yield "memory bandwidth", _rate(figures.memory_bytes_per_second)
+    if figures.to_device_bytes_per_second is not None:
+        yield "host to device", _rate(figures.to_device_bytes_per_second)
+    if figures.from_device_bytes_per_second is not None:
+        yield "device to host", _rate(figures.from_device_bytes_per_second)
+    if figures.launch_seconds is not None:
+        yield "launch time", f"{figures.launch_seconds * 1e6:.1f} µs an operation, forward and backward"
+    if figures.nccl_bytes is not None:
+        yield "communicators", size(figures.nccl_bytes)
+    if figures.link_bytes_per_second is not None:
+        yield "device link", f"{_rate(figures.link_bytes_per_second)} in an all-reduce of {figures.ranks}"
+
+
+def _rate(bytes_per_second: float) -> str:
+    return f"{bytes_per_second / GB:,.3g} GB/s"
+
+
+def _runs(runs: Sequence[RecordedRun]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("recorded run", "on", "kind"):
+        table.add_column(column, overflow="fold")
+    for column in ("process", "predicted is", "step", "predicted is"):
+        table.add_column(column, justify="right")
+    for run in runs:
+        kind = " ".join(part for part in (run.method, run.sharding, run.offload) if part != "none")
+        table.add_row(
+            run.run_id,
+            words(f"{run.ranks}x{'+'.join(run.devices)}"),
+            kind,
+            *_beside(run.predicted.process_bytes, run.measured.process_bytes, size),
+            *_beside(run.predicted.step_seconds, run.measured.step_seconds, duration),
+        )
+    return table
+
+
+def _beside(predicted: float | None, measured: float | None, show: Callable[[float], str]) -> tuple[str, str]:
+    """What was measured, and by how much the prediction was off."""
+    return ("-", "") if measured is None else (show(measured), off(predicted, measured))
