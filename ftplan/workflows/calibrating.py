@@ -71,7 +71,9 @@ def _local(*, on_cpu: bool) -> tuple[list[Device], Probe | None]:
     if not gpus:
         return _local_cpu()
     names = visible_names()
-    first = {gpu.name: visible for gpu, visible in reversed(list(zip(gpus, names, strict=True)))}
+    first: dict[str, str] = {}
+    for gpu, visible in zip(gpus, names, strict=True):
+        first.setdefault(gpu.name, visible)
     devices = [Device(name, Probe("cuda", env={"CUDA_VISIBLE_DEVICES": visible})) for name, visible in first.items()]
     group = Probe("cuda", len(gpus), {"CUDA_VISIBLE_DEVICES": ",".join(names)}) if len(gpus) > 1 else None
     return devices, group

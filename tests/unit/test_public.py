@@ -43,6 +43,7 @@ COMMANDS = {
         --no-gradient-checkpointing --packing --no-packing --epochs --max-steps --learning-rate --save-steps
         --keep --seed --weights --tokenizer --run-dir --dry-run --force --json
     """,
+    "calibrate": "--gpus --show --reset --json",
 }
 
 TABLE_OF_DESIGN = """

@@ -45,6 +45,7 @@ def modules_after(*arguments):
         ("estimate", "--model", "Qwen-7B", "--gpus", "1x24GB"),
         ("estimate", "--model", "Qwen-7B", "--gpus", "1x24GB", "--json"),
         ("run", "--demo", "--dry-run"),
+        ("calibrate", "--show"),
     ],
     ids=" ".join,
 )

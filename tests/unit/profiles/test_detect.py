@@ -1,6 +1,6 @@
 # ruff: noqa: N802 (the names are NVML's)
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import pytest
@@ -63,6 +63,12 @@ class FakeNvml(ModuleType):
         if not self.memory:
             raise self.NVMLError("not supported")
         return Memory(card.total_mib * MIB, card.free_mib * MIB + 5)
+
+    def nvmlSystemGetDriverVersion(self):
+        return b"580.65"
+
+    def nvmlDeviceGetUUID(self, card):
+        return card.uuid
 
     def nvmlDeviceGetCudaComputeCapability(self, card):
         return card.capability
@@ -193,3 +199,19 @@ def test_no_limit_leaves_the_physical_memory(tmp_path):
     unlimited = detect.detect_host(root=tmp_path).memory_bytes
     root = _root(tmp_path, "0::/\n", memory_DOT_max="max\n")
     assert detect.detect_host(root=root).memory_bytes == unlimited
+
+
+def test_cards_can_be_shown_alone(nvml, monkeypatch):
+    fake = nvml(replace(RTX4090, uuid="GPU-a"), replace(RTX4090, uuid="GPU-b"))
+    assert detect.visible_names() == ("GPU-a", "GPU-b")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert detect.visible_names() == ("GPU-b",)
+    assert fake.open == 0
+
+
+def test_the_drivers_version(nvml):
+    nvml(RTX4090)
+    assert detect.driver_version() == "580.65"
+    nvml(driver=False)
+    assert detect.driver_version() == ""
+    assert detect.visible_names() == ()
