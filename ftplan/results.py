@@ -170,6 +170,18 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
+class History:
+    """What recorded runs on the same devices taught, over what was predicted before they did.
+
+    ``step_ratios`` maps ranks to the median of measured over predicted seconds of a step, and how many runs it is of;
+    ``excess_bytes`` maps ranks, method, sharding and offload to the most that a process took over its prediction.
+    """
+
+    step_ratios: Mapping[int, tuple[float, int]] = field(default_factory=dict)
+    excess_bytes: Mapping[tuple[int, str, str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Basis:
     """What an estimate rests on beside the packaged figures.
 

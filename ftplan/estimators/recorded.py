@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ftplan.estimators.workload import Place
-from ftplan.results import Basis, Provenance, StepTime
+from ftplan.results import Basis, StepTime
 
 
 def basis_of(place: Place) -> Basis:
@@ -13,8 +13,8 @@ def basis_of(place: Place) -> Basis:
     cluster = place.cluster
     ratio, runs = cluster.history.step_ratios.get(place.world, (1.0, 0))
     return Basis(
-        devices=tuple(gpu.name for gpu in cluster.devices),
-        calibrations=tuple(gpu.calibrated for gpu in cluster.devices if gpu.calibrated),
+        devices=cluster.device_names,
+        calibrations=cluster.calibrations,
         step_ratio=ratio,
         step_runs=runs,
         excess_bytes=excess_bytes(place),
@@ -28,8 +28,10 @@ def excess_bytes(place: Place) -> int:
 
 
 def corrected(step: StepTime, basis: Basis) -> StepTime:
-    """``step`` with every part as much slower as recorded runs were; assumed where nothing was calibrated."""
+    """``step`` with every part as much slower as recorded runs were."""
     ratio = basis.step_ratio
+    if ratio == 1.0:
+        return step
     return replace(
         step,
         compute_seconds=step.compute_seconds * ratio,
@@ -38,5 +40,4 @@ def corrected(step: StepTime, basis: Basis) -> StepTime:
         offload_seconds=step.offload_seconds * ratio,
         optimizer_seconds=step.optimizer_seconds * ratio,
         total_seconds=step.total_seconds * ratio,
-        provenance=step.provenance if basis.is_calibrated else Provenance.ASSUMED,
     )

@@ -16,7 +16,7 @@ from ftplan.estimators.tape.moments import Batch, Traffic
 from ftplan.estimators.workload import Workload
 from ftplan.profiles.runtime import runtime_figure
 from ftplan.profiles.schema import GpuProfile, LayerProfile
-from ftplan.results import StepTime
+from ftplan.results import Provenance, StepTime
 
 OVERLAP_ORDER: Final = 4
 
@@ -43,7 +43,14 @@ def step_time(work: Workload) -> StepTime:
         optimizer_seconds=optimizer,
         total_seconds=busy * micro_steps + optimizer + offload,
         bound_by="offload" if offload > busy * micro_steps else max(parts, key=parts.__getitem__),
+        provenance=_provenance(work),
     )
+
+
+def _provenance(work: Workload) -> Provenance:
+    """Data-sheet peaks are assumed to hold, until every card in use was calibrated."""
+    calibrated = len(work.cluster.calibrations) == len(work.cluster.devices)
+    return Provenance.ANALYTIC if calibrated else Provenance.ASSUMED
 
 
 def step_flops(work: Workload) -> float:

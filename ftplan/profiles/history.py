@@ -13,7 +13,8 @@ from typing import Final
 
 from ftplan import __version__
 from ftplan.profiles.calibration import RecordedRun
-from ftplan.profiles.schema import Cluster, History
+from ftplan.profiles.schema import Cluster
+from ftplan.results import History
 
 LEAST_RUNS: Final = 3
 """Fewer runs of one rank count say too little about the next one."""
@@ -27,9 +28,8 @@ EXCESS_TO_COUNT: Final = 0.01
 
 def with_history(cluster: Cluster, runs: Iterable[RecordedRun]) -> Cluster:
     """``cluster`` with what ``runs`` on the same devices taught."""
-    names = tuple(gpu.name for gpu in cluster.devices)
-    times = tuple(gpu.calibrated.measured_at for gpu in cluster.devices if gpu.calibrated)
-    same = [run for run in runs if (run.devices, run.calibrated_at, run.ftplan) == (names, times, __version__)]
+    wanted = (cluster.device_names, tuple(one.measured_at for one in cluster.calibrations), __version__)
+    same = [run for run in runs if (run.devices, run.calibrated_at, run.ftplan) == wanted]
     return replace(cluster, history=History(_step_ratios(same), _excess_bytes(same))) if same else cluster
 
 

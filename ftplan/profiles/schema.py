@@ -1,4 +1,4 @@
-"""What profiles hold: models, GPUs, hosts, links and software stacks, as frozen values.
+"""What profiles hold: models, GPUs, hosts and links, as frozen values.
 
 Dataclasses, not pydantic models: estimators read them in a hot loop. Shapes are those of the Hugging Face modules, so
 that a name in `LinearProfile.name` is the one peft matches ``target_modules`` against.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Literal
 
-from ftplan.results import Calibrated
+from ftplan.results import Calibrated, History
 
 Part = Literal["embedding", "attention", "mlp", "norms", "head", "vision"]
 PARTS: Final[tuple[Part, ...]] = ("embedding", "attention", "mlp", "norms", "head", "vision")
@@ -361,24 +361,12 @@ class Node:
 
 
 @dataclass(frozen=True)
-class History:
-    """What recorded runs on the same devices taught, over what was predicted before they did.
-
-    ``step_ratios`` maps ranks to the median of measured over predicted seconds of a step, and how many runs it is of;
-    ``excess_bytes`` maps ranks, method, sharding and offload to the most that a process took over its prediction.
-    """
-
-    step_ratios: Mapping[int, tuple[float, int]] = field(default_factory=dict)
-    excess_bytes: Mapping[tuple[int, str, str, str], int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Cluster:
     """The resolved inventory: rank r is the r-th device over all nodes."""
 
     nodes: tuple[Node, ...]
     text: str = ""
-    history: History = History()
+    history: History = field(default_factory=History)
 
     @cached_property
     def gpus(self) -> tuple[GpuProfile, ...]:
@@ -391,27 +379,17 @@ class Cluster:
         by_name = {gpu.name: gpu for gpu in self.gpus}
         return tuple(by_name[name] for name in sorted(by_name))
 
+    @cached_property
+    def device_names(self) -> tuple[str, ...]:
+        """Each name of a device once, sorted."""
+        return tuple(gpu.name for gpu in self.devices)
+
+    @cached_property
+    def calibrations(self) -> tuple[Calibrated, ...]:
+        """What was calibrated: one for each name whose device was."""
+        return tuple(gpu.calibrated for gpu in self.devices if gpu.calibrated)
+
     @property
     def world_size(self) -> int:
         """Number of devices: one rank each."""
         return len(self.gpus)
-
-
-@dataclass(frozen=True)
-class StackProfile:
-    """What a training loop does by itself, where loops differ.
-
-    ``upcasts_trainables``: full fine-tuning and adapters hold fp32 (LLaMA-Factory unless pure_bf16).
-    ``builds_on_device``: the whole model comes to the device in its own dtype, and is packed or sharded then.
-    ``reentrant_checkpointing``: torch's older way to recompute, which runs a layer's forward without a graph.
-    ``casts_outputs_to_fp32``: accelerate's autocast wrapper converts the model's outputs, logits among them, to fp32.
-    """
-
-    name: str
-    default_loss_path: str
-    casts_outputs_to_fp32: bool
-    upcasts_trainables: bool
-    recasts_quantized_adapters: bool
-    reentrant_checkpointing: bool
-    builds_on_device: bool
-    source: str

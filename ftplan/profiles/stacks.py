@@ -1,12 +1,32 @@
-"""Look-up of software stacks in ``data/stacks.json``."""
+"""Software stacks, and their look-up in ``data/stacks.json``."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 from ftplan.errors import UnknownNameError
 from ftplan.profiles.packaged import packaged_json
-from ftplan.profiles.schema import StackProfile
+
+
+@dataclass(frozen=True)
+class StackProfile:
+    """What a training loop does by itself, where loops differ.
+
+    ``upcasts_trainables``: full fine-tuning and adapters hold fp32 (LLaMA-Factory unless pure_bf16).
+    ``builds_on_device``: the whole model comes to the device in its own dtype, and is packed or sharded then.
+    ``reentrant_checkpointing``: torch's older way to recompute, which runs a layer's forward without a graph.
+    ``casts_outputs_to_fp32``: accelerate's autocast wrapper converts the model's outputs, logits among them, to fp32.
+    """
+
+    name: str
+    default_loss_path: str
+    casts_outputs_to_fp32: bool
+    upcasts_trainables: bool
+    recasts_quantized_adapters: bool
+    reentrant_checkpointing: bool
+    builds_on_device: bool
+    source: str
 
 
 def load_stack(name: str) -> StackProfile:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from ftplan.profiles.schema import StackProfile
+from ftplan.profiles.stacks import StackProfile
 from ftplan.spec import RunConfig
 
 TRACED_MICRO_BATCHES: Final = 3

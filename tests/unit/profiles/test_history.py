@@ -6,7 +6,8 @@ from ftplan.profiles.gpus import load_gpu
 from ftplan.profiles.history import with_history
 from ftplan.profiles.hosts import load_host
 from ftplan.profiles.overlay import calibrated
-from ftplan.profiles.schema import Cluster, History, Node
+from ftplan.profiles.schema import Cluster, Node
+from ftplan.results import History
 from ftplan.units import GIB
 
 ONE = Cluster((Node((load_gpu("H100-SXM"),), load_host("hgx-h100")),), "1xH100")
