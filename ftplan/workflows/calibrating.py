@@ -13,7 +13,7 @@ from typing import Final
 
 from ftplan.errors import InputError, RunFailedError
 from ftplan.launcher.probing import Part, Probe, Probed, run_probe
-from ftplan.profiles import calibration
+from ftplan.profiles import store
 from ftplan.profiles.calibration import Calibration, DeviceFigures, Kept
 from ftplan.profiles.detect import detect_gpus, detect_host, driver_version, visible_names
 
@@ -44,25 +44,27 @@ def calibrate(gpus: str, on_part: OnPart) -> tuple[Calibration, ...]:
         raise InputError(f"cannot calibrate {gpus!r}", hint=hint, field="gpus")
     if importlib.util.find_spec("torch") is None:
         raise InputError("calibrating needs torch", hint="pip install 'ftplan[train]'")
-    calibration.load()  # what cannot be kept in the end is said at the beginning
+    # What cannot be kept in the end is said at the beginning.
+    store.load()
+    store.require_writable()
     devices, group = _local(on_cpu=gpus.strip().lower() == "cpu")
     deadline = time.monotonic() + LIMIT_SECONDS
     probed = {device.name: run_probe(device.probe, deadline, partial(on_part, device.name)) for device in devices}
     shared = run_probe(group, deadline, partial(on_part, "")) if group is not None else Probed()
     made = tuple(_calibrations(probed.items(), shared))
     for one in made:
-        calibration.keep_calibration(one)
+        store.keep_calibration(one)
     return made
 
 
 def kept() -> Kept:
     """Everything measured and recorded so far; raises InputError if it cannot be read."""
-    return calibration.load()
+    return store.load()
 
 
 def forget() -> tuple[Path, ...]:
     """Remove everything measured and recorded so far; returns the files that were removed."""
-    return calibration.reset()
+    return store.reset()
 
 
 def _local(*, on_cpu: bool) -> tuple[list[Device], Probe | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ftplan.planner.inventory import resolve_inventory
-from ftplan.profiles import calibration
+from ftplan.profiles import store
 from ftplan.profiles.history import with_history
 from ftplan.profiles.overlay import calibrated
 from ftplan.profiles.schema import Cluster
@@ -12,5 +12,5 @@ from ftplan.spec import Inventory
 
 def known_cluster(inventory: Inventory) -> Cluster:
     """The cluster of ``inventory``; raises InputError if what is kept about its devices cannot be read."""
-    kept = calibration.load()
+    kept = store.load()
     return with_history(calibrated(resolve_inventory(inventory), kept), kept.runs)

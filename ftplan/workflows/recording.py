@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from ftplan import __version__
-from ftplan.profiles import calibration
+from ftplan.errors import InputError
+from ftplan.profiles import store
 from ftplan.profiles.calibration import RecordedRun, RunFigures
 from ftplan.results import Measured, RunRecord
 
@@ -15,9 +16,9 @@ def recorded(record: RunRecord, *, ranks: int) -> str:
     if record.status != "finished" or not record.basis.devices:
         return ""
     try:
-        calibration.keep_run(recorded_run(record, ranks))
-    except OSError as error:
-        return f"later plans will not go by this run: {error.strerror}: {error.filename}"
+        store.keep_run(recorded_run(record, ranks))
+    except InputError as error:
+        return f"later plans will not go by this run: {error.message}"
     return ""
 
 

@@ -1,7 +1,7 @@
 """``python -m ftplan.launcher.probe [--device cuda|cpu] [--out FILE] [--limit SECONDS] [PART ...]``.
 
-Writes a JSON line when it begins, with the versions, and one for each part as it ends: its figures, or why it failed.
-Without parts it measures all of a single device; under torchrun all of a group.
+Writes a JSON line when it begins, with torch's version, and one for each part as it ends: its figures, or why it
+failed. Without parts it measures all of a single device; under torchrun all of a group.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     grouped = int(os.environ.get("WORLD_SIZE", "1")) > 1
     measures = group.MEASURES if grouped else single.MEASURES
     device = group.local_device(options.device) if grouped else torch.device(options.device)
-    _write(options.out, {"torch": torch.__version__, "device": _name(device)})
+    _write(options.out, {"torch": torch.__version__})
     for name in options.parts or parts_for(options.device, grouped=grouped):
         try:
             line = {"part": name, "figures": measures[name](device)}
@@ -48,10 +48,6 @@ def _options() -> argparse.Namespace:
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join((*SINGLE, *GROUP))}")
     return options
-
-
-def _name(device: torch.device) -> str:
-    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else "cpu"
 
 
 def _reason(error: Exception) -> str:

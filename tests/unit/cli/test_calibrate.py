@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ftplan import __version__
-from ftplan.profiles import calibration
+from ftplan.profiles import store
 from ftplan.profiles.calibration import Calibration, DeviceFigures, RecordedRun, RunFigures
 from ftplan.profiles.gpus import load_gpu
 from ftplan.units import GIB, MIB
@@ -30,13 +30,13 @@ def calibrated():
         link_bytes_per_second=350e9,
         ranks=2,
     )
-    calibration.keep_calibration(Calibration("H100-SXM", "580.65", "2.11.0", WHEN, figures, {"b": "out of luck"}))
+    store.keep_calibration(Calibration("H100-SXM", "580.65", "2.11.0", WHEN, figures, {"b": "out of luck"}))
 
 
 def keep_runs(*ratios, calibrated_at=(), excess_bytes=0):
     predicted = RunFigures(10 * GIB, GIB, 2.0)
     for number, ratio in enumerate(ratios):
-        calibration.keep_run(
+        store.keep_run(
             RecordedRun(
                 run_id=f"run-{number}",
                 finished_at=WHEN,
@@ -91,7 +91,7 @@ def test_bad_input(cli, arguments):
 @pytest.mark.parametrize("name", ["calibration.json", "runs.jsonl"])
 @pytest.mark.parametrize("arguments", [PLAN, ESTIMATE, ("calibrate", "--show")], ids=" ".join)
 def test_a_foreign_file_stops_nothing_for_good(cli, name, arguments):
-    folder = calibration.data_folder()
+    folder = store.data_folder()
     folder.mkdir(parents=True)
     (folder / name).write_text("not ours\n")
     answer = cli(*arguments)

@@ -5,7 +5,7 @@ import pytest
 
 from ftplan.errors import InputError, RunFailedError
 from ftplan.launcher.probing import Part, Probed
-from ftplan.profiles import calibration
+from ftplan.profiles import store
 from ftplan.profiles.gpus import load_gpu
 from ftplan.profiles.hosts import load_host
 from ftplan.workflows import calibrating
@@ -47,7 +47,7 @@ def test_one_card_is_measured_and_kept(machine):
     ran = machine(H100)
     (made,), told = calibrate()
     assert (made.device, made.driver, made.torch, made.figures.context_bytes) == ("H100-SXM", "580.65", "2.11.0", 5)
-    assert calibration.load().calibrations == (made,)
+    assert store.load().calibrations == (made,)
     assert [(probe.kind, probe.ranks, probe.env["CUDA_VISIBLE_DEVICES"]) for probe in ran] == [("cuda", 1, "GPU-0")]
     assert told == [("H100-SXM", "context")]
 
@@ -81,7 +81,7 @@ def test_nothing_measured_is_a_failure_and_is_not_kept(machine):
     with pytest.raises(RunFailedError, match="nothing could be measured on H100-SXM") as error:
         calibrate()
     assert error.value.hint == "no device"
-    assert calibration.load().calibrations == ()
+    assert store.load().calibrations == ()
 
 
 def test_other_machines_cannot_be_measured():
@@ -97,7 +97,7 @@ def test_calibrating_needs_torch(monkeypatch):
 
 def test_what_could_not_be_kept_is_said_before_anything_is_measured(machine):
     ran = machine(H100)
-    folder = calibration.data_folder()
+    folder = store.data_folder()
     folder.mkdir(parents=True)
     (folder / "calibration.json").write_text("{")
     with pytest.raises(InputError, match=r"calibration\.json"):

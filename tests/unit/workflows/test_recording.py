@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from ftplan.profiles import calibration
+from ftplan.profiles import store
+from ftplan.profiles.calibration import RunFigures
 from ftplan.results import Basis, Calibrated, Measured, RunRecord
 from ftplan.spec import RunConfig
 from ftplan.units import GIB
@@ -35,7 +36,7 @@ def record():
 
 def test_a_run_is_kept_with_the_prediction_before_its_correction(record):
     assert recording.recorded(record, ranks=2) == ""
-    (kept,) = calibration.load().runs
+    (kept,) = store.load().runs
     assert (kept.devices, kept.calibrated_at, kept.ranks) == (("H100-SXM",), (WHEN,), 2)
     assert (kept.method, kept.sharding, kept.offload) == ("lora", "ddp", "none")
     assert (kept.predicted.process_bytes, kept.predicted.step_seconds) == (10 * GIB, 2.0)
@@ -46,14 +47,14 @@ def test_a_run_is_kept_with_the_prediction_before_its_correction(record):
 @pytest.mark.parametrize("changes", [{"status": "interrupted"}, {"basis": Basis()}])
 def test_other_runs_are_not_kept(record, changes):
     recording.recorded(replace(record, **changes), ranks=2)
-    assert calibration.load().runs == ()
+    assert store.load().runs == ()
 
 
 def test_unknown_figures_stay_unknown(record):
     nothing = Measured(None, None, None, None, None, None)
     recording.recorded(replace(record, predicted=nothing, measured=nothing), ranks=2)
-    (kept,) = calibration.load().runs
-    assert kept.predicted == kept.measured == calibration.RunFigures(None, None, None)
+    (kept,) = store.load().runs
+    assert kept.predicted == kept.measured == RunFigures(None, None, None)
 
 
 def test_a_run_that_cannot_be_kept_is_no_failure(record, monkeypatch, tmp_path):

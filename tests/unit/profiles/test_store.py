@@ -1,10 +1,11 @@
 import os
+from pathlib import Path
 
 import pytest
 from kept_parts import calibration, run
 
 from ftplan.errors import InputError
-from ftplan.profiles import calibration as store
+from ftplan.profiles import store
 from ftplan.profiles.calibration import Kept
 
 
@@ -87,3 +88,25 @@ def test_where_the_data_are(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert store.data_folder() == tmp_path / ".local/share/ftplan"
+
+
+def test_who_has_no_home_has_nothing_and_is_told_when_something_is_to_be_kept(monkeypatch):
+    def no_home():
+        raise RuntimeError
+
+    for name in ("FTPLAN_DATA", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert store.load() == Kept()
+    with pytest.raises(InputError, match="no home folder"):
+        store.keep_run(run())
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_user(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FTPLAN_DATA", str(tmp_path / "file" / "folder"))
+    assert store.load() == Kept()
+    for keep in (store.require_writable, lambda: store.keep_calibration(calibration()), lambda: store.keep_run(run())):
+        with pytest.raises(InputError, match="cannot write") as error:
+            keep()
+        assert "FTPLAN_DATA" in error.value.hint
