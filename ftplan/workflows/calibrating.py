@@ -18,7 +18,7 @@ from ftplan.profiles.calibration import Calibration, DeviceFigures, Kept
 from ftplan.profiles.detect import detect_gpus, detect_host, driver_version, visible_names
 
 DEVICES: Final = ("local", "cpu")
-LIMIT_SECONDS: Final = 110.0
+LIMIT_SECONDS: Final = 105.0
 """All of it, with what it takes to end processes, stays under two minutes."""
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from ftplan.planner.inventory import resolve_inventory
-from ftplan.profiles import store
-from ftplan.profiles.history import with_history
-from ftplan.profiles.overlay import calibrated
+from ftplan.profiles.data_folder import is_anything_kept
 from ftplan.profiles.schema import Cluster
 from ftplan.spec import Inventory
 
 
 def known_cluster(inventory: Inventory) -> Cluster:
     """The cluster of ``inventory``; raises InputError if what is kept about its devices cannot be read."""
+    cluster = resolve_inventory(inventory)
+    if not is_anything_kept():
+        return cluster
+    # Ten milliseconds of imports that a plan of a user who calibrated nothing does not pay for.
+    from ftplan.profiles import history, overlay, store
+
     kept = store.load()
-    return with_history(calibrated(resolve_inventory(inventory), kept), kept.runs)
+    return history.with_history(overlay.calibrated(cluster, kept), kept.runs)

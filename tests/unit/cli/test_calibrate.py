@@ -8,6 +8,7 @@ import pytest
 from ftplan import __version__
 from ftplan.profiles import store
 from ftplan.profiles.calibration import Calibration, DeviceFigures, RecordedRun, RunFigures
+from ftplan.profiles.data_folder import data_folder
 from ftplan.profiles.gpus import load_gpu
 from ftplan.units import GIB, MIB
 
@@ -91,7 +92,7 @@ def test_bad_input(cli, arguments):
 @pytest.mark.parametrize("name", ["calibration.json", "runs.jsonl"])
 @pytest.mark.parametrize("arguments", [PLAN, ESTIMATE, ("calibrate", "--show")], ids=" ".join)
 def test_a_foreign_file_stops_nothing_for_good(cli, name, arguments):
-    folder = store.data_folder()
+    folder = data_folder()
     folder.mkdir(parents=True)
     (folder / name).write_text("not ours\n")
     answer = cli(*arguments)

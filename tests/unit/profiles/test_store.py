@@ -7,17 +7,18 @@ from kept_parts import calibration, run
 from ftplan.errors import InputError
 from ftplan.profiles import store
 from ftplan.profiles.calibration import Kept
+from ftplan.profiles.data_folder import data_folder
 
 
 @pytest.fixture
 def folder():
-    store.data_folder().mkdir(parents=True)
-    return store.data_folder()
+    data_folder().mkdir(parents=True)
+    return data_folder()
 
 
 def test_nothing_is_kept_at_first_and_nothing_is_made():
     assert store.load() == Kept()
-    assert not store.data_folder().exists()
+    assert not data_folder().exists()
 
 
 def test_what_is_kept_comes_back():
@@ -81,13 +82,13 @@ def test_reset_of_nothing_removes_nothing():
 
 
 def test_where_the_data_are(monkeypatch, tmp_path):
-    assert str(store.data_folder()) == os.environ["FTPLAN_DATA"]
+    assert str(data_folder()) == os.environ["FTPLAN_DATA"]
     monkeypatch.delenv("FTPLAN_DATA")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert store.data_folder() == tmp_path / "ftplan"
+    assert data_folder() == tmp_path / "ftplan"
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert store.data_folder() == tmp_path / ".local/share/ftplan"
+    assert data_folder() == tmp_path / ".local/share/ftplan"
 
 
 def test_who_has_no_home_has_nothing_and_is_told_when_something_is_to_be_kept(monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 from ftplan.errors import InputError, RunFailedError
 from ftplan.launcher.probing import Part, Probed
 from ftplan.profiles import store
+from ftplan.profiles.data_folder import data_folder
 from ftplan.profiles.gpus import load_gpu
 from ftplan.profiles.hosts import load_host
 from ftplan.workflows import calibrating
@@ -97,7 +98,7 @@ def test_calibrating_needs_torch(monkeypatch):
 
 def test_what_could_not_be_kept_is_said_before_anything_is_measured(machine):
     ran = machine(H100)
-    folder = store.data_folder()
+    folder = data_folder()
     folder.mkdir(parents=True)
     (folder / "calibration.json").write_text("{")
     with pytest.raises(InputError, match=r"calibration\.json"):

@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import pytest
 
 from ftplan import cli
 from ftplan.errors import InputError
 from ftplan.launcher import demo
+from ftplan.launcher.summary import summarise
+from ftplan.profiles import store
 from ftplan.workflows import planning, running
 
 
@@ -60,3 +64,31 @@ def test_the_price_of_a_better_method_is_said():
     because = next(reason.because for reason in plan.reasons if reason.field == "method")
     assert "qlora would be" in because
     assert "faster here" in because
+
+
+def finished(job, on_event):
+    """The record of a run that took twice as long as predicted."""
+    measured = replace(job.predicted, step_seconds=2 * job.predicted.step_seconds)
+    return replace(summarise(job, "finished", [], [], 1.0), measured=measured)
+
+
+def test_a_finished_run_teaches_later_plans(tmp_path, monkeypatch):
+    monkeypatch.setattr(running.engine, "launch", lambda job, on_event: finished(job, on_event))
+    steps = []
+    for number in range(4):
+        plan = plan_for("2xcpu")
+        steps.append(plan.estimate.step_seconds)
+        ready = running.ready(plan, settings(tmp_path / str(number)))
+        running.launch(ready.job, ready.plan, lambda event: None)
+    assert steps == pytest.approx([steps[0], steps[0], steps[0], 2 * steps[0]])
+    assert [run.predicted.step_seconds for run in store.load().runs] == pytest.approx([steps[0]] * 4)
+
+
+def test_a_run_that_cannot_be_recorded_says_so_and_is_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(running.engine, "launch", lambda job, on_event: finished(job, on_event))
+    ready = running.ready(plan_for("2xcpu"), settings(tmp_path))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FTPLAN_DATA", str(tmp_path / "file" / "folder"))
+    events = []
+    assert running.launch(ready.job, ready.plan, events.append).status == "finished"
+    assert "later plans will not go by this run" in events[0].message
