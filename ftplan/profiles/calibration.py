@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class DeviceFigures:
     """
 
     context_bytes: int | None = None
-    matrix_dtype: str | None = None
+    matrix_dtype: Literal["bf16", "fp16", "fp32"] | None = None
     matrix_flops_per_second: float | None = None
     memory_bytes_per_second: float | None = None
     to_device_bytes_per_second: float | None = None
@@ -34,6 +36,18 @@ class DeviceFigures:
     nccl_bytes: int | None = None
     link_bytes_per_second: float | None = None
     ranks: int | None = None
+
+    def __post_init__(self) -> None:
+        rates = (
+            self.matrix_flops_per_second,
+            self.memory_bytes_per_second,
+            self.to_device_bytes_per_second,
+            self.from_device_bytes_per_second,
+            self.launch_seconds,
+            self.link_bytes_per_second,
+        )
+        if not all(rate is None or 0 < rate < inf for rate in rates):
+            raise ValueError("a rate or a time is not positive")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import distributed
 
-from ftplan.launcher.probe.memory import beside_allocator_bytes
+from ftplan.launcher.probe.memory import beside_allocator_bytes, taken_bytes
 from ftplan.launcher.probe.single import Figures, matrix_dtype, small_step
 from ftplan.launcher.probe.timing import timed_seconds
 
@@ -32,7 +32,7 @@ def communicators(device: torch.device) -> Figures:
     join(device)
     _use_collectives(device)
     torch.cuda.synchronize()
-    return {"nccl_bytes": int(_largest(beside_allocator_bytes() - before, device))}
+    return {"nccl_bytes": int(_largest(taken_bytes(before, beside_allocator_bytes()), device))}
 
 
 def device_link(device: torch.device) -> Figures:

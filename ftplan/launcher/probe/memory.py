@@ -42,6 +42,13 @@ def beside_allocator_bytes() -> int:
     return int(total - free - torch.cuda.memory_reserved())
 
 
+def taken_bytes(before: int, after: int) -> int:
+    """What came into use from ``before`` to ``after``; raises RuntimeError where others gave back more meanwhile."""
+    if after < before:
+        raise RuntimeError("other processes gave memory of the device back meanwhile: leave it alone and try again")
+    return after - before
+
+
 def resident_bytes() -> int:
     """Resident memory of this process."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch.nn import functional
 
-from ftplan.launcher.probe.memory import beside_allocator_bytes, driver_used_bytes, resident_bytes
+from ftplan.launcher.probe.memory import beside_allocator_bytes, driver_used_bytes, resident_bytes, taken_bytes
 from ftplan.launcher.probe.timing import median_seconds
 
 Figures = dict[str, float | str]
@@ -49,7 +49,7 @@ def context(device: torch.device) -> Figures:
     after = driver_used_bytes()
     if before is None or after is None:
         return {"context_bytes": beside_allocator_bytes()}
-    return {"context_bytes": after - before - torch.cuda.memory_reserved()}
+    return {"context_bytes": taken_bytes(before + torch.cuda.memory_reserved(), after)}
 
 
 def _resident() -> Figures:

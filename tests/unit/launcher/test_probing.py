@@ -97,3 +97,18 @@ def test_a_cpu_has_no_link_to_its_host_and_no_nccl():
     assert "host link" not in parts_for("cpu")
     assert list(parts_for("cuda", grouped=True)) == ["communicators", "device link"]
     assert list(parts_for("cpu", grouped=True)) == ["device link"]
+
+
+def test_memory_that_others_give_back_is_no_context():
+    memory = pytest.importorskip("ftplan.launcher.probe.memory")
+    assert memory.taken_bytes(100, 150) == 50
+    with pytest.raises(RuntimeError, match="gave memory"):
+        memory.taken_bytes(100, 99)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_part_has_its_measure(grouped):
+    pytest.importorskip("torch")
+    from ftplan.launcher.probe import group, single
+
+    assert set((group if grouped else single).MEASURES) == set(parts_for("cuda", grouped=grouped))

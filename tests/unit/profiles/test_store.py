@@ -111,3 +111,12 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_user(monkeypatch, tmp_p
         with pytest.raises(InputError, match="cannot write") as error:
             keep()
         assert "FTPLAN_DATA" in error.value.hint
+
+
+@pytest.mark.parametrize("rate", ["0", "-1.5", "NaN", "Infinity", '"fast"'])
+def test_a_rate_that_nothing_has_is_foreign(folder, rate):
+    store.keep_calibration(calibration(memory_bytes_per_second=3.5e12))
+    file = folder / "calibration.json"
+    file.write_text(file.read_text().replace("3500000000000.0", rate))
+    with pytest.raises(InputError, match=r"calibration\.json"):
+        store.load()
