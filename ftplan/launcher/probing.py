@@ -17,6 +17,7 @@ from ftplan.launcher.process import Child
 
 MODULE: Final = "ftplan.launcher.probe"
 POLL_SECONDS: Final = 0.05
+EXIT_SECONDS: Final = 10.0
 NO_TIME: Final = "no time was left for it"
 
 
@@ -94,25 +95,22 @@ def _attempt(
         argv = probe.argv(out, max(1.0, deadline - time.monotonic() + 5), list(left))
         with Child(argv, probe.env, log) as child:
             read, since = 0, time.monotonic()
-            while True:
+            while not (reason := _too_long(left, since, deadline)):
                 outcome = child.wait(POLL_SECONDS)
-                new = _lines(out)[read:]
-                for line in new:
+                for line in _lines(out)[read:]:
+                    read, since = read + 1, time.monotonic()
                     _take_line(line, found, take)
-                if new:
-                    read, since = read + len(new), time.monotonic()
                 if outcome is not None:
                     return _last_line(log) or f"its process ended with {outcome.exit_code or outcome.signal}"
-                if too_long := _too_long(left, since, deadline):
-                    return too_long
+        return reason
 
 
 def _too_long(left: Mapping[str, float], since: float, deadline: float) -> str:
-    """What to say of the part that is measured ``since`` then, if it takes too long."""
-    now, limit = time.monotonic(), next(iter(left.values()), 0.0)
+    """What to say of the part that is measured ``since`` then, if it takes too long; after all of them, of the end."""
+    now, limit = time.monotonic(), next(iter(left.values()), EXIT_SECONDS)
     if now > deadline:
         return NO_TIME
-    return f"took longer than {limit:.0f} s" if left and now - since > limit else ""
+    return f"took longer than {limit:.0f} s" if now - since > limit else ""
 
 
 def _take_line(line: bytes, found: Probed, take: Callable[[Part], None]) -> None:

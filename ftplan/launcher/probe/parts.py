@@ -12,7 +12,7 @@ SINGLE: Final[Mapping[str, float]] = {
     "host link": 15.0,
     "launch time": 15.0,
 }
-GROUP: Final[Mapping[str, float]] = {"communicators": 45.0, "device link": 20.0}
+GROUP: Final[Mapping[str, float]] = {"communicators": 45.0, "device link": 30.0}
 
 GPUS_ONLY: Final = frozenset({"host link", "communicators"})
 
