@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import Final
 
@@ -56,9 +57,8 @@ def _resident() -> Figures:
     missing = [name for name in TRAINING_LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         raise RuntimeError(f"the process that trains needs {', '.join(missing)}, not installed here")
-    for name in TRAINING_LIBRARIES:
+    for name in (*TRAINING_LIBRARIES, "trl.trainer.sft_trainer"):  # trl itself imports next to nothing
         importlib.import_module(name)
-    importlib.import_module("trl").SFTTrainer  # noqa: B018 - trl imports its parts when they are first asked for
     small_step(torch.device("cpu"), torch.float32)
     return {"context_bytes": resident_bytes()}
 
@@ -96,7 +96,7 @@ def host_link(device: torch.device) -> Figures:
     on_device = torch.empty(PINNED_BYTES, dtype=torch.uint8, device=device)
 
     def rate(target: torch.Tensor, source: torch.Tensor) -> float:
-        copy = lambda: target.copy_(source, non_blocking=True)  # noqa: E731 - one line of what is timed
+        copy = partial(target.copy_, source, non_blocking=True)
         return PINNED_BYTES / median_seconds(copy, device, least_seconds=STEADY_SECONDS / 2)
 
     return {
