@@ -161,6 +161,23 @@ class StepTime:
 
 
 @dataclass(frozen=True)
+class TrainingTime:
+    """Time and cost of a whole training: ``steps`` optimizer steps of ``step_seconds`` each.
+
+    ``step_seconds`` is that of samples as long as the data's, which may be shorter than an estimate's ``seq_len``.
+    ``device_seconds`` counts every device that takes part. ``dollars`` is None where a device has no price. ``notes``
+    say what the figures assume and leave out.
+    """
+
+    steps: int
+    step_seconds: float
+    seconds: float
+    device_seconds: float
+    dollars: float | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Calibrated:
     """A device whose figures ``ftplan calibrate`` measured: when (ISO 8601, UTC), and which ones an estimate uses."""
 
@@ -229,6 +246,7 @@ class Estimate:
     step: StepTime
     notes: tuple[str, ...] = ()
     basis: Basis = Basis()
+    training: TrainingTime | None = None
 
 
 @dataclass(frozen=True)

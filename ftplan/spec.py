@@ -154,6 +154,19 @@ class Inventory(Spec):
         return self.nodes * self.devices_per_node
 
 
+class TrainingRequest(Spec):
+    """A whole training whose time and cost are asked for: ``samples`` of the data, before packing, for ``epochs``.
+
+    ``mean_tokens`` is the mean length of a sample, None if each has ``seq_len``. ``price`` is in US dollars for an hour
+    of one device, None for the devices' own.
+    """
+
+    samples: PositiveInt
+    epochs: float = Field(default=1.0, gt=0, lt=1e6)
+    mean_tokens: float | None = Field(default=None, gt=0, lt=2**31)
+    price: float | None = Field(default=None, ge=0, lt=1e6)
+
+
 class PlanRequest(Spec):
     """What the planner is asked: everything not pinned here is its choice.
 
@@ -169,6 +182,7 @@ class PlanRequest(Spec):
     objective: Objective = "throughput"
     margin: float = Field(default=0.03, ge=0.0, lt=0.5, description="part of the card kept free")
     pins: Mapping[str, Any] = Field(default_factory=dict)
+    training: TrainingRequest | None = Field(default=None, description="tell time and cost of this training, too")
 
     @model_validator(mode="after")
     def _pins_are_fields(self) -> Self:

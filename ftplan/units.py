@@ -1,4 +1,4 @@
-"""Sizes and dtypes: integer bytes everywhere; GB (1e9) and GiB (2**30) never share a name."""
+"""Sizes, dtypes and hours: integer bytes everywhere; GB (1e9) and GiB (2**30) never share a name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ KIB: Final = 2**10
 MIB: Final = 2**20
 GIB: Final = 2**30
 GB: Final = 10**9
+
+HOUR_SECONDS: Final = 3600
 
 DTYPE_BYTES: Final = MappingProxyType({"fp32": 4, "bf16": 2, "fp16": 2})
 """Bytes of one element of the floating dtypes a run can be configured with."""

@@ -48,6 +48,10 @@ def command(
     stack: options.Stack = None,
     expandable_segments: options.Expandable = None,
     evaluates: options.Evaluates = None,
+    samples: options.Samples = None,
+    epochs: options.Epochs = None,
+    mean_tokens: options.MeanTokens = None,
+    price: options.Price = None,
     estimator: Estimator = None,
     batch: Batch = None,
     margin: Margin = 0.0,
@@ -55,17 +59,21 @@ def command(
 ) -> int:
     """Estimate memory by phase and rank, host RAM and step time of one exact configuration.
 
+    With --samples, time and cost of the whole training too.
+
     Exit code 0 if it fits, 1 if not, 2 for bad input.
     """
-    fields = options.given_fields(dict(locals()))
+    values = dict(locals())
+    fields, training = options.given_fields(values), options.given_training(values)
     if batch is not None:
         shared = {"gpus": gpus, "estimator": estimator, "margin": margin}
-        return _batch(batch, {**fields, **{name: value for name, value in shared.items() if value}}, as_json=as_json)
+        defaults = {**fields, **training, **{name: value for name, value in shared.items() if value}}
+        return _batch(batch, defaults, as_json=as_json)
     if model is None or gpus is None:
         raise options.missing_model_or_gpus(model, "ftplan estimate --model Qwen-7B --gpus 1x24GB")
     from ftplan.workflows import estimating
 
-    estimated = estimating.estimate(fields, gpus, margin=margin, estimator=estimator or "analytic")
+    estimated = estimating.estimate(fields, gpus, margin=margin, estimator=estimator or "analytic", training=training)
     if as_json:
         typer.echo(json.dumps(estimating.estimate_document(estimated), indent=2))
     else:

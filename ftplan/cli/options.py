@@ -61,15 +61,31 @@ Expandable = Annotated[
 Evaluates = Annotated[
     bool | None, typer.Option("--evaluates/--no-evaluates", help="Evaluations run between steps, and count.")
 ]
+Samples = Annotated[
+    int | None, typer.Option("--samples", min=1, help="Training samples: tells time and cost of the whole training.")
+]
+Epochs = Annotated[float | None, typer.Option("--epochs", help="Passes over the samples (default 1).")]
+MeanTokens = Annotated[
+    float | None, typer.Option("--mean-tokens", help="Mean tokens of a sample (default: the sequence length).")
+]
+Price = Annotated[float | None, typer.Option("--price", help="Dollars for an hour of one GPU, in place of its own.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
-NOT_FIELDS: Final = frozenset({"gpus", "host_memory", "batch", "as_json", "margin", "estimator", "confirm"})
+TRAINING: Final = ("samples", "epochs", "mean_tokens", "price")
+"""Options that are fields of TrainingRequest."""
+
+NOT_FIELDS: Final = frozenset({"gpus", "host_memory", "batch", "as_json", "margin", "estimator", "confirm", *TRAINING})
 """Options of a command that are no fields of RunConfig."""
 
 
 def given_fields(values: dict[str, Any]) -> dict[str, Any]:
     """The `RunConfig` fields that were given on the command line, from a command's ``locals()``."""
     return {name: value for name, value in values.items() if value is not None and name not in NOT_FIELDS}
+
+
+def given_training(values: dict[str, Any]) -> dict[str, Any]:
+    """The `TrainingRequest` fields that were given on the command line, from a command's ``locals()``."""
+    return {name: values[name] for name in TRAINING if values[name] is not None}
 
 
 def missing_model_or_gpus(model: str | None, example: str) -> InputError:

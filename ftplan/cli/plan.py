@@ -47,15 +47,22 @@ def command(
     sharding: options.Sharding = None,
     offload: options.Offload = None,
     expandable_segments: options.Expandable = None,
+    samples: options.Samples = None,
+    epochs: options.Epochs = None,
+    mean_tokens: options.MeanTokens = None,
+    price: options.Price = None,
     confirm: Confirm = False,
     out: Out = None,
     as_json: options.AsJson = False,
 ) -> int:
     """Choose the best configuration for a model, GPUs and a global batch, with reasons and alternatives.
 
+    With --samples, tell time and cost of the whole training too.
+
     Exit code 0 with a plan, 1 if nothing fits, 2 for bad input.
     """
-    given = options.given_fields(dict(locals()))
+    values = dict(locals())
+    given, training = options.given_fields(values), options.given_training(values)
     if model is None or gpus is None:
         raise options.missing_model_or_gpus(model, "ftplan plan --model Qwen-7B --gpus 2x24GB")
     from ftplan.results import to_json
@@ -71,7 +78,11 @@ def command(
         "margin": margin,
     }
     request = planning.plan_request(
-        gpus, host_memory=host_memory, pins=pins, **{name: value for name, value in asked.items() if value is not None}
+        gpus,
+        host_memory=host_memory,
+        training=training,
+        pins=pins,
+        **{name: value for name, value in asked.items() if value is not None},
     )
     chosen = planning.plan(request)
     if confirm:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Final
 
 from ftplan.estimators.analytic import estimate
+from ftplan.estimators.training_time import with_training
 from ftplan.planner.batch import check_global_batch, check_pinned_split
 from ftplan.planner.explain import NEAR_EQUAL, WORTH_MACHINERY, explain
 from ftplan.planner.rules import first_rejection, memory_rejection
@@ -66,11 +67,19 @@ def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Plan:
         return Plan(request, request.global_batch, None, None, (), (), rejections, stats)
     tier, ranked = best
     chosen = ranked[0]
-    assert chosen.estimate is not None
     faster = _faster_method(chosen, found)
     reasons = explain(chosen, ranked, found.rejected, faster, tier, request, cluster)
-    others = _alternatives(ranked, found, request)
-    return Plan(request, request.global_batch, chosen.config, chosen.estimate, reasons, others, rejections, stats)
+    others = tuple(_trained(one, request, model, cluster) for one in _alternatives(ranked, found, request))
+    told = _estimate(_trained(chosen, request, model, cluster))
+    return Plan(request, request.global_batch, chosen.config, told, reasons, others, rejections, stats)
+
+
+def _trained(candidate: Candidate, request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Candidate:
+    """``candidate`` with time and cost of the whole training, if they are asked for."""
+    if request.training is None:
+        return candidate
+    told = with_training(_estimate(candidate), request.training, candidate.config, model, cluster)
+    return replace(candidate, estimate=told)
 
 
 def _replayed_best(

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftplan.render.console import bar, count, duration, out, plain, size, words
+from ftplan.render.training import print_training
 from ftplan.results import Basis, Estimate, Phase, Term, Timeline
 from ftplan.spec import RunConfig
 
@@ -32,6 +33,7 @@ def print_estimate(estimated: Estimated) -> None:
     console.print()
     print_memory(result)
     console.print(time_line(result))
+    print_training(result.training)
     print_notes(result)
 
 

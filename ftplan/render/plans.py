@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ftplan.render.console import duration, err, out, size, words
 from ftplan.render.estimates import print_memory, print_notes, summary, time_line, verdict
+from ftplan.render.training import print_training
 from ftplan.results import Plan, RejectedGroup
 
 REJECTIONS_SHOWN = 8
@@ -30,6 +31,7 @@ def print_plan(plan: Plan, written: Sequence[Path] = ()) -> None:
     console.print()
     print_memory(plan.estimate)
     console.print(time_line(plan.estimate))
+    print_training(plan.estimate.training)
     print_notes(plan.estimate)
     if plan.alternatives:
         console.print()

@@ -83,6 +83,7 @@ def _told(plan: Plan, told: Estimate) -> Plan:
     assert plan.estimate is not None
     difference = told.needed_bytes / plan.estimate.needed_bytes - 1
     reason = Reason("estimate", "trace", f"confirmed by a trace: {100 * difference:+.1f} % against the closed form")
+    told = replace(told, training=plan.estimate.training)  # a trace tells nothing new about time
     return replace(plan, estimate=told, reasons=(*plan.reasons, reason))
 
 

@@ -9,17 +9,18 @@ from typing import Any, Final
 
 from ftplan.errors import FtplanError, InputError, ModelConfigError, UnknownNameError
 from ftplan.estimators.analytic import estimate as analytic_estimate
+from ftplan.estimators.training_time import with_training
 from ftplan.planner.inventory import parse_inventory
 from ftplan.planner.rules import first_rejection
 from ftplan.profiles.models import load_hf_config, load_model
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Estimate, to_jsonable
-from ftplan.spec import RunConfig
+from ftplan.spec import RunConfig, TrainingRequest
 from ftplan.workflows.clusters import known_cluster
-from ftplan.workflows.inputs import run_config
+from ftplan.workflows.inputs import run_config, training_request
 
 ESTIMATORS: Final = ("analytic", "trace")
-NOT_FIELDS: Final = frozenset({"id", "gpus", "margin", "estimator"})
+NOT_FIELDS: Final = frozenset({"id", "gpus", "margin", "estimator", *TrainingRequest.model_fields})
 """What a line of a batch holds beside fields of `RunConfig`."""
 
 
@@ -34,11 +35,20 @@ class Estimated:
     estimate: Estimate
 
 
-def estimate(fields: Mapping[str, Any], gpus: str, *, margin: float = 0.0, estimator: str = "analytic") -> Estimated:
+def estimate(
+    fields: Mapping[str, Any],
+    gpus: str,
+    *,
+    margin: float = 0.0,
+    estimator: str = "analytic",
+    training: Mapping[str, Any] | None = None,
+) -> Estimated:
     """Estimate one configuration given as fields of `RunConfig`; sharding defaults to ddp on several devices.
 
-    ``estimator`` is one of `ESTIMATORS`. Raises InputError for anything unknown or contradictory.
+    ``estimator`` is one of `ESTIMATORS`; ``training`` holds fields of `TrainingRequest` if a whole training is asked
+    for. Raises InputError for anything unknown or contradictory.
     """
+    asked = training_request(training or {})
     if estimator not in ESTIMATORS:
         raise UnknownNameError("estimator", estimator, ESTIMATORS, field="estimator")
     inventory = parse_inventory(gpus)
@@ -58,6 +68,8 @@ def estimate(fields: Mapping[str, Any], gpus: str, *, margin: float = 0.0, estim
     if conflict is not None:
         note = f"this would not run: {conflict.reason} ({conflict.hint})"
         estimated = replace(estimated, notes=(note, *estimated.notes))
+    if asked is not None:
+        estimated = with_training(estimated, asked, config, model, cluster)
     return Estimated(config, model.id if model is not None else config.model, cluster, estimated)
 
 
@@ -91,22 +103,22 @@ def _answer(line: str, number: int, defaults: Mapping[str, Any]) -> BatchAnswer:
     try:
         case = _parse_case(line, number)
         given = {**defaults, **case}
-        fields = {key: value for key, value in given.items() if key not in NOT_FIELDS}
-        estimated = _checked(
-            fields, given.get("gpus", ""), given.get("margin", 0.0), given.get("estimator", "analytic")
-        )
+        estimated = _checked(given)
         return BatchAnswer({"id": case.get("id"), **estimate_document(estimated)}, failed=False)
     except FtplanError as error:
         problem = {"field": error.field, "message": error.message, "hint": error.hint}
         return BatchAnswer({"id": case.get("id"), "error": problem}, failed=True)
 
 
-def _checked(fields: Mapping[str, Any], gpus: object, margin: object, estimator: object) -> Estimated:
+def _checked(given: Mapping[str, Any]) -> Estimated:
+    fields = {key: value for key, value in given.items() if key not in NOT_FIELDS}
+    gpus, margin = given.get("gpus", ""), given.get("margin", 0.0)
     if not isinstance(gpus, str) or not gpus:
         raise InputError("gpus is missing or no text", hint="for example 2x24GB", field="gpus")
     if not isinstance(margin, int | float) or not 0 <= margin < 1:
         raise InputError("margin is no number from 0 to 1", hint="for example 0.03", field="margin")
-    return estimate(fields, gpus, margin=float(margin), estimator=str(estimator))
+    estimator = str(given.get("estimator", "analytic"))
+    return estimate(fields, gpus, margin=float(margin), estimator=estimator, training=given)
 
 
 def _parse_case(line: str, number: int) -> Mapping[str, Any]:

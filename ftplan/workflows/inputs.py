@@ -8,13 +8,27 @@ from typing import Any
 from pydantic import ValidationError
 
 from ftplan.errors import InputError
-from ftplan.spec import RunConfig
+from ftplan.spec import RunConfig, TrainingRequest
 
 
 def run_config(fields: Mapping[str, Any]) -> RunConfig:
     """A `RunConfig` from ``fields``; raises InputError that names the field and its valid values."""
     try:
         return RunConfig.model_validate(dict(fields))
+    except ValidationError as error:
+        raise input_error(error) from error
+
+
+def training_request(given: Mapping[str, Any]) -> TrainingRequest | None:
+    """The training that ``given`` asks about, None if it names none; raises InputError if it lacks the samples."""
+    fields = {name: given[name] for name in TrainingRequest.model_fields if given.get(name) is not None}
+    if not fields:
+        return None
+    if "samples" not in fields:
+        message = f"{next(iter(fields))} says nothing without samples"
+        raise InputError(message, hint="give the number of training samples, too", field="samples")
+    try:
+        return TrainingRequest.model_validate(fields)
     except ValidationError as error:
         raise input_error(error) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from ftplan.results import Estimate, Plan, from_json, to_json
 from ftplan.spec import PlanRequest, RunConfig
 from ftplan.units import parse_size
 from ftplan.workflows.clusters import known_cluster
-from ftplan.workflows.inputs import input_error
+from ftplan.workflows.inputs import input_error, training_request
 
 DEFAULT_SEQ_LEN: Final = 2048
 
@@ -38,8 +39,13 @@ def plan(request: PlanRequest) -> Plan:
         raise input_error(error) from error
 
 
-def plan_request(gpus: str, *, host_memory: str | None = None, **fields: Any) -> PlanRequest:
-    """A `PlanRequest` from the command line's values, ``host_memory`` as text such as 64GB; raises InputError."""
+def plan_request(
+    gpus: str, *, host_memory: str | None = None, training: Mapping[str, Any] | None = None, **fields: Any
+) -> PlanRequest:
+    """A `PlanRequest` from the command line's values; raises InputError.
+
+    ``host_memory`` is text such as 64GB, ``training`` holds fields of `TrainingRequest`.
+    """
     memory = parse_size(host_memory) if host_memory is not None else None
     if host_memory is not None and not memory:
         raise InputError(f"host memory {host_memory!r} is no size", hint="for example 64GB", field="host_memory")
@@ -47,7 +53,9 @@ def plan_request(gpus: str, *, host_memory: str | None = None, **fields: Any) ->
     if "seq_len" not in fields:
         fields = {**fields, "seq_len": _default_seq_len(fields["model"]), "seq_len_is_default": True}
     try:
-        return PlanRequest.model_validate({**fields, "inventory": inventory})
+        return PlanRequest.model_validate(
+            {**fields, "inventory": inventory, "training": training_request(training or {})}
+        )
     except ValidationError as error:
         raise input_error(error) from error
 

@@ -82,6 +82,8 @@ def brief(document):
         ("estimate.txt", ESTIMATE, 0),
         ("estimate-too-large.txt", (*ESTIMATE, "--method", "full"), 1),
         ("estimate-offload.txt", OFFLOADED, 0),
+        ("estimate-training.txt", (*ESTIMATE, "--samples", "10000", "--epochs", "3", "--mean-tokens", "400"), 0),
+        ("plan-training.txt", ("plan", "--model", "Qwen-7B", "--gpus", "2xRTX4090", "--samples", "10000"), 0),
     ],
 )
 def test_text(golden, shown, name, arguments, code):

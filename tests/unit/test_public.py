@@ -19,15 +19,15 @@ RUN_CONFIG = """
     evaluates
 """
 
-PLAN_REQUEST = "model inventory method global_batch seq_len seq_len_is_default objective margin pins"
+PLAN_REQUEST = "model inventory method global_batch seq_len seq_len_is_default objective margin pins training"
 
 COMMANDS = {
     "plan": """
         --model --gpus --method --global-batch --seq-len --objective --margin --host-memory --lora-rank
         --lora-alpha --lora-targets --lora-dropout --weights-dtype --precision --optimizer
         --gradient-checkpointing --no-gradient-checkpointing --micro-batch --accumulation --packing --no-packing
-        --attention --kernels --sharding --offload --expandable-segments --no-expandable-segments --confirm --out
-        --json
+        --attention --kernels --sharding --offload --expandable-segments --no-expandable-segments --samples --epochs
+        --mean-tokens --price --confirm --out --json
     """,
     "estimate": """
         --model --gpus --method --lora-rank --lora-alpha --lora-targets --lora-dropout --adapter-dtype
@@ -35,7 +35,8 @@ COMMANDS = {
         --weights-dtype --precision --optimizer --gradient-checkpointing --no-gradient-checkpointing --seq-len
         --micro-batch --accumulation --padding --no-padding --packing --no-packing --attention --kernels
         --loss-path --sharding --offload --sync-each-batch --no-sync-each-batch --stack --expandable-segments
-        --no-expandable-segments --evaluates --no-evaluates --estimator --batch --margin --json
+        --no-expandable-segments --evaluates --no-evaluates --samples --epochs --mean-tokens --price --estimator
+        --batch --margin --json
     """,
     "run": """
         --demo --resume --model --gpus --data --data-format --eval-fraction --method --global-batch --seq-len

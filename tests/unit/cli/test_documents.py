@@ -127,3 +127,25 @@ def test_stdout_holds_one_document_and_nothing_else(cli, arguments):
     assert answer.out.startswith("{")
     assert answer.out.endswith("}\n")
     json.loads(answer.out)
+
+
+def test_an_estimate_tells_the_whole_training_only_if_asked(cli):
+    assert cli(*ESTIMATE, "--json").document["training"] is None
+    asked = ("--samples", "1000", "--epochs", "2", "--price", "1.5")
+    training = cli(*ESTIMATE, *asked, "--json").document["training"]
+    assert training["steps"] == 1000
+    assert training["dollars"] == pytest.approx(training["device_seconds"] / 3600 * 1.5)
+
+
+def test_a_plan_tells_the_whole_training_for_its_choice_and_the_alternatives(cli):
+    document = cli(*PLAN, "--samples", "1000", "--objective", "cost", "--price", "2", "--json").document
+    told = [document["estimate"], *(one["estimate"] for one in document["alternatives"])]
+    assert {each["training"]["steps"] for each in told} == {32}
+    assert all(each["training"]["dollars"] > 0 for each in told)
+    assert from_json(Plan, json.dumps(document)).request.training.samples == 1000
+
+
+def test_a_plan_without_a_training_reads_as_before(cli):
+    document = cli(*PLAN, "--json").document
+    del document["request"]["training"], document["estimate"]["training"]
+    assert from_json(Plan, json.dumps(document)).estimate.training is None

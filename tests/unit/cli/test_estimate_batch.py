@@ -21,6 +21,10 @@ MIXED = [
     ({"id": 12, **GOOD, "method": "qlora", "quantization": "none"}, ""),
     ({"id": 13, **GOOD, "lora_targets": "wq"}, "lora_targets"),
     ({"id": 14, **GOOD, "method": "full"}, None),
+    ({"id": 15, **GOOD, "samples": 100, "epochs": 2}, None),
+    ({"id": 16, **GOOD, "samples": 1.5}, "samples"),
+    ({"id": 17, **GOOD, "samples": 100, "price": "2"}, "price"),
+    ({"id": 18, **GOOD, "mean_tokens": 100}, "samples"),
 ]
 
 
@@ -73,6 +77,12 @@ def test_what_a_line_leaves_out_takes_the_command_s_value(cli, write):
     file = write([{"id": 1}, {"id": 2, "micro_batch": 4}])
     answer = cli("estimate", "--batch", file, "--model", "Qwen-7B", "--gpus", "1x24GB", "--micro-batch", "2", "--json")
     assert [document["config"]["micro_batch"] for document in answer.documents] == [2, 4]
+
+
+def test_a_line_takes_its_own_samples_and_the_command_s_epochs(cli, write):
+    file = write([{"id": 1, **GOOD, "samples": 10}, {"id": 2, **GOOD, "samples": 20, "epochs": 1}])
+    first, second = cli("estimate", "--batch", file, "--epochs", "3", "--json").documents
+    assert (first["training"]["steps"], second["training"]["steps"]) == (30, 20)
 
 
 def test_blank_lines_are_passed_by(cli, write):

@@ -96,3 +96,10 @@ def test_what_cannot_be_traced_points_at_the_plans_own_option():
     with pytest.raises(InputError, match="CPU") as error:
         confirming.confirmed(plan)
     assert error.value.hint == "leave --confirm out"
+
+
+def test_a_confirmed_plan_keeps_the_time_of_the_whole_training(monkeypatch):
+    request = planning.plan_request("1xRTX4090", model="Qwen2.5-7B", global_batch=8, training={"samples": 1000})
+    plan = planning.plan(request)
+    answers(monkeypatch, plan, 0)
+    assert confirming.confirmed(plan).estimate.training == plan.estimate.training is not None
