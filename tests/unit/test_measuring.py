@@ -68,7 +68,7 @@ def caps(monkeypatch, tmp_path):
         def fresh(case, out):
             return {"ok": case.cap_gib >= limit, "id": case.id}
 
-        monkeypatch.setattr(caps, "fresh", fresh)
+        monkeypatch.setattr(caps, "alone", fresh)
         uncapped = {"peak_alloc": 8 * caps.GIB, "peak_reserved": 12 * caps.GIB}
         return caps.bisected(Case("one", "tiny", **fields), uncapped, tmp_path)
 
