@@ -193,13 +193,12 @@ def optimizer_states(work: Workload) -> int:
     return total + cost.moments * blocks
 
 
-def workspace_blocks(gpu: GpuProfile, work: Workload) -> list[int]:
-    """Bytes of the cuBLAS workspaces that a thread takes at its first product; with biases cuBLASLt's beside."""
+def workspace_block(gpu: GpuProfile, *, with_bias: bool) -> int:
+    """Bytes of the workspace that a thread takes at its first product: cuBLAS's, or with a bias cuBLASLt's."""
+    if with_bias:
+        return int(runtime_figure("workspace_bytes", "with_bias").value)
     hopper = gpu.compute_capability == (9, 0)
-    blocks = [int(runtime_figure("workspace_bytes", "hopper" if hopper else "other").value)]
-    if not work.quantized and any(linear.bias for group in work.model.groups for linear in group.layer.linears):
-        blocks.append(int(runtime_figure("workspace_bytes", "with_bias").value))
-    return blocks
+    return int(runtime_figure("workspace_bytes", "hopper" if hopper else "other").value)
 
 
 def factored_bytes(elements: int) -> int:

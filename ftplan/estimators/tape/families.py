@@ -80,8 +80,9 @@ class Phi3(PartlyRotary):
             return ops.copied(tape, query), ops.copied(tape, key)
         first, passed = self.parts(tape, query)
         other, passed_key = self.parts(tape, key)
-        query = ops.join(tape, (rotary(tape, first), passed))
-        return query, ops.join(tape, (rotary(tape, other), passed_key))
+        tables = self.options.stream
+        query = ops.join(tape, (rotary(tape, first, tables), passed))
+        return query, ops.join(tape, (rotary(tape, other, tables), passed_key))
 
 
 class Phi(Parallel, PartlyRotary):

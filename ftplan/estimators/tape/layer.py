@@ -108,7 +108,8 @@ class Layer:
             return query, key
         if self.options.liger:
             return rotary_in_place(tape, query), rotary_in_place(tape, key)
-        return rotary(tape, query), rotary(tape, key)
+        tables = self.options.stream
+        return rotary(tape, query, tables), rotary(tape, key, tables)
 
     # ------------------------------------------------------------------ MLP
 
@@ -151,8 +152,8 @@ class PartlyRotary(Layer):
         """With rotary positions."""
         rotated_query, passed_query = self.parts(tape, query)
         rotated_key, passed_key = self.parts(tape, key)
-        rotated_query = rotary(tape, rotated_query)
-        rotated_key = rotary(tape, rotated_key)
+        rotated_query = rotary(tape, rotated_query, self.options.stream)
+        rotated_key = rotary(tape, rotated_key, self.options.stream)
         query = ops.join(tape, (rotated_query, passed_query))
         return query, ops.join(tape, (rotated_key, passed_key))
 

@@ -39,6 +39,7 @@ from ftplan.estimators.tape.sizes import (
     PRODUCT,
     RECOMPUTED,
     SCRATCH,
+    WITH_BIAS,
     Event,
     Mark,
     Rule,
@@ -98,7 +99,7 @@ class Tape:
         self.caches: dict[Parameter, Tensor] = {}
         self.returned: list[Tensor] = []
         self.in_backward = False
-        self._multiplied = 0
+        self._multiplied: set[Mark] = set()
         self.entered: Callable[[int], None] = lambda _: None
 
     # ------------------------------------------------------------------ memory
@@ -129,12 +130,12 @@ class Tape:
         """Memory of a size that a rule knows."""
         return Storage(self, NOTHING, name or self.name, rule)
 
-    def multiplied(self) -> None:
-        """Note a matrix product, for the workspaces of its thread."""
-        thread = 2 if self.in_backward else 1
-        if not self._multiplied & thread:
-            self._multiplied |= thread
-            self.events.append(Mark(PRODUCT, thread))
+    def multiplied(self, *, with_bias: bool = False) -> None:
+        """Note a thread's first matrix product: cuBLAS takes a workspace for it, cuBLASLt one where it has a bias."""
+        mark = Mark(WITH_BIAS if with_bias else PRODUCT, 2 if self.in_backward else 1)
+        if mark not in self._multiplied:
+            self._multiplied.add(mark)
+            self.events.append(mark)
 
     def summed(self, columns: int, element: int) -> None:
         """Scratch memory of a sum over rows."""
@@ -331,6 +332,8 @@ class Tape:
             if value is None or value.storage is None:
                 continue
             if value.reduces is not None:
+                if value.reduces.fixed:
+                    self.summed(round(value.reduces.fixed), value.element)
                 outputs[index] = self.empty(value.reduces, element)
             elif value.element != element:
                 outputs[index] = self.empty(value.size, element, head_major=value.head_major)

@@ -182,9 +182,13 @@ def scaled_product(tape: Tape, first: Tensor, second: Tensor, size: Size) -> Ten
         del raw
         return own, other
 
-    return tape.operation(
-        (first, second), backward, lambda: tape.empty(size, first.element, head_major=True), saved=(first, second)
-    )
+    return tape.operation((first, second), backward, lambda: _product(tape, size, first.element), saved=(first, second))
+
+
+def _product(tape: Tape, size: Size, element: int) -> Tensor:
+    made = tape.empty(size, element, head_major=True)
+    tape.multiplied()
+    return made
 
 
 def cast_weight(tape: Tape, weight: Parameter, element: int, *, cached: bool = True) -> Tensor | Parameter:
@@ -215,9 +219,9 @@ def linear(
 
     It saves its input where the weight trains; DeepSpeed's under ZeRO-3 always does (runtime/zero/linear.py).
     """
-    operand = to(tape, value, autocast) if autocast else value
-    matrix = cast_weight(tape, weight, autocast) if autocast else weight
     offset = bias if bias is None or not autocast else cast_weight(tape, bias, autocast)
+    matrix = cast_weight(tape, weight, autocast) if autocast else weight
+    operand = to(tape, value, autocast) if autocast else value
     trains = weight.trains
     needs = operand.requires_grad
     size, element = operand.size, operand.element
@@ -225,18 +229,26 @@ def linear(
 
     def make() -> Tensor:
         made = tape.empty(columns, element)
-        tape.multiplied()
+        tape.multiplied(with_bias=bias is not None)
         return made
 
-    def backward(*_: object) -> Gradients:
-        by_bias = None
+    def by_weight() -> Tensor | None:
+        return viewed(tape.empty(Size(fixed=weight.elements), element, name=GRADIENTS)) if trains else None
+
+    def by_operand() -> Tensor | None:
+        return viewed(tape.empty(size, element)) if needs else None
+
+    def backward(gradient: Tensor, *_: object) -> Gradients:
+        if bias is None:  # as derivatives.yaml orders them: of mm the second operand's first, of addmm the first's
+            made = by_weight()
+            tape.multiplied()
+            return by_operand(), made, None
+        own = by_operand()
         tape.multiplied()
-        made = viewed(tape.empty(Size(fixed=weight.elements), element, name=GRADIENTS)) if trains else None
-        if bias is not None and bias.trains:
-            tape.summed(bias.elements, element)
-            by_bias = tape.empty(Size(fixed=bias.elements), element, name=GRADIENTS)
-        own = viewed(tape.empty(size, element)) if needs else None
-        return own, made, by_bias
+        made = by_weight()
+        summed = viewed(gradient)
+        summed.reduces = Size(fixed=bias.elements)
+        return own, made, summed if bias.trains else None
 
     saved: list[Tensor | Parameter] = [operand] * (trains or tape.keeps_linear_inputs)
     if needs:
@@ -299,9 +311,7 @@ def product(tape: Tape, first: Tensor, second: Tensor, size: Size) -> Tensor:
         return own, other
 
     element = max(first.element, second.element)
-    return tape.operation(
-        (first, second), backward, lambda: tape.empty(size, element, head_major=True), saved=(first, second)
-    )
+    return tape.operation((first, second), backward, lambda: _product(tape, size, element), saved=(first, second))
 
 
 def by_heads(tape: Tape, value: Tensor, *, copies: bool) -> Tensor:

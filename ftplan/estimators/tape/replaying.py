@@ -20,7 +20,7 @@ from ftplan.estimators.tape.loading import load, trainables
 from ftplan.estimators.tape.log import Log
 from ftplan.estimators.tape.modules import Options
 from ftplan.estimators.tape.moments import Batch
-from ftplan.estimators.tape.sizes import PRODUCT, Event, Mark, Size
+from ftplan.estimators.tape.sizes import PRODUCT, WITH_BIAS, Event, Mark, Size
 from ftplan.estimators.tape.step import END, EVALUATION, Recorded, record
 from ftplan.estimators.trace import stream as simulated
 from ftplan.estimators.trace.replay import replay, smallest_limit
@@ -90,8 +90,8 @@ class _Steps:
         self._work = work
         self._batch = Batch(work.config.micro_batch, work.config.seq_len)
         self._bytes: dict[Size, int] = {}
-        self._workspace = states.workspace_blocks(gpu, work)
-        self._products = 0
+        self._gpu = gpu
+        self._products: set[Mark] = set()
         self._trainables = trainables(work)
         self._collectives = Collectives(work, options_of(work))
 
@@ -124,8 +124,9 @@ class _Steps:
                 if event.phase == EVALUATION:
                     break
                 ended = ended or event.phase == END
-                if event.phase == PRODUCT:
-                    self._workspaces(event.place)
+                if event.phase in (PRODUCT, WITH_BIAS) and event not in self._products:
+                    self._products.add(event)
+                    log.allocate(states.workspace_block(self._gpu, with_bias=event.phase == WITH_BIAS))
             elif event.size is None:
                 if ended:
                     held += keys.pop(event.key, ())
@@ -142,12 +143,6 @@ class _Steps:
         if known is None:
             known = self._bytes[size] = round(self._batch.bytes(size))
         return known + (rule_bytes(event.rule, self._batch.tokens) if event.rule is not None else 0)
-
-    def _workspaces(self, kind: int) -> None:
-        """cuBLAS takes its workspace at a thread's first product; forward and backward are two threads."""
-        if not self._products & kind:
-            self._products |= kind
-            self._log.allocate_all(self._workspace)
 
     def _optimizer(self, *, first: bool) -> None:
         """States at the first step, and what each step makes in passing."""

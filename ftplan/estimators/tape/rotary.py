@@ -8,7 +8,7 @@ from ftplan.estimators.tape.machine import Tape
 
 
 def rotary(tape: Tape, value: Tensor, tables: int = 0) -> Tensor:
-    """``value * cos + rotate_half(value) * sin``; tables of wider elements widen the result."""
+    """``value * cos + rotate_half(value) * sin``; ``tables`` in wider elements, the stream's, widen the result."""
     return ops.add(
         tape,
         ops.times_constant(tape, value, tables),

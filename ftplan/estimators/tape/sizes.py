@@ -53,6 +53,7 @@ class Mark(NamedTuple):
 
 
 LEFT: Final = "left"
+WITH_BIAS: Final = "product with a bias"
 PRODUCT: Final = "product"
 """A matrix product; ``place`` is 1 in the forward's thread and 2 in the backward's."""
 GRADIENTS: Final = "gradients"
