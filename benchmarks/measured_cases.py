@@ -65,9 +65,15 @@ def spread_cases() -> tuple[MeasuredCase, ...]:
     return tuple(_case(row) for row in _rows("spread.jsonl"))
 
 
+def alone_cases() -> tuple[MeasuredCase, ...]:
+    """Every row of alone.jsonl: runs with and without a cap, each in a process of its own, as a user's is."""
+    return tuple(_case(row) for row in _rows("alone.jsonl"))
+
+
 def limit_cases() -> tuple[MeasuredCase, ...]:
-    """Every capped run: those of capped.jsonl that have a cap, and limits.jsonl."""
-    rows = [row for row in (*_rows("capped.jsonl"), *_rows("limits.jsonl")) if row["case"]["cap_gib"] is not None]
+    """Every capped run: those of capped.jsonl and alone.jsonl that have a cap, and limits.jsonl."""
+    files = ("capped.jsonl", "limits.jsonl", "alone.jsonl")
+    rows = [row for name in files for row in _rows(name) if row["case"].get("cap_gib") is not None]
     return tuple(_case(row) for row in rows)
 
 

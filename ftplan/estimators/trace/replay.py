@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ftplan.estimators.trace.addresses import AddressSpace
 from ftplan.estimators.trace.allocator import Block, CachingAllocator, SimulatedOutOfMemory
 from ftplan.estimators.trace.stream import Event, Kind
 
@@ -29,13 +30,20 @@ def replay(
     expandable_segments: bool = False,
     limit_bytes: int | None = None,
     event_delay: int = 0,
+    addresses: type[AddressSpace] = AddressSpace,
 ) -> Replay:
     """Replay a stream; ``SimulatedOutOfMemory`` if it does not survive the limit."""
-    return _play(events, CachingAllocator(expandable_segments, limit_bytes, event_delay=event_delay))
+    allocator = CachingAllocator(expandable_segments, limit_bytes, event_delay=event_delay, addresses=addresses())
+    return _play(events, allocator)
 
 
 def smallest_limit(
-    events: Sequence[Event], *, expandable_segments: bool = False, resolution: float = 0.001, event_delay: int = 0
+    events: Sequence[Event],
+    *,
+    expandable_segments: bool = False,
+    resolution: float = 0.001,
+    event_delay: int = 0,
+    addresses: type[AddressSpace] = AddressSpace,
 ) -> int:
     """The smallest limit, not below its allocated peak, that a stream survives; to ``resolution`` of that peak.
 
@@ -44,11 +52,12 @@ def smallest_limit(
     the result survives is certain for this reason; that every higher limit does too is usual, not certain.
     """
     events = [event for event in events if event.kind not in (Kind.MARK, Kind.RESET_PEAK)]
-    unlimited = CachingAllocator(expandable_segments, event_delay=event_delay)
+    unlimited = CachingAllocator(expandable_segments, event_delay=event_delay, addresses=addresses())
     lowest = _play(events, unlimited).peak_allocated_bytes
     low, high = lowest - 1, max(lowest, unlimited.most_granted_bytes)
     while high - low > max(1, int(resolution * lowest)):
-        allocator = CachingAllocator(expandable_segments, (low + high) // 2, event_delay=event_delay)
+        limit = (low + high) // 2
+        allocator = CachingAllocator(expandable_segments, limit, event_delay=event_delay, addresses=addresses())
         try:
             _play(events, allocator)
         except SimulatedOutOfMemory:
