@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 from statistics import fmean
 
-from benchmarks.measured_cases import MeasuredCase, engine_cases, known_cases, spread_cases, unseen_cases
+from benchmarks.measured_cases import MeasuredCase, engine_cases, host_cases, known_cases, spread_cases, unseen_cases
 from ftplan.estimators.analytic import estimate
 from ftplan.results import Estimate, Phase, Timeline
 from ftplan.units import GIB
@@ -36,6 +36,12 @@ def signed_errors(case: MeasuredCase) -> dict[str, float]:
     """Predicted over measured less one, for each figure."""
     predicted = estimate(case.config, case.model, case.cluster, replays=True)
     return {name: of(predicted) / truth(case) - 1 for name, (of, truth) in FIGURES.items()}
+
+
+def host_error(case: MeasuredCase) -> float:
+    """The signed error of host RAM alone."""
+    of, truth = FIGURES["host"]
+    return of(estimate(case.config, case.model, case.cluster)) / truth(case) - 1
 
 
 ENGINE_FIGURES = {
@@ -67,11 +73,28 @@ def later_errors(case: MeasuredCase) -> dict[str, float]:
     predicted = estimate(case.config, case.model, case.cluster, replays=True)
     row = case.row
     before = row.get("base_alloc", 0)
-    return {
+    used = row.get("device_used_end") or row["device_used"]
+    errors = {
         "allocated": predicted.peak_allocated_bytes / (row.get("train_peak_alloc", row["peak_alloc"]) - before) - 1,
         "reserved": predicted.peak_reserved_bytes / (row.get("train_peak_reserved", row["peak_reserved"]) - before) - 1,
+        "process": predicted.process_bytes / (used - before) - 1,
         "step": predicted.step_seconds / row["step_s"] - 1,
     }
+    if case.config.offload != "none" and "threads" in row:  # a plain Trainer's ranks have one
+        del errors["step"]
+    return errors
+
+
+def later_cases() -> list[MeasuredCase]:
+    """Runs measured after the constants were fitted; those that no plan makes, FSDP2 on one card, are left out."""
+    cases = spread_cases() + unseen_cases() + host_cases()
+    return [case for case in cases if not (case.is_single and case.config.sharding == "fsdp2")]
+
+
+def offload_cases() -> list[MeasuredCase]:
+    """Every run with offload, one row a run; those of host.jsonl on one card gave the model of host RAM."""
+    cases = known_cases() + unseen_cases() + spread_cases() + host_cases()
+    return [case for case in cases if case.config.offload != "none" and case.rank == 0]
 
 
 def summary(errors: Iterable[dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -104,9 +127,11 @@ def main() -> None:
         figures = "  ".join(f"{100 * errors[name]:+8.2f}%" for name in FIGURES)
         measured = case.row["peak_alloc"] / GIB
         print(f"{case.label:38} {measured:9.3f} {predicted.peak_allocated_bytes / GIB:9.3f}  {figures}")
-    for case in spread_cases() + unseen_cases():
+    for case in later_cases():
         kind = "single" if case.is_single else "several"
         by_part.setdefault(f"{kind}, later", []).append(later_errors(case))
+    for case in offload_cases():
+        by_part.setdefault("offload", []).append({"host": host_error(case)})
     for case in engine_cases():
         errors = engine_errors(case)
         by_part.setdefault("own engine", []).append(errors)

@@ -65,6 +65,11 @@ def spread_cases() -> tuple[MeasuredCase, ...]:
     return tuple(_case(row) for row in _rows("spread.jsonl"))
 
 
+def host_cases() -> tuple[MeasuredCase, ...]:
+    """Every row of host.jsonl: runs, most with offload, in processes of their own whose resident memory was watched."""
+    return tuple(_case(row) for row in _rows("host.jsonl"))
+
+
 def alone_cases() -> tuple[MeasuredCase, ...]:
     """Every row of alone.jsonl: runs with and without a cap, each in a process of its own, as a user's is."""
     return tuple(_case(row) for row in _rows("alone.jsonl"))

@@ -36,14 +36,14 @@ def accuracy_table() -> str:
     """Mean and worst errors of memory and step time by part."""
     errors = json.loads(output("-m", "benchmarks.accuracy").splitlines()[-1])["errors"]
     rows = [
-        "| measured runs | cases | allocated: mean, worst | reserved: mean, worst | step: mean, worst |",
+        "| measured runs | cases | allocated: mean, worst | process: mean, worst | step: mean, worst |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for part, name in PARTS.items():
         figures = errors[part]
         told = (
             "{mean_abs_percent:.2f} %, {worst_percent:+.2f} %".format(**figures[each])
-            for each in ("allocated", "reserved", "step")
+            for each in ("allocated", "process", "step")
         )
         rows.append(f"| {name} | {figures['allocated']['cases']} | {' | '.join(told)} |")
     return "\n".join(rows)

@@ -57,7 +57,8 @@ def _rank_estimate(work: Workload, gpu: GpuProfile, margin: float, *, replays: b
     beside = sum(term.bytes for term in outside)
     usable = round(gpu.usable_bytes * (1 - margin))
     if replays and replayable(work):
-        reserved, needed = replayed(work, gpu, usable - beside)
+        replayed_reserved, replayed_needed = replayed(work, gpu, usable - beside)
+        reserved, needed = max(allocated, replayed_reserved), max(allocated, replayed_needed)
     else:
         reserved = reserved_bytes(allocated, short_lived(work, terms), gpu, work)
         needed = needed_bytes(allocated, timeline.held_through_bytes, reserved, gpu, work)

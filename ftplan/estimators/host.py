@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
-from ftplan.estimators import sharding, states
+from ftplan.estimators.offloading import offload_terms
 from ftplan.estimators.params import total_params
 from ftplan.estimators.timeline import device_terms
 from ftplan.estimators.workload import Workload
-from ftplan.profiles.runtime import runtime_figure
+from ftplan.profiles.runtime import Figure, runtime_figure
 from ftplan.results import HostEstimate, Phase, Provenance, Term, Timeline
 from ftplan.units import GB
 
@@ -27,28 +28,32 @@ def host_estimate(work: Workload) -> HostEstimate:
 
 def _gpu_terms(work: Workload) -> list[Term]:
     ranks = work.ranks_per_node
-    process = runtime_figure("process_host_bytes")
+    figures = _process_figures(work)
+    each = sum(figure.value for figure in figures)
+    source = "; ".join(figure.source for figure in figures)
+    reason = f"{ranks} training processes with their libraries"
     terms = [
-        Term(
-            "processes",
-            round(ranks * process.value),
-            tuple(Phase),
-            f"{ranks} training processes with their libraries",
-            process.source,
-            Provenance.MEASURED,
-        ),
+        Term("processes", round(ranks * each), tuple(Phase), reason, source, Provenance.MEASURED),
         Term("loading", _loading_bytes(work), (Phase.LOAD,), _loading_reason(work), "transformers from_pretrained"),
     ]
-    offloaded = _offloaded_bytes(work)
-    if offloaded:
-        factor = runtime_figure("pinned_host_factor")
-        reason = f"optimizer state of {ranks} ranks, pinned"
-        size = round(offloaded * ranks * factor.value)
-        terms.append(Term("offloaded state", size, states.AFTER_LOAD, reason, factor.source))
+    terms += [
+        replace(term, bytes=ranks * term.bytes, reason=f"{term.reason}, of {ranks} ranks")
+        for term in offload_terms(work)
+    ]
     saving = _saving_bytes(work)
     if saving:
         terms.append(Term("saving", saving, (Phase.SAVE,), "whole weights on rank 0", "deepspeed, torch DCP"))
     return terms
+
+
+def _process_figures(work: Workload) -> list[Figure]:
+    """What one process holds beside weights: itself, its process group, DeepSpeed."""
+    figures = [runtime_figure("process_host_bytes")]
+    if work.world > 1:
+        figures.append(runtime_figure("process_group_host_bytes"))
+    if work.zero_stage:
+        figures.append(runtime_figure("deepspeed_host_bytes"))
+    return figures
 
 
 def _cpu_terms(work: Workload) -> list[Term]:
@@ -90,22 +95,6 @@ def _loading_reason(work: Workload) -> str:
     if work.is_fsdp and not work.quantized:
         return "rank 0 loads the whole model, the others receive shards"
     return "one checkpoint file at a time on each rank"
-
-
-def _offloaded_bytes(work: Workload) -> int:
-    """Bytes of one rank: fp32 master, gradient and two moments under ZeRO; FSDP2 moves its shards as they are."""
-    trainable = work.trainable
-    paged = states.optimizer_cost(work.config.optimizer).paged
-    if not sharding.offloads_optimizer(work):
-        return states.optimizer_states(work) if paged else 0
-    moved = states.optimizer_states(work)
-    if work.zero_stage:
-        moved += work.sharded(2 * 4 * trainable, work.optimizer_shards)
-    if work.is_fsdp:
-        moved += work.sharded(trainable * work.gradient_bytes, work.gradient_shards)
-    if sharding.offloads_parameters(work):
-        moved += states.weight_bytes(work)
-    return moved
 
 
 def _saving_bytes(work: Workload) -> int:

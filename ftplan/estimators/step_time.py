@@ -185,4 +185,11 @@ def _offload_seconds(work: Workload, gpu: GpuProfile) -> float:
     moved = trainable * (work.gradient_bytes * work.config.accumulation + work.compute_bytes)
     if sharding.offloads_parameters(work):
         moved += int(_passes(work)) * work.config.accumulation * states.weight_bytes(work)
-    return moved / gpu.pcie_bytes_per_second + trainable * _constant("host_adam_per_element")
+    return moved / gpu.pcie_bytes_per_second + trainable * _host_adam_seconds(work)
+
+
+def _host_adam_seconds(work: Workload) -> float:
+    """AdamW of one element on the host, by the threads of a rank, until memory is the limit; torchrun gives it one."""
+    node = work.cluster.nodes[0]
+    threads = max(1, node.host.cores // work.ranks_per_node) if work.stack.shares_cores else 1
+    return max(_constant("host_adam_per_element") / threads, _constant("host_adam_at_least"))

@@ -52,8 +52,11 @@ def device_terms(work: Workload, gpu: GpuProfile) -> tuple[Term, ...]:
     """Everything alive in the caching allocator of one rank, by phase."""
     bill = _Bill()
     _static(bill, work)
-    _step(bill, work)
+    in_backward = _step(bill, work)
     _gathered(bill, work)
+    reason = "the largest gradient on its way to the host, in fp32 twice"
+    copies = sharding.zero_host_copies(work, in_backward)
+    bill.add("gradients to the host", copies, (Phase.BACKWARD,), reason, "deepspeed 0.19.8")
     _optimizer(bill, work)
     workspace = workspace_bytes(gpu, work)
     if workspace.value:
@@ -94,8 +97,11 @@ def _static(bill: _Bill, work: Workload) -> None:
         bill.add("optimizer states", states.optimizer_states(work), states.AFTER_LOAD, reason, "the optimizer's source")
 
 
-def _step(bill: _Bill, work: Workload) -> None:
-    """The highest moment of each phase; a part of the same size in several phases is one term."""
+def _step(bill: _Bill, work: Workload) -> int:
+    """The highest moment of each phase; a part of the same size in several phases is one term.
+
+    Returns the bytes of the backward's.
+    """
     moments = moments_for(work)
     batch = Batch(work.config.micro_batch, work.config.seq_len)
     alive: dict[tuple[str, int], list[Phase]] = {}
@@ -105,6 +111,7 @@ def _step(bill: _Bill, work: Workload) -> None:
             alive.setdefault((name, size), []).append(phase)
     for (name, size), phases in alive.items():
         bill.add(name, size, tuple(phases), REASONS.get(name, name), MODULES)
+    return sum(size for (_, size), phases in alive.items() if Phase.BACKWARD in phases)
 
 
 def evaluation_exceeds(work: Workload, terms: tuple[Term, ...]) -> bool:

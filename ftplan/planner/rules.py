@@ -65,7 +65,7 @@ def attention_exists(config: RunConfig, model: ModelProfile, cluster: Cluster) -
 
 
 def sharding_has_ranks(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
-    """HSDP needs several nodes of several cards; sharding on one card is only useful to offload."""
+    """HSDP needs several nodes of several cards, FSDP2 several cards."""
     nodes, per_node = len(cluster.nodes), len(cluster.nodes[0].gpus)
     if config.sharding == "hsdp" and (nodes < 2 or per_node < 2):
         return Rejection(
@@ -73,6 +73,13 @@ def sharding_has_ranks(config: RunConfig, model: ModelProfile, cluster: Cluster)
             "HSDP shards inside a node and replicates across nodes: it needs two nodes of two cards",
             hint="use fsdp2",
             source="torch.distributed.fsdp, HYBRID_SHARD",
+        )
+    if config.sharding in ("fsdp2", "fsdp2-grad-op") and cluster.world_size == 1:
+        return Rejection(
+            "fsdp-one-card",
+            "FSDP2 on one card keeps whole parameters on it, offloaded or not: more than is told here",
+            hint="use zero2 or zero3 to offload from one card",
+            source="benchmarks/data/host.jsonl: 5.6 GiB of Llama-3.2-1B, full, offloaded",
         )
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from ftplan.errors import UnknownNameError
 from ftplan.profiles.packaged import packaged_json
@@ -15,6 +16,8 @@ class StackProfile:
 
     ``upcasts_trainables``: full fine-tuning and adapters hold fp32 (LLaMA-Factory unless pure_bf16).
     ``builds_on_device``: the whole model comes to the device in its own dtype, and is packed or sharded then.
+    ``host_adam``: whose AdamW steps on the host under ZeRO with offload.
+    ``shares_cores``: ranks share the cores of their host; otherwise each has one thread, as torchrun gives it.
     ``reentrant_checkpointing``: torch's older way to recompute, which runs a layer's forward without a graph.
     ``casts_outputs_to_fp32``: accelerate's autocast wrapper converts the model's outputs, logits among them, to fp32.
     """
@@ -26,6 +29,8 @@ class StackProfile:
     recasts_quantized_adapters: bool
     reentrant_checkpointing: bool
     builds_on_device: bool
+    host_adam: Literal["torch", "deepspeed"]
+    shares_cores: bool
     source: str
 
 

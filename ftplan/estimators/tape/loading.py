@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from ftplan.estimators.blocks import layer_tensors, tensors
 from ftplan.estimators.sharding import offloads_parameters
@@ -30,22 +31,57 @@ def load(log: Log, work: Workload, *, builds_on_device: bool = False) -> None:
     if work.is_fsdp and not work.quantized:
         _sharded(log, work, builds_on_device=builds_on_device)
         return
-    waiting = []
-    for elements, packs in tensors(work.model):
-        if packs and work.quantized:
-            unpacked = log.allocate(elements * work.compute_bytes)
-            if builds_on_device:
-                waiting.append((elements, unpacked))
+    shards = 1 if work.is_fsdp else work.parameter_shards
+    held: list[list[_Held]] = []
+    waiting: list[int] = []
+    for group in _groups(work.model):
+        held.append([])
+        for elements, packs in group:
+            if packs and work.quantized:
+                unpacked = log.allocate(elements * work.compute_bytes)
+                if not builds_on_device:
+                    held[-1].append(_pack(log, elements, shards, work))
+                    log.free([unpacked])
+                else:
+                    waiting.append(unpacked)
             else:
-                _pack(log, elements, work)
-                log.free([unpacked])
-        else:
-            log.allocate(ceil_div(elements * _element(work), work.parameter_shards))
-    for elements, _ in waiting:
-        _pack(log, elements, work)
-    log.free([unpacked for _, unpacked in waiting])
+                held[-1].append(_place(log, elements * _element(work), shards))
+    if builds_on_device and work.quantized:
+        for group, kept in zip(_groups(work.model), held, strict=True):
+            kept += [_pack(log, elements, shards, work) for elements, packs in group if packs]
+        log.free(waiting)
     if work.config.trains_adapters:
-        log.allocate_all(ceil_div(each * work.trainable_bytes, work.parameter_shards) for each in trainables(work))
+        held.append([_place(log, each * work.trainable_bytes, shards) for each in trainables(work)])
+    if work.is_fsdp:
+        _shard_held(log, held, work)
+
+
+class _Held(NamedTuple):
+    """A tensor that loading leaves: its key in the log, and its bytes."""
+
+    key: int
+    size: int
+
+
+def _place(log: Log, size: int, shards: int) -> _Held:
+    size = ceil_div(size, shards)
+    return _Held(log.allocate(size), size)
+
+
+def _groups(model: ModelProfile) -> list[list[tuple[int, bool]]]:
+    """(elements, packed) of the embedding, of every layer, and of the head."""
+    outside = [(model.embedding_params, False)]
+    return [outside, *(list(layer_tensors(layer)) for layer in model.layers), [] if model.tied else outside]
+
+
+def _shard_held(log: Log, held: list[list[_Held]], work: Workload) -> None:
+    """FSDP2 shards what every rank holds whole, a group at a time; offloaded shards go on to the host."""
+    for group in held:
+        for each in group:
+            shard = log.allocate(ceil_div(each.size, work.parameter_shards))
+            if offloads_parameters(work):
+                log.free([shard])
+        log.free(each.key for each in group)
 
 
 def trainables(work: Workload) -> Sequence[int]:
@@ -57,10 +93,18 @@ def trainables(work: Workload) -> Sequence[int]:
 
 def parameters(work: Workload, layer: LayerProfile) -> Iterator[tuple[int, bool, bool]]:
     """(elements, packed in 4-bit, trains) of every parameter of a layer, adapters last."""
+    targets, rank = _adapted(work)
+    return layer_parameters(work.model, layer, targets, rank, quantized=work.quantized)
+
+
+def layer_parameters(
+    model: ModelProfile, layer: LayerProfile, targets: str, rank: int, *, quantized: bool
+) -> Iterator[tuple[int, bool, bool]]:
+    """The same without a workload; without adapters, of ``rank`` 0, every parameter trains."""
     for elements, packs in layer_tensors(layer):
-        yield elements, packs and work.quantized, work.trains_all
-    if work.config.trains_adapters:
-        for elements in adapters(work.model, layer, *_adapted(work)):
+        yield elements, packs and quantized, not rank
+    if rank:
+        for elements in adapters(model, layer, targets, rank):
             yield elements, False, True
 
 
@@ -78,26 +122,28 @@ def adapters(model: ModelProfile, layer: LayerProfile, targets: str, rank: int) 
 
 
 def _adapted(work: Workload) -> tuple[str, int]:
-    return work.config.lora_targets, work.config.lora_rank
+    """Targets and rank of the adapters; rank 0 without."""
+    return work.config.lora_targets, work.config.lora_rank if work.config.trains_adapters else 0
 
 
 def _element(work: Workload) -> int:
     return work.trainable_bytes if work.trains_all else work.unquantized_bytes
 
 
-def _pack(log: Log, elements: int, work: Workload) -> None:
+def _pack(log: Log, elements: int, shards: int, work: Workload) -> _Held:
     """A matrix in 4 bit: two elements a byte, and a scale a block; double quantization packs those to 8 bits.
 
     bitsandbytes functional.quantize_4bit: fp32 scales less their mean are quantized, with fp32 scales of their own.
     """
     blocks = ceil_div(elements, BLOCK)
-    log.allocate(ceil_div(elements, 2 * work.parameter_shards))
+    packed = _place(log, ceil_div(elements, 2), shards)
     scales = log.allocate(blocks * FP32)
     if work.config.double_quantization:
         log.allocate(FP32)
         centred = log.allocate(blocks * FP32)
         log.allocate_all([blocks, ceil_div(blocks, NESTED_BLOCK) * FP32, FP32])
         log.free([centred, scales])
+    return packed
 
 
 def _sharded(log: Log, work: Workload, *, builds_on_device: bool) -> None:

@@ -2,13 +2,14 @@ import pytest
 from small import ADAPTER_PER_RANK, PARAMS, SMALL, small_model, workload
 
 from ftplan.estimators.host import SHARD_FILE_BYTES, host_estimate
+from ftplan.estimators.offloading import pinned
 from ftplan.estimators.timeline import device_terms
 from ftplan.profiles.runtime import runtime_figure
 from ftplan.results import Phase, Provenance, Timeline
 from ftplan.units import GB
 
 PROCESS = runtime_figure("process_host_bytes").value
-PINNED = runtime_figure("pinned_host_factor").value
+GROUP = runtime_figure("process_group_host_bytes").value
 LARGE = small_model(hidden_size=4096, intermediate_size=14336, num_hidden_layers=40, vocab_size=32000)
 FULL = {"method": "full", "precision": "bf16"}
 
@@ -25,11 +26,12 @@ def size_of(name, **fields):
     ("gpus", "sharding", "ranks"), [("1x24GB", "none", 1), ("4x24GB", "ddp", 4), ("4x24GB", "none", 1)]
 )
 def test_each_rank_is_a_process(gpus, sharding, ranks):
-    assert size_of("processes", gpus=gpus, sharding=sharding) == round(ranks * PROCESS)
+    group = GROUP if ranks > 1 else 0
+    assert size_of("processes", gpus=gpus, sharding=sharding) == round(ranks * (PROCESS + group))
 
 
 def test_only_the_ranks_of_one_node_share_its_memory():
-    assert size_of("processes", gpus="2x4x24GB", sharding="ddp") == round(4 * PROCESS)
+    assert size_of("processes", gpus="2x4x24GB", sharding="ddp") == round(4 * (PROCESS + GROUP))
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "zero1", "zero2"])
@@ -55,24 +57,41 @@ def test_loading_ends_before_the_first_step():
 
 
 @pytest.mark.parametrize(
-    ("fields", "bytes_per_param"),
+    ("fields", "partitions"),
     [
-        # fp32 states 8, master 4 and gradient 4; with parameters the bf16 weights too.
-        ({"sharding": "zero2", "offload": "optimizer"}, 16),
-        ({"sharding": "zero3", "offload": "optimizer"}, 16),
-        ({"sharding": "zero3", "offload": "optimizer+params"}, 18),
-        # FSDP2 moves its fp32 shards as they are: weight 4, gradient 4, states 8.
-        ({"sharding": "fsdp2", "offload": "optimizer+params"}, 16),
+        # fp32 master and gradient, pinned as powers of two; the 16-bit gradients so too, or flat beside the weights.
+        ({"sharding": "zero2", "offload": "optimizer"}, lambda each: 2 * pinned(4 * each) + pinned(2 * each)),
+        ({"sharding": "zero3", "offload": "optimizer"}, lambda each: 2 * pinned(4 * each) + 4 * each),
     ],
 )
-def test_what_is_offloaded_is_on_the_host_once_over_all_ranks(fields, bytes_per_param):
-    assert size_of("offloaded state", **FULL, **fields) == round(PARAMS * bytes_per_param * PINNED)
+def test_zero_pins_its_partitions(fields, partitions):
+    assert size_of("pinned weights and gradients", **FULL, **fields) == 4 * partitions(PARAMS // 4)
+
+
+def test_what_is_pinned_tensor_by_tensor_takes_up_to_twice_its_size():
+    weights = size_of("pinned weights and gradients", **FULL, sharding="fsdp2", offload="optimizer+params")
+    assert 8 * PARAMS < weights <= 16 * PARAMS
+    assert pinned(2**20) == 2**20
+    assert pinned(2**20 + 1) == 2**21
+
+
+@pytest.mark.parametrize(
+    "fields", [{"sharding": "zero2", "offload": "optimizer"}, {"sharding": "fsdp2", "offload": "optimizer+params"}]
+)
+def test_states_are_on_the_host_once_over_all_ranks(fields):
+    assert size_of("offloaded states", **FULL, **fields) == 8 * PARAMS
+
+
+def test_deepspeed_s_own_adam_works_in_place():
+    fields = {**FULL, "sharding": "zero2", "offload": "optimizer"}
+    assert size_of("host optimizer", stack="trainer", **fields) == 8 * PARAMS
+    assert size_of("host optimizer", stack="trl", **fields) == 0
 
 
 def test_paged_states_can_live_on_the_host():
     adapters = 8 * ADAPTER_PER_RANK
-    assert size_of("offloaded state", gpus="1x24GB", optimizer="paged_adamw_32bit") == round(8 * adapters * PINNED)
-    assert size_of("offloaded state", gpus="1x24GB", optimizer="adamw_torch") == 0
+    assert size_of("offloaded states", gpus="1x24GB", optimizer="paged_adamw_32bit") == 8 * adapters
+    assert size_of("offloaded states", gpus="1x24GB", optimizer="adamw_torch") == 0
 
 
 def test_sharded_weights_are_gathered_to_save_them():

@@ -71,7 +71,7 @@ def test_a_cpu_has_no_caching_allocator(expandable):
 
 
 @pytest.mark.parametrize(
-    "path", [("nccl_bytes",), ("expandable_slack",), ("reserved", "logits"), ("pinned_host_factor",)]
+    "path", [("nccl_bytes",), ("expandable_slack",), ("reserved", "logits"), ("deepspeed_offload_host_bytes",)]
 )
 def test_every_figure_has_a_source(path):
     assert runtime_figure(*path).source

@@ -142,3 +142,9 @@ def test_the_total_is_no_less_than_its_longest_part_and_no_more_than_their_sum()
         result.optimizer_seconds,
     )
     assert max(parts) <= result.total_seconds <= 1.2 * sum(parts)
+
+
+def test_a_host_optimizer_is_as_fast_as_the_threads_of_a_rank_until_memory_is_the_limit():
+    offloaded = {"method": "full", "sharding": "zero2", "offload": "optimizer"}
+    alone, sharing = (step("2xA100-80GB", stack=stack, **offloaded) for stack in ("trainer", "trl"))
+    assert alone.offload_seconds > 2 * sharing.offload_seconds

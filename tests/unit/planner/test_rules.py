@@ -15,6 +15,7 @@ REJECTED = [
     ("cpu-sharding", "2xcpu:8GB", "Qwen-7B", {"sharding": "zero2", **FP32}, "use ddp"),
     ("hsdp-needs-nodes", "8x24GB", "Qwen-7B", {"sharding": "hsdp"}, "use fsdp2"),
     ("hsdp-needs-nodes", "8x1x24GB", "Qwen-7B", {"sharding": "hsdp"}, "use fsdp2"),
+    ("fsdp-one-card", "1x24GB", "Qwen-7B", {"sharding": "fsdp2", "offload": "optimizer+params"}, "zero2"),
     ("offload", "2x24GB", "Qwen-7B", {"sharding": "ddp", "offload": "optimizer"}, "zero2"),
     ("offload", "1x24GB", "Qwen-7B", {"sharding": "none", "offload": "optimizer+params"}, "zero3"),
     ("offload", "2x24GB", "Qwen-7B", {"sharding": "fsdp2", "offload": "optimizer"}, "optimizer+params"),

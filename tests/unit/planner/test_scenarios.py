@@ -70,7 +70,7 @@ class TestZero3WithOptimizerOffload:
         )
         assert [rank.rank for rank in result.ranks] == [0, 1]
         assert all(0 < rank.peak_allocated_bytes < 45 * GB for rank in result.ranks)
-        assert {"processes", "offloaded state"} <= {term.name for term in result.host.terms}
+        assert {"processes", "offloaded states"} <= {term.name for term in result.host.terms}
         assert 0 < result.host_bytes < result.host.capacity_bytes
 
     def test_it_is_not_the_best_way_on_these_cards(self):
@@ -121,9 +121,9 @@ class TestLargeModelWithoutSharding:
         assert result.peak_phase is Phase.LOAD
 
     def test_the_way_out_is_sharding_with_offload_to_a_host_that_has_the_ram(self):
-        assert plan("8xRTX4090", self.MODEL).config is None
-        chosen = plan("8xRTX4090", self.MODEL, host_memory="1TB")
-        assert chosen.config.sharding == "fsdp2"
+        assert plan("8xRTX4090", self.MODEL, host_memory="128GB").config is None
+        chosen = plan("8xRTX4090", self.MODEL)
+        assert chosen.config.sharding in ("fsdp2", "zero3")
         assert chosen.config.offload == "optimizer+params"
         assert because(chosen, "sharding").startswith("ddp does not fit")
         assert chosen.estimate.fits

@@ -1,0 +1,23 @@
+"""Reserved memory of the replay beside runs: one card, DDP and FSDP2. Data: benchmarks/data/README.md."""
+
+import pytest
+
+from benchmarks.accuracy import later_errors, signed_errors
+from benchmarks.measured_cases import host_cases, known_cases
+
+KNOWN = [case for case in known_cases() if not case.config.sharding.startswith("zero")]
+FSDP2 = [case for case in host_cases() if case.config.sharding == "fsdp2" and not case.is_single]
+
+
+@pytest.mark.parametrize("case", KNOWN, ids=lambda case: case.label)
+def test_it_is_within_two_percent_of_the_known_runs(case):
+    errors = signed_errors(case)
+    assert errors["reserved"] == pytest.approx(0, abs=0.02)
+    assert errors["process"] == pytest.approx(0, abs=0.02)
+
+
+@pytest.mark.parametrize("case", FSDP2, ids=lambda case: case.label)
+def test_runs_of_fsdp2_measured_after_it_was_written_are_told_to_half_a_percent(case):
+    errors = later_errors(case)
+    assert errors["reserved"] == pytest.approx(0, abs=0.005)
+    assert errors["process"] == pytest.approx(0, abs=0.005)
