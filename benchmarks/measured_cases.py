@@ -70,6 +70,11 @@ def host_cases() -> tuple[MeasuredCase, ...]:
     return tuple(_case(row) for row in _rows("host.jsonl"))
 
 
+def sharded_limit_cases() -> tuple[MeasuredCase, ...]:
+    """Every capped row of sharded_limits.jsonl: FSDP2 on two H200, a row a rank."""
+    return tuple(_case(row) for row in _rows("sharded_limits.jsonl") if row["case"]["cap_gib"] is not None)
+
+
 def alone_cases() -> tuple[MeasuredCase, ...]:
     """Every row of alone.jsonl: runs with and without a cap, each in a process of its own, as a user's is."""
     return tuple(_case(row) for row in _rows("alone.jsonl"))
