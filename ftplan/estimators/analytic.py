@@ -8,7 +8,14 @@ from ftplan.estimators import host as host_memory
 from ftplan.estimators.combined import combined
 from ftplan.estimators.params import expert_targets, total_params, trainable_params
 from ftplan.estimators.recorded import excess_bytes
-from ftplan.estimators.runtime import deepspeed_bytes, fsdp_bytes, nccl_bytes, needed_bytes, reserved_bytes
+from ftplan.estimators.runtime import (
+    deepspeed_bytes,
+    fsdp_bytes,
+    nccl_bytes,
+    needed_bytes,
+    paging_bytes,
+    reserved_bytes,
+)
 from ftplan.estimators.step_time import step_time
 from ftplan.estimators.tape.replaying import replayable, replayed
 from ftplan.estimators.timeline import device_terms, evaluation_exceeds, short_lived
@@ -86,6 +93,7 @@ def process_terms(work: Place, gpu: GpuProfile) -> tuple[Term, ...]:
         "NCCL": nccl_bytes(gpu, work),
         "FSDP2": fsdp_bytes(gpu, work),
         "DeepSpeed": deepspeed_bytes(gpu, work),
+        "paging": paging_bytes(gpu, work),
     }
     for name, figure in figures.items():
         if figure.value:

@@ -46,6 +46,13 @@ def deepspeed_bytes(gpu: GpuProfile, work: Place) -> Figure:
     return runtime_figure("deepspeed_bytes", str(work.zero_stage))
 
 
+def paging_bytes(gpu: GpuProfile, work: Place) -> Figure:
+    """What bitsandbytes' paged optimizers take on the device for paging."""
+    if not work.config.optimizer.startswith("paged_") or gpu.kind == "cpu":
+        return Figure(0, "no paged optimizer")
+    return runtime_figure("paging_bytes")
+
+
 def reserved_bytes(allocated: int, short_lived: Mapping[str, int], gpu: GpuProfile, work: Workload) -> int:
     """Peak reserved by the caching allocator with room to spare.
 

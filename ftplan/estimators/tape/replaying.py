@@ -23,7 +23,7 @@ from ftplan.estimators.tape.moments import Batch
 from ftplan.estimators.tape.sizes import PRODUCT, WITH_BIAS, Event, Mark, Size
 from ftplan.estimators.tape.step import END, EVALUATION, Recorded, record
 from ftplan.estimators.trace import stream as simulated
-from ftplan.estimators.trace.addresses import AddressSpace, Ascending
+from ftplan.estimators.trace.addresses import AddressSpace, Ascending, usual_order
 from ftplan.estimators.trace.replay import replay, smallest_limit
 from ftplan.estimators.workload import FP32, Workload
 from ftplan.profiles.runtime import runtime_figure
@@ -60,7 +60,8 @@ def replayed(work: Workload, gpu: GpuProfile, room: int) -> tuple[int, int]:
     """
     expandable = work.config.expandable_segments
     events = run_events(work, gpu)
-    told = replay(events, expandable_segments=expandable).peak_reserved_bytes
+    first = usual_order(work.config)
+    told = replay(events, expandable_segments=expandable, addresses=first).peak_reserved_bytes
     if work.stack.builds_on_device and (work.quantized or work.is_fsdp):
         built = run_events(work, gpu, builds_on_device=True)
         told = replay(built, expandable_segments=expandable).peak_reserved_bytes
@@ -111,12 +112,13 @@ class _Steps:
         log, ddp = self._log, self._work.config.sharding == "ddp"
         total = sum(self._trainables) * self._work.gradient_bytes
         first_buckets = log.allocate_all([total] if ddp else [])
+        micro_batches = min(self._work.config.accumulation, MICRO_BATCHES)
         for step in range(STEPS):
             if step == 1 and ddp:
-                log.allocate_all([BUCKET] * (total // BUCKET) + [total % BUCKET])
                 log.free(first_buckets)
+                log.allocate_all([BUCKET] * (total // BUCKET) + [total % BUCKET])
             gradients: list[int] = []
-            for index in range(min(self._work.config.accumulation, MICRO_BATCHES)):
+            for index in range(micro_batches):
                 gradients += self._micro_batch(accumulates=index > 0)
             if not offloads_optimizer(self._work):
                 self._optimizer(first=step == 0)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from ftplan.estimators.trace.addresses import AddressSpace, Ascending, usual_order
 from ftplan.estimators.trace.record import NO_LAYER, Allocation, Recording
 from ftplan.estimators.trace.replay import Replay, replay, smallest_limit
-from ftplan.estimators.trace.stream import Kind
+from ftplan.estimators.trace.stream import Event, Kind
 from ftplan.results import Phase, Provenance, Term
+from ftplan.spec import RunConfig
 
 PHASES: Final = tuple(Phase)
 SOURCE: Final = "trace of the libraries' own code on fake tensors"
@@ -116,17 +118,31 @@ class Shape:
     note: str = ""
 
 
+def _needed(events: Sequence[Event], played: Replay, *, expandable_segments: bool) -> int:
+    """The smallest cap the stream survives, whichever of two orders of addresses the process meets.
+
+    Where streams share the device, that is less than what runs were seen to survive with the default allocator: then it
+    is all that is reserved (`tape.replaying.replayed`).
+    """
+    if expandable_segments:
+        return smallest_limit(events, expandable_segments=True)
+    if any(event.kind is Kind.ALLOC and event.stream for event in events):
+        return played.peak_reserved_bytes
+    return max(smallest_limit(events, addresses=order) for order in (AddressSpace, Ascending))
+
+
 def digest(
-    device: Recording, host: Recording, shape: Shape, *, expandable_segments: bool, repeated: Mapping[Phase, float]
+    device: Recording, host: Recording, shape: Shape, config: RunConfig, *, repeated: Mapping[Phase, float]
 ) -> Digest:
     """Replay the streams and say what they hold when; ``repeated``: how often a step does what was recorded once."""
-    played = replay(device.events, expandable_segments=expandable_segments)
+    expandable_segments = config.expandable_segments
+    played = replay(device.events, expandable_segments=expandable_segments, addresses=usual_order(config))
     phases = _phase_peaks(device, played)
     peak_phase = max(phases, key=lambda phase: phases[phase].allocated_bytes)
     return Digest(
         peak_allocated_bytes=played.peak_allocated_bytes,
         peak_reserved_bytes=played.peak_reserved_bytes,
-        needed_bytes=smallest_limit(device.events, expandable_segments=expandable_segments),
+        needed_bytes=_needed(device.events, played, expandable_segments=expandable_segments),
         peak_phase=peak_phase,
         peak_operation=_operation(device, played.peak_index),
         phases=phases,

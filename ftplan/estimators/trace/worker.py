@@ -33,13 +33,7 @@ def digested(settings: TraceSettings) -> Digest:
     if settings.config.sharding == "ddp":
         device = with_buckets(device)
     shape = Shape(traced.total_params, traced.trainable_params, len(traced.reduction.kept), traced.layers, note)
-    return digest(
-        device,
-        host,
-        shape,
-        expandable_segments=settings.config.expandable_segments,
-        repeated=_repeated(settings),
-    )
+    return digest(device, host, shape, settings.config, repeated=_repeated(settings))
 
 
 def _repeated(settings: TraceSettings) -> dict[Phase, float]:
