@@ -23,8 +23,8 @@ from ftplan.estimators.tape.moments import Batch
 from ftplan.estimators.tape.sizes import PRODUCT, WITH_BIAS, Event, Mark, Size
 from ftplan.estimators.tape.step import END, EVALUATION, Recorded, record
 from ftplan.estimators.trace import stream as simulated
-from ftplan.estimators.trace.addresses import AddressSpace, Ascending, usual_order
-from ftplan.estimators.trace.replay import replay, smallest_limit
+from ftplan.estimators.trace.addresses import usual_order
+from ftplan.estimators.trace.replay import needed, replay
 from ftplan.estimators.workload import FP32, Workload
 from ftplan.profiles.runtime import runtime_figure
 from ftplan.profiles.schema import GpuProfile, ModelProfile
@@ -48,36 +48,21 @@ def replayable(work: Workload) -> bool:
 
 
 def replayed(work: Workload, gpu: GpuProfile, room: int) -> tuple[int, int]:
-    """(bytes reserved with room to spare, bytes that the allocator needs) of a run on ``gpu``.
-
-    Where ``room`` holds what is reserved, that is needed; otherwise the least under which the run survives, with a
-    margin. Addresses decide between free blocks of one size, and what a process did before decides on them: of two
-    orders the worse counts. Under FSDP2 with the default allocator all that is reserved is needed: runs failed in their
-    third step with 3 % more than the simulated least (sharded_limits.jsonl; with expandable segments it is exact).
+    """(bytes reserved with room to spare, bytes that the allocator needs, see `needed`) of a run on ``gpu``.
 
     How a script of its own loads its model is not known: what is said to be reserved goes by the stack's usual way,
     what is needed by the way that needs least to load.
     """
     expandable = work.config.expandable_segments
     events = run_events(work, gpu)
-    first = usual_order(work.config)
-    told = replay(events, expandable_segments=expandable, addresses=first).peak_reserved_bytes
-    if work.stack.builds_on_device and (work.quantized or work.is_fsdp):
-        built = run_events(work, gpu, builds_on_device=True)
-        told = replay(built, expandable_segments=expandable).peak_reserved_bytes
-    if work.is_fsdp and not expandable:
-        return told, replay(events).peak_reserved_bytes
-    orders = (AddressSpace,) if expandable else (AddressSpace, Ascending)
-    return told, max(_needed(events, room, order, expandable=expandable) for order in orders)
-
-
-def _needed(events: Sequence[simulated.Event], room: int, order: type[AddressSpace], *, expandable: bool) -> int:
-    reserved = replay(events, expandable_segments=expandable, addresses=order).peak_reserved_bytes
-    if reserved <= room:
-        return reserved
-    least = smallest_limit(events, expandable_segments=expandable, resolution=RESOLUTION, addresses=order)
+    on_device = work.stack.builds_on_device and (work.quantized or work.is_fsdp)
+    usual = run_events(work, gpu, builds_on_device=True) if on_device else events
+    order = usual_order(work.config)
+    reserved = replay(usual, expandable_segments=expandable, addresses=order).peak_reserved_bytes
     margin = runtime_figure("replay_margin", "expandable" if expandable else "default").value
-    return round(least * (1 + margin))
+    return reserved, needed(
+        events, expandable_segments=expandable, resolution=RESOLUTION, margin=margin, room_bytes=room
+    )
 
 
 def run_events(work: Workload, gpu: GpuProfile, *, builds_on_device: bool = False) -> list[simulated.Event]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ftplan.estimators.trace.addresses import AddressSpace, Ascending, usual_order
+from ftplan.estimators.trace.addresses import usual_order
 from ftplan.estimators.trace.record import NO_LAYER, Allocation, Recording
-from ftplan.estimators.trace.replay import Replay, replay, smallest_limit
-from ftplan.estimators.trace.stream import Event, Kind
+from ftplan.estimators.trace.replay import Replay, needed, replay
+from ftplan.estimators.trace.stream import Kind
 from ftplan.results import Phase, Provenance, Term
 from ftplan.spec import RunConfig
 
@@ -118,19 +118,6 @@ class Shape:
     note: str = ""
 
 
-def _needed(events: Sequence[Event], played: Replay, *, expandable_segments: bool) -> int:
-    """The smallest cap the stream survives, whichever of two orders of addresses the process meets.
-
-    Where streams share the device, that is less than what runs were seen to survive with the default allocator: then it
-    is all that is reserved (`tape.replaying.replayed`).
-    """
-    if expandable_segments:
-        return smallest_limit(events, expandable_segments=True)
-    if any(event.kind is Kind.ALLOC and event.stream for event in events):
-        return played.peak_reserved_bytes
-    return max(smallest_limit(events, addresses=order) for order in (AddressSpace, Ascending))
-
-
 def digest(
     device: Recording, host: Recording, shape: Shape, config: RunConfig, *, repeated: Mapping[Phase, float]
 ) -> Digest:
@@ -142,7 +129,7 @@ def digest(
     return Digest(
         peak_allocated_bytes=played.peak_allocated_bytes,
         peak_reserved_bytes=played.peak_reserved_bytes,
-        needed_bytes=_needed(device.events, played, expandable_segments=expandable_segments),
+        needed_bytes=needed(device.events, expandable_segments=expandable_segments),
         peak_phase=peak_phase,
         peak_operation=_operation(device, played.peak_index),
         phases=phases,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ftplan.estimators.trace.addresses import AddressSpace
+from ftplan.estimators.trace.addresses import AddressSpace, Ascending
 from ftplan.estimators.trace.allocator import Block, CachingAllocator, SimulatedOutOfMemory
 from ftplan.estimators.trace.stream import Event, Kind
 
@@ -65,6 +65,38 @@ def smallest_limit(
         else:
             high = max(lowest, allocator.most_granted_bytes)
     return high
+
+
+def needed(
+    events: Sequence[Event],
+    *,
+    expandable_segments: bool = False,
+    resolution: float = 0.001,
+    margin: float = 0.0,
+    room_bytes: int = 0,
+) -> int:
+    """Bytes that the allocator must be able to reserve for a stream to survive.
+
+    What is reserved unhindered, where ``room_bytes`` hold it; else the smallest limit and ``margin`` on it. Addresses
+    decide between free blocks of one size, and what a process did before decides on them: of two orders the worse
+    counts. Where several streams share the device, with segments of their own, all that is reserved is needed: runs of
+    FSDP2 failed in their third step with 3 % more than the smallest limit (benchmarks/data/sharded_limits.jsonl; with
+    expandable segments that is exact).
+    """
+    if not expandable_segments and any(event.kind is Kind.ALLOC and event.stream for event in events):
+        return replay(events).peak_reserved_bytes
+
+    def in_order(addresses: type[AddressSpace]) -> int:
+        if room_bytes:
+            reserved = replay(events, expandable_segments=expandable_segments, addresses=addresses).peak_reserved_bytes
+            if reserved <= room_bytes:
+                return reserved
+        least = smallest_limit(
+            events, expandable_segments=expandable_segments, resolution=resolution, addresses=addresses
+        )
+        return round(least * (1 + margin))
+
+    return max(in_order(order) for order in ((AddressSpace,) if expandable_segments else (AddressSpace, Ascending)))
 
 
 class _Peaks:
