@@ -50,7 +50,13 @@ class FusedWeight:
 
 
 class Experts:
-    """The router and the routed experts of one layer."""
+    """The router and the routed experts of one layer.
+
+    ``index_tensors`` of an index a chosen expert sort the tokens; ``has_liger_kernel``: Liger replaces the products.
+    """
+
+    index_tensors = 2
+    has_liger_kernel = True
 
     def __init__(self, layer: LayerProfile, options: Options, adapted: dict[str, int]) -> None:
         experts = layer.mlp.experts
@@ -89,22 +95,29 @@ class Experts:
 
     def mixed(self, tape: Tape, hidden: Tensor, scores: Tensor) -> Tensor:
         """Tokens gathered by expert, through both products, weighted, put back and summed."""
-        if self.options.liger:
+        if self.options.liger and self.has_liger_kernel:
             return self.fused(tape, hidden, scores)
         per_token, width = self.profile.per_token, self.profile.intermediate_size
-        rows = self.hidden * per_token
-        order = [tape.empty(Size(tokens=per_token), INDEX) for _ in range(2)]
-        chosen = gathered(tape, hidden, Size(tokens=rows))
+        rows, both = Size(tokens=self.hidden * per_token), Size(tokens=self.up_columns * per_token)
+        order = [tape.empty(Size(tokens=per_token), INDEX) for _ in range(self.index_tensors)]
+        chosen = gathered(tape, hidden, rows)
         weights = self.up.operand(tape)
-        out = grouped(tape, chosen, weights, Size(tokens=self.up_columns * per_token), self.up.weight)
+        bias = self.bias(tape, both, chosen.element)
+        out = grouped(tape, chosen, weights, both, self.up.weight)
         out = self.gated(tape, out, Size(tokens=width * per_token))
         weights = self.down.operand(tape)
-        out = grouped(tape, out, weights, Size(tokens=rows), self.down.weight)
+        bias = self.bias(tape, rows, chosen.element)
+        out = grouped(tape, out, weights, rows, self.down.weight)
         weighted = times_rows(tape, out, scores)
-        weighted = gathered(tape, weighted, Size(tokens=rows))
+        weighted = gathered(tape, weighted, rows)
         total = self.summed(tape, weighted, hidden.element)
-        del order, chosen
+        del order, bias, chosen
         return total
+
+    def bias(self, tape: Tape, size: Size, element: int) -> Tensor | None:
+        """The biases of the chosen experts by row, of those that have some."""
+        del tape, size, element
+        return None
 
     def fused(self, tape: Tape, hidden: Tensor, scores: Tensor) -> Tensor:
         """Liger's kernels for experts keep operands and the first product; the backward makes the others again."""
@@ -237,29 +250,18 @@ class DeepseekV3Experts(Experts):
 class GptOssExperts(Experts):
     """gpt-oss: biases of the chosen experts are gathered by row; gate and up are clamped and interleaved."""
 
+    index_tensors = 0
+    has_liger_kernel = False
+
     def routed(self, tape: Tape, hidden: Tensor) -> Tensor:
         """A softmax over the chosen experts only."""
         count, chosen = self.profile.count, Size(tokens=self.profile.per_token)
         logits = ops.linear(tape, hidden, self.router, Size(tokens=count), autocast=self.options.autocast)
         return gathered(tape, logits, chosen)
 
-    def mixed(self, tape: Tape, hidden: Tensor, scores: Tensor) -> Tensor:
-        """As the others, with biases."""
-        per_token, width = self.profile.per_token, self.profile.intermediate_size
-        rows = self.hidden * per_token
-        chosen = gathered(tape, hidden, Size(tokens=rows))
-        weights = self.up.operand(tape)
-        bias = tape.empty(Size(tokens=self.up_columns * per_token), chosen.element)
-        out = grouped(tape, chosen, weights, bias.size, self.up.weight)
-        out = self.gated(tape, out, Size(tokens=width * per_token))
-        weights = self.down.operand(tape)
-        bias = tape.empty(Size(tokens=rows), chosen.element)
-        out = grouped(tape, out, weights, Size(tokens=rows), self.down.weight)
-        weighted = times_rows(tape, out, scores)
-        weighted = gathered(tape, weighted, Size(tokens=rows))
-        total = self.summed(tape, weighted, hidden.element)
-        del bias, chosen
-        return total
+    def bias(self, tape: Tape, size: Size, element: int) -> Tensor:
+        """A row of each token's expert."""
+        return tape.empty(size, element)
 
     def gated(self, tape: Tape, both: Tensor, half: Size) -> Tensor:
         """(up + 1) * gate * sigmoid(alpha * gate), of clamped halves."""
