@@ -7,8 +7,10 @@ memory was fitted; the last line is the summary as JSON.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from benchmarks.measured_cases import MeasuredCase, engine_cases, host_cases, known_cases, spread_cases, unseen_cases
@@ -114,6 +116,34 @@ def _stats(values: list[float]) -> dict[str, float]:
     }
 
 
+def _told(case: MeasuredCase, errors: Mapping[str, float], allocated: int) -> str:
+    """A case in one line; ``allocated`` is what was measured."""
+    figures = "  ".join(f"{100 * errors[name]:+8.2f}%" if name in errors else f"{'-':>9}" for name in FIGURES)
+    return f"{case.label:38} {allocated / GIB:9.3f} {allocated * (1 + errors['allocated']) / GIB:9.3f}  {figures}"
+
+
+def step_rankings() -> dict[str, float]:
+    """Kendall's tau of predicted and measured step times over all single-card, and over all two-card runs, by half.
+
+    Over known, unseen and spread.jsonl, whose fitted half gave the constants.
+    """
+    steps: dict[str, list[tuple[float, float]]] = {}
+    for case in known_cases() + unseen_cases() + spread_cases():
+        if case.rank == 0 and case.row["step_s"]:
+            part = f"{'single' if case.is_single else 'several'}, {'fitted' if case.fitted else 'held out'}"
+            told = estimate(case.config, case.model, case.cluster).step_seconds
+            steps.setdefault(part, []).append((told, case.row["step_s"]))
+    return {part: round(kendall_tau(pairs), 3) for part, pairs in sorted(steps.items())}
+
+
+def kendall_tau(pairs: Sequence[tuple[float, float]]) -> float:
+    """Of all pairs of items, the part that both figures order alike less the part that they order otherwise."""
+    orders = [
+        math.copysign(1, (one[0] - other[0]) * (one[1] - other[1])) for one, other in itertools.combinations(pairs, 2)
+    ]
+    return fmean(orders)
+
+
 def main() -> None:
     """Print the comparison."""
     print(f"{'case':38} {'measured':>9} {'predicted':>9}  " + "  ".join(f"{name:>9}" for name in FIGURES))
@@ -123,10 +153,7 @@ def main() -> None:
         kind = "single" if case.is_single else "several"
         by_part.setdefault(f"{kind}, {'fitted' if case.fitted else 'held out'}", []).append(errors)
         by_part.setdefault(kind, []).append(errors)
-        predicted = estimate(case.config, case.model, case.cluster, replays=True)
-        figures = "  ".join(f"{100 * errors[name]:+8.2f}%" for name in FIGURES)
-        measured = case.row["peak_alloc"] / GIB
-        print(f"{case.label:38} {measured:9.3f} {predicted.peak_allocated_bytes / GIB:9.3f}  {figures}")
+        print(_told(case, errors, case.row["peak_alloc"]))
     for case in later_cases():
         kind = "single" if case.is_single else "several"
         by_part.setdefault(f"{kind}, later", []).append(later_errors(case))
@@ -135,17 +162,16 @@ def main() -> None:
     for case in engine_cases():
         errors = engine_errors(case)
         by_part.setdefault("own engine", []).append(errors)
-        predicted = estimate(case.config, case.model, case.cluster, replays=True)
-        figures = "  ".join(f"{100 * errors[name]:+8.2f}%" if name in errors else f"{'-':>9}" for name in FIGURES)
-        measured = case.row["measured"]["peak_allocated_bytes"] / GIB
-        print(f"{case.label:38} {measured:9.3f} {predicted.peak_allocated_bytes / GIB:9.3f}  {figures}")
+        print(_told(case, errors, case.row["measured"]["peak_allocated_bytes"]))
     result = {part: summary(rows) for part, rows in sorted(by_part.items())}
     for part, stats in result.items():
         line = ", ".join(
             f"{name} {s['mean_abs_percent']:.2f} % (worst {s['worst_percent']:+.2f})" for name, s in stats.items()
         )
         print(f"{part}: {line}")
-    print(json.dumps({"benchmark": "accuracy", "errors": result}))
+    rankings = step_rankings()
+    print("ranking of step times (Kendall's tau): " + ", ".join(f"{part} {tau:.2f}" for part, tau in rankings.items()))
+    print(json.dumps({"benchmark": "accuracy", "errors": result, "step_rankings": rankings}))
 
 
 if __name__ == "__main__":

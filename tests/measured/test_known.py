@@ -120,6 +120,13 @@ def test_the_benchmark_reports_each_case_and_ends_in_one_json_line(capsys):
     assert report["errors"]["several"]["allocated"]["cases"] == len(SEVERAL)
     parts = {f"{kind}, {part}" for kind in ("single", "several") for part in ("fitted", "held out")}
     assert parts < set(report["errors"])
+    assert parts == set(report["step_rankings"])
+
+
+def test_the_ranking_counts_pairs_in_the_same_and_in_the_other_order():
+    assert accuracy.kendall_tau([(1, 10), (2, 20), (3, 30)]) == 1
+    assert accuracy.kendall_tau([(1, 30), (2, 20), (3, 10)]) == -1
+    assert accuracy.kendall_tau([(1, 10), (2, 30), (3, 20)]) == pytest.approx(1 / 3)
 
 
 def fits_the_cap(case):
