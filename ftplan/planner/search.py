@@ -25,8 +25,12 @@ SIMPLEST_FIRST: Final = ("none", *SHARDINGS)
 
 @dataclass
 class Findings:
-    """What the search has seen: candidates that fit, in the order of their tiers, and those that do not."""
+    """What the search has seen: candidates that fit, in the order of their tiers, and those that do not.
 
+    ``waiting`` are tiers not looked at, because something fits in a better one.
+    """
+
+    waiting: list[Tier] = field(default_factory=list)
     tiers: list[tuple[Tier, list[Candidate]]] = field(default_factory=list)
     rejected: list[Candidate] = field(default_factory=list)
     looked_at: int = 0
@@ -35,6 +39,11 @@ class Findings:
     def best_tier(self) -> tuple[Tier, list[Candidate]] | None:
         """The first tier in which something fits."""
         return next(((tier, fitting) for tier, fitting in self.tiers if fitting), None)
+
+    @property
+    def methods_that_fit(self) -> set[str]:
+        """The methods with a candidate that fits."""
+        return {tier.method for tier, fitting in self.tiers if fitting}
 
     def best_for(self, request: PlanRequest) -> tuple[Tier, list[Candidate]] | None:
         """The tier to choose from: the first in which something fits, or that with least memory if that is asked."""
@@ -87,9 +96,16 @@ def _replayed_best(
 ) -> tuple[Tier, list[Candidate]] | None:
     """The tier to choose from and its candidates, of which the first fits in the simulated allocator too.
 
-    What does not is rejected. The search itself goes by a fit of what the allocator wastes.
+    What does not is rejected, and where nothing is left the tiers that were passed over get their turn. The search
+    itself goes by a fit of what the allocator wastes.
     """
-    while (best := found.best_for(request)) is not None:
+    while True:
+        best = found.best_for(request)
+        if best is None:
+            if not found.waiting:
+                return None
+            _look(found, request, model, cluster)
+            continue
         tier, fitting = best
         ranked = rank(fitting, request)
         estimated = estimate(ranked[0].config, model, cluster, margin=request.margin, replays=True)
@@ -99,21 +115,24 @@ def _replayed_best(
             return tier, [chosen, *ranked[1:]]
         fitting[:] = [one for one in fitting if one is not ranked[0]]
         found.rejected.append(chosen)
-    return None
 
 
 def search(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Findings:
     """Look at tiers from the best down to the first that fits, and at the other methods for comparison."""
-    found = Findings()
-    methods_that_fit: set[str] = set()
-    for tier in tiers(request):
-        if tier.method in methods_that_fit or (found.best_tier and "optimizer+params" in tier.offloads[:1]):
+    found = Findings(waiting=list(tiers(request)))
+    _look(found, request, model, cluster)
+    return found
+
+
+def _look(found: Findings, request: PlanRequest, model: ModelProfile, cluster: Cluster) -> None:
+    """Look at the tiers that wait, but for those that something better makes needless: they go on waiting."""
+    waiting, found.waiting = found.waiting, []
+    for tier in waiting:
+        if tier.method in found.methods_that_fit or (found.best_tier and "optimizer+params" in tier.offloads[:1]):
+            found.waiting.append(tier)
             continue
         fitting = [one for one in _examined(tier, request, model, cluster, found) if one.rejection is None]
         found.tiers.append((tier, fitting))
-        if fitting:
-            methods_that_fit.add(tier.method)
-    return found
 
 
 def _examined(

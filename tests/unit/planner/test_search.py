@@ -29,6 +29,13 @@ def test_a_wider_margin_rejects_more():
     assert sum(len(fitting) for _, fitting in wide.tiers[:1]) < sum(len(fitting) for _, fitting in narrow.tiers[:1])
 
 
+def test_where_the_allocator_rejects_all_that_seemed_to_fit_the_tiers_passed_over_get_their_turn():
+    plan = planned("2xT4", "falcon-7b", global_batch=4)
+    assert plan.config is not None
+    assert plan.config.offload == "optimizer+params"
+    assert any(group.rejection.rule == "memory" and group.config.offload == "none" for group in plan.rejections)
+
+
 def test_everything_looked_at_either_fits_or_is_rejected():
     found = findings()
     fitting = [candidate for _, candidates in found.tiers for candidate in candidates]
