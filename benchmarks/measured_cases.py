@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -90,6 +91,21 @@ def limit_cases() -> tuple[MeasuredCase, ...]:
 def engine_cases() -> tuple[MeasuredCase, ...]:
     """Every run of our own engine in engine.jsonl."""
     return tuple(_engine_case(row) for row in _rows("engine.jsonl"))
+
+
+def worst_ranks(cases: Iterable[MeasuredCase]) -> list[MeasuredCase]:
+    """Of every run the rank whose process took most: what an estimate of several ranks tells."""
+    worst: dict[tuple[str, str, RunConfig], MeasuredCase] = {}
+    for case in cases:
+        before = worst.setdefault((case.id, case.row["gpu"], case.config), case)
+        if _used(case) > _used(before):
+            worst[case.id, case.row["gpu"], case.config] = case
+    return list(worst.values())
+
+
+def _used(case: MeasuredCase) -> int:
+    used: int = case.row.get("device_used_end") or case.row["device_used"]
+    return used - (case.row.get("base_alloc") or 0)
 
 
 def _engine_case(row: dict[str, Any]) -> MeasuredCase:

@@ -1,11 +1,12 @@
-"""Reserved memory of the replay beside runs: one card, DDP and FSDP2. Data: benchmarks/data/README.md."""
+"""Reserved memory of the replay beside runs: one card, DDP, FSDP2 and ZeRO-1/2. Data: benchmarks/data/README.md."""
 
 import pytest
 
 from benchmarks.accuracy import later_errors, signed_errors
-from benchmarks.measured_cases import host_cases, known_cases
+from benchmarks.measured_cases import host_cases, known_cases, spread_cases, unseen_cases, worst_ranks
 
-KNOWN = [case for case in known_cases() if not case.config.sharding.startswith("zero")]
+KNOWN = [case for case in worst_ranks(known_cases()) if case.config.sharding != "zero3"]
+LATER_ZERO = [case for case in worst_ranks(unseen_cases() + spread_cases()) if case.config.sharding in ("zero1", "zero2")]
 FSDP2 = [case for case in host_cases() if case.config.sharding == "fsdp2" and not case.is_single]
 
 
@@ -21,3 +22,10 @@ def test_runs_of_fsdp2_measured_after_it_was_written_are_told_to_half_a_percent(
     errors = later_errors(case)
     assert errors["reserved"] == pytest.approx(0, abs=0.005)
     assert errors["process"] == pytest.approx(0, abs=0.005)
+
+
+@pytest.mark.parametrize("case", LATER_ZERO, ids=lambda case: case.label)
+def test_zero_1_and_2_with_accumulation_adapters_and_offload_are_within_two_percent(case):
+    errors = later_errors(case)
+    assert errors["reserved"] == pytest.approx(0, abs=0.02)
+    assert errors["process"] == pytest.approx(0, abs=0.02)

@@ -22,15 +22,15 @@ NESTED_BLOCK = 256
 """Elements that share a scale in 4-bit, and scales that share one in double quantization (bitsandbytes)."""
 
 
-def load(log: Log, work: Workload, *, builds_on_device: bool = False) -> None:
-    """Load weights and adapters, sharded where ranks share them.
+def load(log: Log, work: Workload, *, builds_on_device: bool = False) -> list[int]:
+    """Load weights and adapters, sharded where ranks share them; returns the keys of those that train, on one rank.
 
     ``builds_on_device``: the whole model comes in 16 bit, and is freed once all of it is packed or sharded, instead of
     matrix by matrix or layer by layer.
     """
     if work.is_fsdp and not work.quantized:
         _sharded(log, work, builds_on_device=builds_on_device)
-        return
+        return []
     shards = 1 if work.is_fsdp else work.parameter_shards
     held: list[list[_Held]] = []
     waiting: list[int] = []
@@ -54,6 +54,8 @@ def load(log: Log, work: Workload, *, builds_on_device: bool = False) -> None:
         held.append([_place(log, each * work.trainable_bytes, shards) for each in trainables(work)])
     if work.is_fsdp:
         _shard_held(log, held, work)
+        return []
+    return [each.key for group in (held if work.trains_all else held[-1:]) for each in group]
 
 
 class _Held(NamedTuple):

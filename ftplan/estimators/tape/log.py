@@ -18,13 +18,18 @@ class Log:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self._keys = 0
+        self._sizes: list[int] = []
 
     def allocate(self, size: int, stream: int = COMPUTE) -> int:
         """Allocate ``size`` bytes on ``stream``; returns the key."""
-        self._keys += 1
-        self.events.append(Event(Kind.ALLOC, self._keys, size, stream))
-        return self._keys
+        self._sizes.append(size)
+        key = len(self._sizes)
+        self.events.append(Event(Kind.ALLOC, key, size, stream))
+        return key
+
+    def size(self, key: int) -> int:
+        """Bytes that were allocated under ``key``."""
+        return self._sizes[key - 1]
 
     def allocate_all(self, sizes: Iterable[int], stream: int = COMPUTE) -> list[int]:
         """Allocate one after the other."""
@@ -37,6 +42,10 @@ class Log:
     def passing(self, sizes: Iterable[int], stream: int = COMPUTE) -> None:
         """Allocate all of them, then free them."""
         self.free(self.allocate_all(sizes, stream))
+
+    def record(self, key: int, stream: int) -> None:
+        """``tensor.record_stream``: ``stream`` uses it too."""
+        self.events.append(Event(Kind.RECORD, key, stream=stream))
 
     def empty_cache(self) -> None:
         """``torch.cuda.empty_cache()``."""

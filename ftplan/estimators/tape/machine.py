@@ -32,6 +32,7 @@ from ftplan.estimators.tape.graph import (
 )
 from ftplan.estimators.tape.sizes import (
     BACKWARD,
+    COMPLETE,
     GRADIENTS,
     IN_FLIGHT,
     LEFT,
@@ -370,11 +371,12 @@ class Tape:
         if target.gradient is not None:
             if target.gradient.view:
                 target.gradient = self.empty(value.size, value.element, name=GRADIENTS)
-            del value
         else:
-            by_tensor = self.reduction.by == "tensor"
-            target.gradient = self._shard(value.size.fixed, self.place) if by_tensor else value
+            target.gradient = value
             if not self.accumulates:
                 self._gradients.append(target)
+        if self.reduction.by == "tensor" and target.arrived == target.uses:
+            self.events.append(Mark(COMPLETE, target.elements))
+            target.gradient = self._shard(target.elements, self.place)
         if self.accumulates and target.arrived == target.uses:  # added to what lies elsewhere
             target.gradient = None

@@ -18,9 +18,11 @@ from ftplan.estimators.tape.collectives import Collectives
 from ftplan.estimators.tape.kernels import rule_bytes
 from ftplan.estimators.tape.loading import load, trainables
 from ftplan.estimators.tape.log import Log
+from ftplan.estimators.tape.machine import Reduction
 from ftplan.estimators.tape.modules import Options
 from ftplan.estimators.tape.moments import Batch
-from ftplan.estimators.tape.sizes import PRODUCT, WITH_BIAS, Event, Mark, Size
+from ftplan.estimators.tape.partitioning import Partitioning
+from ftplan.estimators.tape.sizes import COMPLETE, PRODUCT, WITH_BIAS, Event, Mark, Size
 from ftplan.estimators.tape.step import END, EVALUATION, Recorded, record
 from ftplan.estimators.trace import stream as simulated
 from ftplan.estimators.trace.addresses import usual_order
@@ -43,8 +45,8 @@ BUCKET: Final = 25 << 20
 
 
 def replayable(work: Workload) -> bool:
-    """Whether the stream of a configuration is known: what DeepSpeed allocates and frees is not."""
-    return not work.on_cpu and not work.zero_stage
+    """Whether the stream of a configuration is known: what ZeRO-3 gathers and releases is not."""
+    return not work.on_cpu and work.zero_stage < 3
 
 
 def replayed(work: Workload, gpu: GpuProfile, room: int) -> tuple[int, int]:
@@ -55,7 +57,7 @@ def replayed(work: Workload, gpu: GpuProfile, room: int) -> tuple[int, int]:
     """
     expandable = work.config.expandable_segments
     events = run_events(work, gpu)
-    on_device = work.stack.builds_on_device and (work.quantized or work.is_fsdp)
+    on_device = bool(work.zero_stage) or (work.stack.builds_on_device and (work.quantized or work.is_fsdp))
     usual = run_events(work, gpu, builds_on_device=True) if on_device else events
     order = usual_order(work.config)
     reserved = replay(usual, expandable_segments=expandable, addresses=order).peak_reserved_bytes
@@ -68,14 +70,17 @@ def replayed(work: Workload, gpu: GpuProfile, room: int) -> tuple[int, int]:
 def run_events(work: Workload, gpu: GpuProfile, *, builds_on_device: bool = False) -> list[simulated.Event]:
     """Every allocation and release of loading and a few steps; see `loading.load` for ``builds_on_device``.
 
-    The peaks count from the end of loading where a model was built whole on the device.
+    Under ZeRO that says whether the trained weights are made flat there. Peaks count from the end of loading then.
     """
     log = Log()
-    load(log, work, builds_on_device=builds_on_device)
+    trained = load(log, work, builds_on_device=builds_on_device and not work.zero_stage)
     log.empty_cache()
+    steps = _Steps(log, work, gpu)
+    if steps.partitioning is not None:
+        steps.partitioning.flatten(trained, on_device=builds_on_device)
     if builds_on_device:
         log.events.append(simulated.Event(simulated.Kind.RESET_PEAK))
-    _Steps(log, work, gpu).run()
+    steps.run()
     return log.events
 
 
@@ -90,7 +95,12 @@ class _Steps:
         self._gpu = gpu
         self._products: set[Mark] = set()
         self._trainables = trainables(work)
-        self._collectives = Collectives(work, options_of(work))
+        self._options = options_of(work)
+        self._collectives = Collectives(work, self._options)
+        self.partitioning: Partitioning | None = None
+        if work.zero_stage:
+            self._options = replace(self._options, reduction=Reduction("tensor", element=0))
+            self.partitioning = Partitioning(log, work, self._trainables)
 
     def run(self) -> None:
         """All steps; DDP makes its buckets anew once it knows the order of gradients."""
@@ -104,8 +114,12 @@ class _Steps:
                 log.allocate_all([BUCKET] * (total // BUCKET) + [total % BUCKET])
             gradients: list[int] = []
             for index in range(micro_batches):
+                if self.partitioning is not None:
+                    self.partitioning.begin(first=index == 0, last=index == micro_batches - 1)
                 gradients += self._micro_batch(accumulates=index > 0)
-            if not offloads_optimizer(self._work):
+            if self.partitioning is not None:
+                self.partitioning.step(first=step == 0)
+            elif not offloads_optimizer(self._work):
                 self._optimizer(first=step == 0)
             log.free(gradients)
 
@@ -113,7 +127,8 @@ class _Steps:
         """Forward and backward; returns the keys of the gradients, which stay."""
         work, log = self._work, self._log
         targets = work.config.lora_targets if work.config.trains_adapters else ""
-        recorded = _whole(work.model, replace(options_of(work), accumulates=accumulates), targets)
+        recorded = _whole(work.model, replace(self._options, accumulates=accumulates), targets)
+        partitioning = self.partitioning
         keys: dict[int, list[int]] = {}
         held: list[int] = []
         ended = False
@@ -121,15 +136,20 @@ class _Steps:
             if isinstance(event, Mark):
                 if event.phase == EVALUATION:
                     break
+                if event.phase == COMPLETE and partitioning is not None:
+                    partitioning.arrived(event.place * work.gradient_bytes)
+                elif event.phase == END and partitioning is not None:
+                    partitioning.end()
                 ended = ended or event.phase == END
                 if event.phase in (PRODUCT, WITH_BIAS) and event not in self._products:
                     self._products.add(event)
                     log.allocate(states.workspace_block(self._gpu, with_bias=event.phase == WITH_BIAS))
             elif event.size is None:
+                gone = keys.pop(event.key, [])
                 if ended:
-                    held += keys.pop(event.key, ())
-                else:
-                    log.free(keys.pop(event.key, ()))
+                    held += gone
+                elif partitioning is None or not partitioning.takes(gone):
+                    log.free(gone)
             else:
                 keys[event.key] = self._collectives.allocate(log, event.name, self._size(event))
         return held

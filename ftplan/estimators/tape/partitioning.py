@@ -1,0 +1,165 @@
+"""Gradients under DeepSpeed's ZeRO 1 and 2: buckets, a partition of its own for each rank, and the flat step.
+
+Stages 1 and 2 train views of one flat tensor. As gradients come they are copied into buckets, of which one is reduced
+on a stream of its own while the other fills; one that is larger than a bucket stays where it is until the next comes.
+What belongs to the rank goes on to its partition (or, offloaded, to the host), anything else is dropped, by stage 1 at
+the step. Names and lines are of deepspeed 0.19.8, runtime/zero/stage_1_and_2.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Final, NamedTuple
+
+from ftplan.estimators import states
+from ftplan.estimators.sharding import offloads_optimizer
+from ftplan.estimators.tape.log import Log
+from ftplan.estimators.workload import FP32, Workload
+from ftplan.units import ceil_div
+
+REDUCTION: Final = 1
+"""The stream on which buckets are reduced."""
+
+FP64: Final = 8
+"""Of the norm of an offloaded gradient (get_norm_dtype)."""
+
+
+class _Reducing(NamedTuple):
+    """A gradient in the bucket: where it begins among the trained elements; ``key`` if it lies outside the buffer."""
+
+    begin: int
+    elements: int
+    key: int | None
+
+
+class Partitioning:
+    """Writes into a log what one rank, the first, allocates for gradients and the optimizer's step."""
+
+    def __init__(self, log: Log, work: Workload, trainables: Sequence[int]) -> None:
+        self._log = log
+        self._work = work
+        self._element = work.gradient_bytes
+        self._offloads = offloads_optimizer(work)
+        self._capacity = work.model.hidden_size**2
+        self._total = sum(trainables)
+        self._share = ceil_div(self._total, work.world)
+        begins = accumulate(trainables, initial=0)
+        self._mine = [each for each, begin in zip(trainables, begins, strict=False) if begin < self._share]
+        self._buffers: list[int] = []
+        self._bucket: list[_Reducing] = []
+        self._to_come = 0
+        self._taking: int | None = None
+        self._taken: list[int] = []
+        self._outside: list[int] = []
+        self._partition: list[int] = []
+        self._reduces = self._holds = False
+
+    def flatten(self, weights: Sequence[int], *, on_device: bool) -> None:
+        """Make the trained ``weights`` one tensor, where a card has room for both ``on_device``, and the rank's copies.
+
+        Lines 441 to 560 and initialize_optimizer_states.
+        """
+        log = self._log
+        log.empty_cache()
+        if not on_device:
+            log.free(weights)
+            log.empty_cache()
+        log.allocate(self._total * self._element)
+        if on_device:
+            log.free(weights)
+        mine = log.allocate(self._share * self._element)
+        if not self._offloads:
+            log.allocate(self._share * FP32)
+        log.free([mine])
+        log.empty_cache()
+        if self._offloads:
+            log.allocate(states.largest_trainable(self._work) * self._element)
+        else:
+            log.passing([self._share * FP32])
+        log.empty_cache()
+
+    def begin(self, *, first: bool, last: bool) -> None:
+        """A micro-batch begins, the ``first`` or ``last`` of an accumulation: stage 1 reduces in the last only."""
+        self._to_come = self._total
+        self._reduces = last or self._work.zero_stage == 2
+        self._holds = first and not self._reduces
+
+    def arrived(self, size: int) -> None:
+        """A gradient of ``size`` bytes is complete; what of that size is freed next is its memory."""
+        elements = size // self._element
+        self._to_come -= elements
+        self._taking = None
+        if not self._reduces:
+            self._taking = size if self._holds else None
+            return
+        if not self._buffers:
+            self._buffers = self._log.allocate_all([self._capacity * self._element] * 2)
+        if sum(each.elements for each in self._bucket) + elements > self._capacity:
+            self._reduce()
+        key = None
+        if elements > self._capacity and self._offloads:
+            key = self._log.allocate(size)
+        elif elements > self._capacity:
+            self._taking = size
+        self._bucket.append(_Reducing(self._to_come, elements, key))
+        self._log.free(self._taken[:1])
+        del self._taken[:1]
+
+    def takes(self, keys: Sequence[int]) -> bool:
+        """Whether what would be freed is a gradient that stays."""
+        if len(keys) != 1 or self._log.size(keys[0]) != self._taking:
+            return False
+        key, self._taking = keys[0], None
+        if self._reduces:
+            self._bucket[-1] = self._bucket[-1]._replace(key=key)
+        else:
+            self._taken.append(key)
+        return True
+
+    def end(self) -> None:
+        """The backward has ended."""
+        self._reduce()
+        self._log.free(self._buffers)
+        self._buffers = []
+
+    def step(self, *, first: bool) -> None:
+        """Norms, the partition flattened and in fp32, and the optimizer on it (step, get_grad_norm_direct)."""
+        if not self._offloads:
+            log, work = self._log, self._work
+            cost = states.optimizer_cost(work.config.optimizer)
+            left = self._share
+            for elements in self._mine:
+                log.passing([min(elements, left) * FP32])
+                left -= elements
+            log.free(self._outside)
+            self._outside = []
+            flat = log.allocate(self._share * self._element)
+            wide = log.allocate(self._share * FP32)
+            log.free([flat])
+            if first and not cost.paged:
+                size = states.optimizer_states(work)
+                log.allocate_all([ceil_div(size, max(1, cost.moments))] * cost.moments if not cost.factored else [size])
+            if cost.temporary:
+                log.passing([self._share * FP32])
+            elif cost.factored:
+                log.passing([self._share * FP32] * 2)
+            log.free([wide, *self._partition])
+            self._partition = []
+
+    def _reduce(self) -> None:
+        """The bucket is reduced, and its gradients go where they belong (reduce_ipg_grads, copy_grads_in_partition)."""
+        for each in self._bucket:
+            mine = each.begin < self._share
+            if each.key is not None:
+                self._log.record(each.key, REDUCTION)
+            if mine and self._offloads:
+                self._log.passing([each.elements * FP64], REDUCTION)
+                self._log.passing([each.elements * FP32], REDUCTION)
+            elif mine and not self._partition:
+                self._partition = [self._log.allocate(sum(self._mine) * self._element, REDUCTION)]
+            if each.key is not None and (mine or self._work.zero_stage == 2):
+                self._log.free([each.key])
+            elif each.key is not None:
+                self._outside.append(each.key)
+        self._bucket = []
