@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from ftplan.estimators import states
 from ftplan.estimators.offloading import offload_terms
 from ftplan.estimators.params import total_params
 from ftplan.estimators.timeline import device_terms
@@ -28,21 +29,37 @@ def host_estimate(work: Workload) -> HostEstimate:
 
 def _gpu_terms(work: Workload) -> list[Term]:
     ranks = work.ranks_per_node
+    loading = runtime_figure("process_host_loading_bytes")
     figures = _process_figures(work)
-    each = sum(figure.value for figure in figures)
+    more = sum(figure.value for figure in figures) - loading.value
     source = "; ".join(figure.source for figure in figures)
-    reason = f"{ranks} training processes with their libraries"
     terms = [
-        Term("processes", round(ranks * each), tuple(Phase), reason, source, Provenance.MEASURED),
+        Term(
+            "processes",
+            round(ranks * loading.value),
+            tuple(Phase),
+            f"{ranks} training processes with their libraries",
+            loading.source,
+            Provenance.MEASURED,
+        ),
+        Term(
+            "training",
+            round(ranks * more),
+            states.AFTER_LOAD,
+            "what the processes take once they train",
+            source,
+            Provenance.MEASURED,
+        ),
         Term("loading", _loading_bytes(work), (Phase.LOAD,), _loading_reason(work), "transformers from_pretrained"),
     ]
     terms += [
         replace(term, bytes=ranks * term.bytes, reason=f"{term.reason}, of {ranks} ranks")
         for term in offload_terms(work)
     ]
-    saving = _saving_bytes(work)
-    if saving:
-        terms.append(Term("saving", saving, (Phase.SAVE,), "whole weights on rank 0", "deepspeed, torch DCP"))
+    saving = _saving(work)
+    if saving.value:
+        reason = "weights and optimizer states on their way to a checkpoint"
+        terms.append(Term("saving", round(saving.value), (Phase.SAVE,), reason, saving.source, Provenance.MEASURED))
     return terms
 
 
@@ -97,13 +114,11 @@ def _loading_reason(work: Workload) -> str:
     return "one checkpoint file at a time on each rank"
 
 
-def _saving_bytes(work: Workload) -> int:
-    """What rank 0 gathers of a sharded model: 16-bit weights under ZeRO-3; under FSDP2 the weights as they train.
-
-    Those are held twice while they are written: two runs of our own engine on two H200 took about twice their size.
-    """
-    if work.config.trains_adapters or work.parameter_shards == 1:
-        return 0
-    if work.is_fsdp:
-        return 2 * total_params(work.model) * work.trainable_bytes
-    return total_params(work.model) * work.compute_bytes
+def _saving(work: Workload) -> Figure:
+    """What a checkpoint of full fine-tuning takes of the host while it is written; one of adapters is small."""
+    if work.config.trains_adapters:
+        return Figure(0, "adapters alone are saved")
+    kind = "fsdp" if work.is_fsdp else "zero3" if work.zero_stage == 3 else "zero" if work.zero_stage else "whole"
+    copies = runtime_figure("saving_copies", kind)
+    element = work.compute_bytes if work.zero_stage else work.trainable_bytes
+    return Figure(copies.value * total_params(work.model) * element, copies.source)

@@ -40,10 +40,10 @@ def fsdp_bytes(gpu: GpuProfile, work: Place) -> Figure:
 
 
 def deepspeed_bytes(gpu: GpuProfile, work: Place) -> Figure:
-    """DeepSpeed's own memory outside the caching allocator."""
+    """DeepSpeed's own memory outside the caching allocator; on one card it makes a process group too."""
     if not work.zero_stage or gpu.kind == "cpu":
         return Figure(0, "no DeepSpeed")
-    return runtime_figure("deepspeed_bytes", str(work.zero_stage))
+    return runtime_figure("deepspeed_bytes", f"{work.zero_stage}{' on one card' if work.world == 1 else ''}")
 
 
 def paging_bytes(gpu: GpuProfile, work: Place) -> Figure:

@@ -16,6 +16,7 @@ class StackProfile:
 
     ``upcasts_trainables``: full fine-tuning and adapters hold fp32 (LLaMA-Factory unless pure_bf16).
     ``builds_on_device``: the whole model comes to the device in its own dtype, and is packed or sharded then.
+    ``empties_cache``: the cache is emptied as training begins, once weights are sharded.
     ``host_adam``: whose AdamW steps on the host under ZeRO with offload.
     ``shares_cores``: ranks share the cores of their host; otherwise each has one thread, as torchrun gives it.
     ``reentrant_checkpointing``: torch's older way to recompute, which runs a layer's forward without a graph.
@@ -29,6 +30,7 @@ class StackProfile:
     recasts_quantized_adapters: bool
     reentrant_checkpointing: bool
     builds_on_device: bool
+    empties_cache: bool
     host_adam: Literal["torch", "deepspeed"]
     shares_cores: bool
     source: str

@@ -6,7 +6,9 @@ from benchmarks.accuracy import later_errors, signed_errors
 from benchmarks.measured_cases import host_cases, known_cases, spread_cases, unseen_cases, worst_ranks
 
 KNOWN = [case for case in worst_ranks(known_cases()) if case.config.sharding != "zero3"]
-LATER_ZERO = [case for case in worst_ranks(unseen_cases() + spread_cases()) if case.config.sharding in ("zero1", "zero2")]
+LATER_ZERO = [
+    case for case in worst_ranks(unseen_cases() + spread_cases()) if case.config.sharding in ("zero1", "zero2")
+]
 FSDP2 = [case for case in host_cases() if case.config.sharding == "fsdp2" and not case.is_single]
 
 

@@ -130,6 +130,7 @@ class Outside:
             by_hidden = tape.empty(size, FP32)
             by_head = tape.empty(Size(fixed=model.embedding_params), FP32, name=GRADIENTS) if trains else None
             held = tape.by_rule(tile)
+            tape.multiplied()
             if element == FP32:
                 return by_hidden, by_head
             made = tape.empty(size, element)
@@ -154,6 +155,7 @@ class Outside:
         head = Size(fixed=model.embedding_params)
         by_head = tape.empty(head, options.compute, name=GRADIENTS) if trains else None
         chunk = tape.by_rule(Rule("liger", model.vocab_size, model.hidden_size))
+        tape.multiplied()
         del chunk
         if trains:
             made = tape.empty(head, options.compute)

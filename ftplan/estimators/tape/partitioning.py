@@ -22,7 +22,7 @@ REDUCTION: Final = 1
 """The stream on which buckets are reduced."""
 
 FP64: Final = 8
-"""Of the norm of an offloaded gradient (get_norm_dtype)."""
+"""Of the norm of a gradient (get_norm_dtype)."""
 
 
 class _Reducing(NamedTuple):
@@ -77,7 +77,8 @@ class Partitioning:
             log.allocate(states.largest_trainable(self._work) * self._element)
         else:
             log.passing([self._share * FP32])
-        log.empty_cache()
+        if self._work.stack.empties_cache:
+            log.empty_cache()
 
     def begin(self, *, first: bool, last: bool) -> None:
         """A micro-batch begins, the ``first`` or ``last`` of an accumulation: stage 1 reduces in the last only."""
@@ -130,7 +131,7 @@ class Partitioning:
             cost = states.optimizer_cost(work.config.optimizer)
             left = self._share
             for elements in self._mine:
-                log.passing([min(elements, left) * FP32])
+                log.passing([min(elements, left) * FP64])
                 left -= elements
             log.free(self._outside)
             self._outside = []

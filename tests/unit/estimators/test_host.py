@@ -8,6 +8,7 @@ from ftplan.profiles.runtime import runtime_figure
 from ftplan.results import Phase, Provenance, Timeline
 from ftplan.units import GB
 
+LOADING = runtime_figure("process_host_loading_bytes").value
 PROCESS = runtime_figure("process_host_bytes").value
 GROUP = runtime_figure("process_group_host_bytes").value
 LARGE = small_model(hidden_size=4096, intermediate_size=14336, num_hidden_layers=40, vocab_size=32000)
@@ -27,11 +28,14 @@ def size_of(name, **fields):
 )
 def test_each_rank_is_a_process(gpus, sharding, ranks):
     group = GROUP if ranks > 1 else 0
-    assert size_of("processes", gpus=gpus, sharding=sharding) == round(ranks * (PROCESS + group))
+    fields = {"gpus": gpus, "sharding": sharding}
+    assert size_of("processes", **fields) == round(ranks * LOADING)
+    assert size_of("processes", **fields) + size_of("training", **fields) == round(ranks * (PROCESS + group))
 
 
 def test_only_the_ranks_of_one_node_share_its_memory():
-    assert size_of("processes", gpus="2x4x24GB", sharding="ddp") == round(4 * (PROCESS + GROUP))
+    assert size_of("processes", gpus="2x4x24GB", sharding="ddp") == round(4 * LOADING)
+    assert size_of("training", gpus="2x4x24GB", sharding="ddp") == round(4 * (PROCESS + GROUP - LOADING))
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "zero1", "zero2"])
@@ -94,11 +98,14 @@ def test_paged_states_can_live_on_the_host():
     assert size_of("offloaded states", gpus="1x24GB", optimizer="adamw_torch") == 0
 
 
-def test_sharded_weights_are_gathered_to_save_them():
-    assert size_of("saving", sharding="fsdp2", **FULL) == 2 * 4 * PARAMS
-    assert size_of("saving", sharding="zero3", **FULL) == 2 * PARAMS
-    assert size_of("saving", sharding="fsdp2") == 0
-    assert size_of("saving", sharding="ddp", **FULL) == 0
+@pytest.mark.parametrize(
+    ("sharding", "kind", "element"),
+    [("ddp", "whole", 2), ("fsdp2", "fsdp", 4), ("zero2", "zero", 2), ("zero3", "zero3", 2)],
+)
+def test_a_checkpoint_of_full_fine_tuning_is_made_on_the_host(sharding, kind, element):
+    copies = runtime_figure("saving_copies", kind).value
+    assert size_of("saving", sharding=sharding, **FULL) == round(copies * element * PARAMS)
+    assert size_of("saving", sharding=sharding) == 0
 
 
 def test_the_tensors_of_cpu_processes_are_in_the_host_s_memory():
