@@ -96,7 +96,7 @@ def later_errors(case: MeasuredCase) -> dict[str, float]:
 
 
 def later_cases() -> list[MeasuredCase]:
-    """Runs measured after the constants were fitted, the worst rank of each; those that no plan makes, FSDP2 on one card, are left out."""
+    """Runs measured after the constants were fitted, the worst rank of each; no plan makes FSDP2 on one card."""
     cases = spread_cases() + unseen_cases() + host_cases()
     return [case for case in worst_ranks(cases) if not (case.is_single and case.config.sharding == "fsdp2")]
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from statistics import fmean
 
 from benchmarks.measured_cases import MeasuredCase, limit_cases
 from ftplan.estimators.tape.replaying import replayed
 from ftplan.estimators.workload import Workload
+from ftplan.spec import RunConfig
 from ftplan.units import GIB
 
 
@@ -39,6 +41,27 @@ def summary(shares: Iterable[tuple[MeasuredCase, float]]) -> dict[str, int]:
     return counts
 
 
+def usable(shares: Iterable[tuple[MeasuredCase, float]]) -> dict[str, float]:
+    """Of each configuration the smallest card on which it ran over the smallest on which it is said to fit.
+
+    ``configurations`` counts those that ran under some cap, ``rejected_5_percent_above`` those that are rejected even
+    on a card 5 % larger than the smallest on which they ran.
+    """
+    least: dict[tuple[RunConfig, str], tuple[int, float]] = {}
+    for case, share in shares:
+        key = case.config, case.row["gpu"]
+        cap = cap_bytes(case)
+        if case.row["ok"] and cap < least.get(key, (cap + 1, 0.0))[0]:
+            least[key] = cap, share
+    found = [1 / max(1.0, share) for _, share in least.values()]
+    return {
+        "configurations": len(found),
+        "rejected_5_percent_above": sum(share > 1.05 for _, share in least.values()),
+        "usable_percent_mean": round(100 * fmean(found), 2),
+        "usable_percent_worst": round(100 * min(found), 2),
+    }
+
+
 def main() -> None:
     """Print the comparison."""
     shares = []
@@ -47,7 +70,7 @@ def main() -> None:
         shares.append((case, share))
         if (share <= 1) != case.row["ok"]:
             print(f"{'false fit' if share <= 1 else 'false reject':12} {case.label:44} needs {share:.3f} of the cap")
-    print(json.dumps({"benchmark": "limits", **summary(shares)}))
+    print(json.dumps({"benchmark": "limits", **summary(shares), **usable(shares)}))
 
 
 if __name__ == "__main__":

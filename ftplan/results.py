@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter
@@ -47,8 +47,10 @@ class Provenance(StrEnum):
     @staticmethod
     def worst(figures: Iterable[Provenance]) -> Provenance:
         """The provenance of a total of ``figures``."""
-        order = list(Provenance)
-        return max(figures, key=order.index, default=Provenance.MEASURED)
+        return max(figures, key=_BEST_FIRST.__getitem__, default=Provenance.MEASURED)
+
+
+_BEST_FIRST = {provenance: place for place, provenance in enumerate(Provenance)}
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,14 @@ class Timeline:
         """Sum of the terms alive in ``phase``."""
         return sum(term.bytes for term in self.terms if phase in term.alive)
 
-    @property
+    @cached_property
     def by_phase(self) -> dict[Phase, int]:
         """The peak of each phase."""
         totals = dict.fromkeys(_PHASES, 0)
         for term in self.terms:
+            size = term.bytes
             for phase in term.alive:
-                totals[phase] += term.bytes
+                totals[phase] += size
         return totals
 
     @property

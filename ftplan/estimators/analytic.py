@@ -52,7 +52,7 @@ def _rank_estimates(work: Workload, margin: float, *, replays: bool) -> tuple[Ra
         card = (gpu.name, gpu.usable_bytes)
         if card not in by_card:
             by_card[card] = _rank_estimate(work, gpu, margin, replays=replays)
-        ranks.append(replace(by_card[card], rank=rank))
+        ranks.append(replace(by_card[card], rank=rank) if rank else by_card[card])
     return tuple(ranks)
 
 
@@ -123,7 +123,7 @@ def _expert_notes(work: Workload) -> list[str]:
 
 def _notes(work: Workload, ranks: tuple[RankEstimate, ...]) -> tuple[str, ...]:
     notes = []
-    if evaluation_exceeds(work, ranks[0].terms):
+    if evaluation_exceeds(work, ranks[0]):
         notes.append("an evaluation with this micro-batch would need more than a step does; it is not counted")
     if work.config.sharding == "none" and work.cluster.world_size > 1:
         notes.append(f"sharding none runs one process: {work.cluster.world_size - 1} devices stay idle")

@@ -12,7 +12,7 @@ from ftplan.estimators.tape.build import moments_for
 from ftplan.estimators.tape.moments import Batch, Moment
 from ftplan.estimators.workload import Workload
 from ftplan.profiles.schema import GpuProfile
-from ftplan.results import Phase, Provenance, Term, Timeline
+from ftplan.results import Phase, Provenance, RankEstimate, Term, Timeline
 
 FP32: Final = 4
 IN_STEP: Final = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD)
@@ -114,14 +114,13 @@ def _step(bill: _Bill, work: Workload) -> int:
     return sum(size for (_, size), phases in alive.items() if Phase.BACKWARD in phases)
 
 
-def evaluation_exceeds(work: Workload, terms: tuple[Term, ...]) -> bool:
+def evaluation_exceeds(work: Workload, rank: RankEstimate) -> bool:
     """Whether an evaluation, which is not counted, would peak above the step."""
     if work.config.evaluates:
         return False
     batch = Batch(work.config.micro_batch, work.config.seq_len)
     moment = moments_for(work).worst(Phase.EVAL, batch).bytes(batch)
-    by_phase = Timeline(terms).by_phase
-    return by_phase[Phase.EVAL] + moment > max(by_phase.values())
+    return Timeline(rank.terms).bytes_at(Phase.EVAL) + moment > rank.peak_allocated_bytes
 
 
 def _parts(moment: Moment, batch: Batch, *, expandable: bool) -> dict[str, int]:

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from benchmarks.limits import needed_of_cap, summary
+from benchmarks.limits import needed_of_cap, summary, usable
 from benchmarks.measured_cases import alone_cases, limit_cases, sharded_limit_cases
 from ftplan.estimators.tape.replaying import replayed
 from ftplan.estimators.workload import Workload
@@ -51,6 +51,12 @@ def test_rejections_of_what_ran_are_few():
     counts = summary((SAMPLE[place], needed(place)) for place in places(survived=True))
     assert counts["false_rejects"] <= 0.4 * counts["runs"]
     assert counts["false_rejects"] - counts["false_rejects_within_5_percent"] <= 0.1 * counts["runs"]
+
+
+def test_a_card_is_usable_to_95_percent():
+    counts = usable((SAMPLE[place], needed(place)) for place in places(survived=True))
+    assert counts["usable_percent_mean"] >= 95
+    assert counts["rejected_5_percent_above"] <= 0.2 * counts["configurations"]
 
 
 @pytest.mark.parametrize(

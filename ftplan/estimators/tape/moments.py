@@ -42,24 +42,21 @@ class Batch:
 
     Attributes:
         tokens: tokens of the micro-batch.
+        scores: entries of one head's scores, samples x length x length.
+        square: entries of a mask, length x length.
     """
 
     def __init__(self, samples: int, length: int) -> None:
         self.samples = samples
         self.length = length
         self.tokens = samples * length
-        self._square = length * length
-        self._scores = samples * self._square
+        self.square = length * length
+        self.scores = samples * self.square
 
     def bytes(self, size: Size) -> float:
         """``size`` for this micro-batch."""
-        return (
-            size.tokens * self.tokens
-            + size.scores * self._scores
-            + size.mask * self._square
-            + size.length * self.length
-            + size.fixed
-        )
+        tokens, scores, mask, length, fixed = size
+        return tokens * self.tokens + scores * self.scores + mask * self.square + length * self.length + fixed
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,16 @@ class Moments:
 
     def worst(self, phase: Phase, batch: Batch) -> Moment:
         """The highest moment of a phase."""
-        return max(self.by_phase[phase], key=lambda moment: moment.bytes(batch))
+        highest, most = self.by_phase[phase][0], -1.0
+        of_tokens, of_scores, of_mask, of_length = batch.tokens, batch.scores, batch.square, batch.length
+        for moment in self.by_phase[phase]:  # a search does this for every candidate
+            tokens, scores, mask, length, total = moment.total
+            total += tokens * of_tokens + scores * of_scores + mask * of_mask + length * of_length
+            for rule in moment.rules:
+                total += rule_bytes(rule, of_tokens)
+            if total > most:
+                highest, most = moment, total
+        return highest
 
 
 Held = list[list[Event]]

@@ -1,0 +1,30 @@
+"""Our own engine's runs of a later day than the code was fitted on: what ``ftplan run`` told beside what it took."""
+
+import pytest
+
+from benchmarks.accuracy import engine_errors
+from benchmarks.measured_cases import engine_cases
+
+LATER = [case for case in engine_cases() if case.id.startswith("r")]
+
+
+@pytest.fixture(scope="module")
+def errors():
+    return {case.id: engine_errors(case) for case in LATER}
+
+
+def test_there_are_runs_on_one_and_on_several_cards():
+    assert {case.is_single for case in LATER} == {True, False}
+    assert len(LATER) == 10
+
+
+@pytest.mark.parametrize("case", LATER, ids=lambda case: case.label)
+def test_each_is_near(case, errors):
+    assert errors[case.id]["allocated"] == pytest.approx(0, abs=0.025)
+    assert errors[case.id]["process"] == pytest.approx(0, abs=0.05)
+    assert errors[case.id]["host"] == pytest.approx(0, abs=0.13)
+
+
+def test_in_the_mean_the_process_is_told_within_a_percent(errors):
+    assert sum(abs(each["process"]) for each in errors.values()) / len(errors) < 0.01
+    assert sum(abs(each["host"]) for each in errors.values()) / len(errors) < 0.06
