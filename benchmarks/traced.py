@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from statistics import fmean
@@ -23,10 +22,11 @@ from benchmarks.measured_cases import (
     known_cases,
     run_config,
     unseen_cases,
+    worst_ranks,
 )
 from ftplan.estimators.trace.digest import Digest
 from ftplan.estimators.trace.running import traced
-from ftplan.estimators.trace.settings import TraceSettings
+from ftplan.estimators.trace.settings import TraceSettings, worst_rank
 from ftplan.profiles.stacks import load_stack
 from ftplan.results import Phase
 from ftplan.units import GIB
@@ -76,7 +76,8 @@ def errors(case: MeasuredCase) -> dict[str, float]:
 
 def engine_errors(case: MeasuredCase) -> dict[str, float]:
     """The same for a run of our own engine, which loads weights from disk and counts loading too."""
-    told = traced(replace(settings(case), load="pretrained", evaluates=False))
+    rank = worst_rank(case.config, case.row["gpus"])
+    told = traced(replace(settings(case), rank=rank, load="pretrained", evaluates=False))
     measured = case.row["measured"]
     peaks = [peak for phase, peak in told.phases.items() if phase not in (Phase.EVAL, Phase.SAVE)]
     return {
@@ -87,16 +88,6 @@ def engine_errors(case: MeasuredCase) -> dict[str, float]:
 
 def _highest(told: Digest, figure: str) -> int:
     return max(int(getattr(peak, figure)) for phase, peak in told.phases.items() if phase in TRAINING)
-
-
-def worst_ranks(cases: tuple[MeasuredCase, ...]) -> Iterator[MeasuredCase]:
-    """Of each run on each card the rank with the highest peak."""
-    best: dict[tuple[str, str], MeasuredCase] = {}
-    for case in cases:
-        key = (case.id, case.row["gpu"])
-        if key not in best or case.row["peak_alloc"] > best[key].row["peak_alloc"]:
-            best[key] = case
-    yield from best.values()
 
 
 def capped_mistakes() -> list[str]:

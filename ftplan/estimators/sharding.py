@@ -59,6 +59,13 @@ def zero_buckets(work: Workload) -> int:
     return bucket * work.compute_bytes * (1 if work.zero_stage == 3 else 2)
 
 
+def zero_partition(work: Workload) -> int:
+    """ZeRO-2's partition of the gradients in the backward; an accumulation has it from micro-batch to micro-batch."""
+    if work.zero_stage != 2 or offloads_optimizer(work) or work.config.accumulation > 1:
+        return 0
+    return _partition(work)
+
+
 def zero_host_copies(work: Workload, in_backward: int) -> int:
     """What ZeRO-1/2 take beyond the ``in_backward`` bytes of the highest moment to move gradients to the host.
 
@@ -134,21 +141,6 @@ def zero3_live(work: Workload) -> int:
     return min(whole, ZERO3_MAX_LIVE * work.compute_bytes)
 
 
-def gradients_in_backward(work: Workload) -> int:
-    """Gradients at the end of the backward: sharded as they are reduced, plus a layer's whole gradients on the way."""
-    total = work.updated
-    if work.zero_stage and offloads_optimizer(work):
-        return 0
-    if work.zero_stage == 3:
-        return 0
-    element = work.gradient_bytes
-    held = ceil_div(total, work.gradient_shards) * element + trainable_blocks(work, element, work.gradient_shards)
-    if work.is_fsdp:
-        layer = total // max(1, work.model.layer_count)
-        return (0 if offloads_parameters(work) else held) + 2 * layer * work.compute_bytes
-    return held
-
-
 def whole_before_sharding(work: Workload) -> int:
     """Bytes of a 4-bit model and its adapters on one rank beyond its shards.
 
@@ -187,9 +179,9 @@ def accumulated_gradients(work: Workload) -> int:
     if work.is_fsdp:
         return 0 if offloads_parameters(work) else ceil_div(total, work.gradient_shards) * work.gradient_bytes
     if work.zero_stage:
-        return 0 if work.zero_stage == 3 or offloads_optimizer(work) else _zero_partition(total, work)
+        return 0 if work.zero_stage == 3 or offloads_optimizer(work) else _partition(work)
     return total * work.gradient_bytes + trainable_blocks(work, work.gradient_bytes, 1)
 
 
-def _zero_partition(total: int, work: Workload) -> int:
-    return ceil_div(total, work.gradient_shards) * work.gradient_bytes
+def _partition(work: Workload) -> int:
+    return ceil_div(work.updated, work.gradient_shards) * work.gradient_bytes

@@ -145,6 +145,8 @@ def _gathered(bill: _Bill, work: Workload) -> None:
 
 
 def _optimizer(bill: _Bill, work: Workload) -> None:
+    reason = "of the last rank, whose gradients come first: its partition is there as the backward begins"
+    bill.add("gradients", sharding.zero_partition(work), (Phase.BACKWARD,), reason, "deepspeed 0.19.8")
     kept = sharding.accumulated_gradients(work)
     bill.add("accumulated gradients", kept, IN_STEP, "of the micro-batches before", "transformers Trainer")
     at_step = sharding.gradients_at_step(work)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.measured_cases import capped_cases, known_cases, unseen_cases
-from benchmarks.traced import errors, settings, worst_ranks
+from benchmarks.measured_cases import capped_cases, known_cases, unseen_cases, worst_ranks
+from benchmarks.traced import errors, settings
 from ftplan.estimators.trace.running import traced
 from ftplan.units import GIB
 

@@ -61,9 +61,8 @@ def options_of(work: Workload) -> Options:
 
 
 def _reduction(work: Workload) -> Reduction:
-    """FSDP2 reduces a layer at a time, ZeRO-2 and 3 each tensor: 2 into a partition, 3 into a buffer it has."""
-    outside = sharding.offloads_parameters(work) or (work.zero_stage and sharding.offloads_optimizer(work))
-    element = 0 if outside or work.zero_stage == 3 else work.gradient_bytes
+    """FSDP2 reduces a layer at a time, ZeRO-2 and 3 each tensor, into memory that a rank already has or the host's."""
+    element = 0 if sharding.offloads_parameters(work) or work.zero_stage else work.gradient_bytes
     if work.is_fsdp and (work.config.accumulation == 1 or work.config.sync_each_batch):
         tied = work.model.tied and work.trains_all
         return Reduction("part", work.gradient_shards, element, work.gathered_bytes, tied)

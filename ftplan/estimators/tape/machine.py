@@ -299,7 +299,9 @@ class Tape:
             for parameter in self._gradients:
                 parameter.gradient = None
             self._gradients.clear()
-            self._shards.append(self._shard(whole, place))
+            shard = self._shard(whole, place)
+            if not self.accumulates:  # else it is added to what lies elsewhere
+                self._shards.append(shard)
 
     def forget_gradients(self) -> None:
         """Set every gradient to None, as after the optimizer's step."""
@@ -373,10 +375,10 @@ class Tape:
                 target.gradient = self.empty(value.size, value.element, name=GRADIENTS)
         else:
             target.gradient = value
-            if not self.accumulates:
+            if not self.accumulates or self.reduction.by == "part":
                 self._gradients.append(target)
         if self.reduction.by == "tensor" and target.arrived == target.uses:
             self.events.append(Mark(COMPLETE, target.elements))
             target.gradient = self._shard(target.elements, self.place)
-        if self.accumulates and target.arrived == target.uses:  # added to what lies elsewhere
-            target.gradient = None
+        if self.accumulates and self.reduction.by != "part" and target.arrived == target.uses:
+            target.gradient = None  # added to what lies elsewhere

@@ -34,9 +34,12 @@ class _Reducing(NamedTuple):
 
 
 class Partitioning:
-    """Writes into a log what one rank, the first, allocates for gradients and the optimizer's step."""
+    """Writes into a log what one rank, the first or the ``last``, allocates for gradients and the optimizer's step.
 
-    def __init__(self, log: Log, work: Workload, trainables: Sequence[int]) -> None:
+    Gradients come from the end of the model, so that the last rank has its partition from the first of them on.
+    """
+
+    def __init__(self, log: Log, work: Workload, trainables: Sequence[int], *, last: bool = False) -> None:
         self._log = log
         self._work = work
         self._element = work.gradient_bytes
@@ -44,8 +47,9 @@ class Partitioning:
         self._capacity = work.model.hidden_size**2
         self._total = sum(trainables)
         self._share = ceil_div(self._total, work.world)
+        self._begin = (work.world - 1) * self._share if last else 0
         begins = accumulate(trainables, initial=0)
-        self._mine = [each for each, begin in zip(trainables, begins, strict=False) if begin < self._share]
+        self._mine = [each for each, begin in zip(trainables, begins, strict=False) if self._is_mine(begin, each)]
         self._buffers: list[int] = []
         self._bucket: list[_Reducing] = []
         self._to_come = 0
@@ -148,10 +152,14 @@ class Partitioning:
             log.free([wide, *self._partition])
             self._partition = []
 
+    def _is_mine(self, begin: int, elements: int) -> bool:
+        """Whether a part of a tensor that begins there is the rank's."""
+        return begin < self._begin + self._share and begin + elements > self._begin
+
     def _reduce(self) -> None:
         """The bucket is reduced, and its gradients go where they belong (reduce_ipg_grads, copy_grads_in_partition)."""
         for each in self._bucket:
-            mine = each.begin < self._share
+            mine = self._is_mine(each.begin, each.elements)
             if each.key is not None:
                 self._log.record(each.key, REDUCTION)
             if mine and self._offloads:

@@ -50,15 +50,25 @@ def replayable(work: Workload) -> bool:
 
 
 def replayed(work: Workload, gpu: GpuProfile, room: int) -> tuple[int, int]:
-    """(bytes reserved with room to spare, bytes that the allocator needs, see `needed`) of a run on ``gpu``.
+    """(bytes reserved with room to spare, bytes that the allocator needs, see `needed`) of the worst rank on ``gpu``.
 
     How a script of its own loads its model is not known: what is said to be reserved goes by the stack's usual way,
     what is needed by the way that needs least to load.
     """
+    told = [_replayed(work, gpu, room, last=last) for last in (False, True)[: 1 + _ranks_differ(work)]]
+    return max(reserved for reserved, _ in told), max(need for _, need in told)
+
+
+def _ranks_differ(work: Workload) -> bool:
+    """Whether the last rank's partition of the gradients stands longer than the first's."""
+    return work.zero_stage in (1, 2) and work.world > 1 and not offloads_optimizer(work)
+
+
+def _replayed(work: Workload, gpu: GpuProfile, room: int, *, last: bool) -> tuple[int, int]:
     expandable = work.config.expandable_segments
-    events = run_events(work, gpu)
+    events = run_events(work, gpu, last=last)
     on_device = bool(work.zero_stage) or (work.stack.builds_on_device and (work.quantized or work.is_fsdp))
-    usual = run_events(work, gpu, builds_on_device=True) if on_device else events
+    usual = run_events(work, gpu, builds_on_device=True, last=last) if on_device else events
     order = usual_order(work.config)
     reserved = replay(usual, expandable_segments=expandable, addresses=order).peak_reserved_bytes
     margin = runtime_figure("replay_margin", "expandable" if expandable else "default").value
@@ -67,15 +77,18 @@ def replayed(work: Workload, gpu: GpuProfile, room: int) -> tuple[int, int]:
     )
 
 
-def run_events(work: Workload, gpu: GpuProfile, *, builds_on_device: bool = False) -> list[simulated.Event]:
+def run_events(
+    work: Workload, gpu: GpuProfile, *, builds_on_device: bool = False, last: bool = False
+) -> list[simulated.Event]:
     """Every allocation and release of loading and a few steps; see `loading.load` for ``builds_on_device``.
 
     Under ZeRO that says whether the trained weights are made flat there. Peaks count from the end of loading then.
+    ``last``: of the last rank, which under ZeRO-1 and 2 differs from the first.
     """
     log = Log()
     trained = load(log, work, builds_on_device=builds_on_device and not work.zero_stage)
     log.empty_cache()
-    steps = _Steps(log, work, gpu)
+    steps = _Steps(log, work, gpu, last=last)
     if steps.partitioning is not None:
         steps.partitioning.flatten(trained, on_device=builds_on_device)
     if builds_on_device:
@@ -87,7 +100,7 @@ def run_events(work: Workload, gpu: GpuProfile, *, builds_on_device: bool = Fals
 class _Steps:
     """Writes the steps of a run into a log."""
 
-    def __init__(self, log: Log, work: Workload, gpu: GpuProfile) -> None:
+    def __init__(self, log: Log, work: Workload, gpu: GpuProfile, *, last: bool) -> None:
         self._log = log
         self._work = work
         self._batch = Batch(work.config.micro_batch, work.config.seq_len)
@@ -100,7 +113,7 @@ class _Steps:
         self.partitioning: Partitioning | None = None
         if work.zero_stage:
             self._options = replace(self._options, reduction=Reduction("tensor", element=0))
-            self.partitioning = Partitioning(log, work, self._trainables)
+            self.partitioning = Partitioning(log, work, self._trainables, last=last)
 
     def run(self) -> None:
         """All steps; DDP makes its buckets anew once it knows the order of gradients."""

@@ -13,7 +13,7 @@ from ftplan.estimators.states import optimizer_cost
 from ftplan.estimators.targets import QUERY_VALUE, target_modules
 from ftplan.estimators.trace.digest import Digest
 from ftplan.estimators.trace.running import traced
-from ftplan.estimators.trace.settings import TraceSettings
+from ftplan.estimators.trace.settings import TraceSettings, worst_rank
 from ftplan.estimators.trace.time import traced_step_time
 from ftplan.estimators.workload import Place
 from ftplan.profiles.runtime import runtime_figure
@@ -81,7 +81,7 @@ def _beside(closed: Estimate | None, place: Place, told: Digest) -> tuple[StepTi
 
 
 def settings_for(config: RunConfig, hf_config: Mapping[str, Any], place: Place, gpu: GpuProfile) -> TraceSettings:
-    """What to trace for a rank on ``gpu``: rank 0, whose shards are the largest."""
+    """What to trace for a rank on ``gpu``: the one that needs most."""
     capability = gpu.compute_capability or HOPPER
     workspace = runtime_figure("workspace_bytes", "hopper" if capability == HOPPER else "other")
     return TraceSettings(
@@ -89,6 +89,7 @@ def settings_for(config: RunConfig, hf_config: Mapping[str, Any], place: Place, 
         model=hf_config,
         stack=load_stack(config.stack),
         world_size=place.world,
+        rank=worst_rank(config, place.world),
         ranks_per_node=place.ranks_per_node,
         capability=capability,
         workspace_bytes=int(workspace.value),

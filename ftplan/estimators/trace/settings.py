@@ -40,3 +40,11 @@ class TraceSettings:
     whole: bool = False
     evaluates: bool = True
     saves: bool = True
+
+
+def worst_rank(config: RunConfig, world_size: int) -> int:
+    """The rank that needs most: the first, whose shards are the largest, but the last under ZeRO-1 and 2.
+
+    Gradients come from the end of the model, so that the last rank has its partition of them from the first one on.
+    """
+    return world_size - 1 if config.sharding in ("zero1", "zero2") and config.offload == "none" else 0

@@ -21,9 +21,9 @@ def log():
     return Log()
 
 
-def partitioning(log, sharding="zero2", **fields):
+def partitioning(log, sharding="zero2", *, last=False, **fields):
     work = workload("2x24GB", method="full", weights_dtype="bf16", precision="bf16", sharding=sharding, **fields)
-    return Partitioning(log, work, ORDER)
+    return Partitioning(log, work, ORDER, last=last)
 
 
 def backward(log, made, order=ORDER):
@@ -55,6 +55,20 @@ def test_of_a_backward_the_rank_s_own_gradients_stay_whole_on_the_stream_that_re
     backward(log, made)
     assert live(log) == [(2 * LARGE, REDUCTION)]
     assert [size for size in sizes(log) if size == 2 * K] == [2 * K, 2 * K]
+
+
+def test_the_last_rank_has_its_partition_from_the_first_gradients_on(log):
+    halves = (LARGE, LARGE)
+    for last in (False, True):
+        log.events.clear()
+        work = workload("2x24GB", method="full", precision="bf16", sharding="zero2")
+        made = Partitioning(log, work, halves, last=last)
+        made.begin(first=True, last=True)
+        for _ in halves:
+            key = log.allocate(2 * LARGE)
+            made.arrived(2 * LARGE)
+            assert made.takes([key])
+        assert any(stream == REDUCTION for _, stream in live(log)) == last
 
 
 def test_a_gradient_larger_than_a_bucket_waits_where_it_lies_and_is_recorded(log):
