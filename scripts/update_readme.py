@@ -17,9 +17,9 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 PARTS = {
     "single, fitted": "one GPU, runs that constants were fitted on",
     "single, held out": "one GPU, the others",
-    "several": "two GPUs (DDP, FSDP2, ZeRO-2/3, offload)",
+    "several": "two GPUs (DDP, FSDP2, ZeRO-2/3, offload), worst rank",
     "single, later": "one GPU, measured later: other models and features, up to 32k tokens",
-    "several, later": "two GPUs, measured later",
+    "several, later": "two GPUs, measured later, worst rank",
     "own engine": "runs of our own engine, one and two GPUs",
 }
 

@@ -60,10 +60,12 @@ def zero_buckets(work: Workload) -> int:
 
 
 def zero_partition(work: Workload) -> int:
-    """ZeRO-2's partition of the gradients in the backward; an accumulation has it from micro-batch to micro-batch."""
-    if work.zero_stage != 2 or offloads_optimizer(work) or work.config.accumulation > 1:
+    """The partition of the gradients that ZeRO-1 and 2 make in the backward; accumulating, ZeRO-2 has it already."""
+    if work.zero_stage not in (1, 2) or offloads_optimizer(work) or work.world == 1:
         return 0
-    return _partition(work)
+    if work.zero_stage == 2 and work.config.accumulation > 1:
+        return 0
+    return ceil_div(work.updated, work.world) * work.gradient_bytes
 
 
 def zero_host_copies(work: Workload, in_backward: int) -> int:
@@ -179,7 +181,8 @@ def accumulated_gradients(work: Workload) -> int:
     if work.is_fsdp:
         return 0 if offloads_parameters(work) else ceil_div(total, work.gradient_shards) * work.gradient_bytes
     if work.zero_stage:
-        return 0 if work.zero_stage == 3 or offloads_optimizer(work) else _partition(work)
+        on_host = offloads_optimizer(work) and work.zero_stage == 2  # stage 1 moves them once all are there
+        return 0 if work.zero_stage == 3 or on_host else _partition(work)
     return total * work.gradient_bytes + trainable_blocks(work, work.gradient_bytes, 1)
 
 

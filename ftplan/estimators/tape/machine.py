@@ -51,12 +51,12 @@ from ftplan.estimators.tape.sizes import (
 class Reduction(NamedTuple):
     """How ranks reduce gradients: not here (``by`` none), a part of the model at a time, or each tensor as it comes.
 
-    ``shards`` ranks share the result, of ``element`` bytes (0 where it lies elsewhere); ``buffer_element`` is what is
-    sent. ``tied``: head and embedding are reduced together, at the end.
+    One of ``shards`` parts of the result stays, of ``element`` bytes (0 where it lies elsewhere); ``buffer_element`` is
+    what is sent. ``tied``: head and embedding are reduced together, at the end.
     """
 
     by: str = "none"
-    shards: int = 1
+    shards: float = 1
     element: int = 4
     buffer_element: int = 2
     tied: bool = False

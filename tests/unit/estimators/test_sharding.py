@@ -135,7 +135,8 @@ def test_gradients_when_the_optimizer_reads_them(name, size):
 
 
 @pytest.mark.parametrize(
-    ("name", "accumulation", "size"), [("zero2", 1, 2 * PARAMS // 4), ("zero2", 2, 0), ("zero1", 1, 0), ("zero3", 1, 0)]
+    ("name", "accumulation", "size"),
+    [("zero2", 1, 2 * PARAMS // 4), ("zero2", 2, 0), ("zero1", 1, 2 * PARAMS // 4), ("zero3", 1, 0)],
 )
 def test_the_last_rank_has_its_partition_of_the_gradients_as_the_backward_begins(name, accumulation, size):
     assert sharding.zero_partition(on_four(name, accumulation=accumulation, **FULL)) == size
