@@ -23,7 +23,16 @@ _aten = torch.ops.aten
 
 ADD: Final = _aten.add.Tensor
 INDEX: Final = _aten.index.Tensor
-MATRIX_PRODUCTS: Final = frozenset({_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default})
+MATRIX_PRODUCTS: Final = frozenset(
+    {
+        _aten.mm.default,
+        _aten.mm.out,
+        _aten.addmm.default,
+        _aten.addmm_.default,
+        _aten.bmm.default,
+        _aten.baddbmm.default,
+    }
+)
 LT_WORKSPACE_BYTES: Final = 1 << 20
 """cuBLASLt's workspace of a thread, which products with a bias use."""
 
@@ -255,8 +264,10 @@ def _attention(query: Any, key: Any, causal: bool, products: float) -> float:
 
 _FLOPS: Final[dict[Any, Callable[[Any], float]]] = {
     _aten.mm.default: _mm,
+    _aten.mm.out: _mm,
     _aten.bmm.default: _mm,
     _aten.addmm.default: _addmm,
+    _aten.addmm_.default: _addmm,
     _aten.baddbmm.default: _addmm,
     _aten._grouped_mm.default: _mm,
     _aten._scaled_dot_product_cudnn_attention.default: lambda a: _attention(a[0], a[1], len(a) > 6 and a[6], 2),
