@@ -65,7 +65,7 @@ def zero_partition(work: Workload) -> int:
         return 0
     if work.zero_stage == 2 and work.config.accumulation > 1:
         return 0
-    return ceil_div(work.updated, work.world) * work.gradient_bytes
+    return ceil_div(work.updated, work.optimizer_shards) * work.gradient_bytes
 
 
 def zero_host_copies(work: Workload, in_backward: int) -> int:
