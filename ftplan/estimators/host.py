@@ -45,7 +45,8 @@ def _gpu_terms(work: Workload) -> list[Term]:
         Term(
             "training",
             round(ranks * more),
-            states.AFTER_LOAD,
+            # ZeRO-3 makes the model inside DeepSpeed and its process group, which are there by then.
+            tuple(Phase) if work.zero_stage == 3 else states.AFTER_LOAD,
             "what the processes take once they train",
             source,
             Provenance.MEASURED,
@@ -103,6 +104,8 @@ def _loading_bytes(work: Workload) -> int:
         return work.ranks_per_node * whole
     if work.is_fsdp and not work.quantized:
         return whole + (work.ranks_per_node - 1) * min(whole, SHARD_FILE_BYTES)
+    if work.zero_stage == 3:
+        return min(whole, SHARD_FILE_BYTES)
     return work.ranks_per_node * min(whole, SHARD_FILE_BYTES)
 
 
@@ -111,6 +114,8 @@ def _loading_reason(work: Workload) -> str:
         return f"{work.ranks_per_node} ranks each load a whole copy before it moves to the device"
     if work.is_fsdp and not work.quantized:
         return "rank 0 loads the whole model, the others receive shards"
+    if work.zero_stage == 3:
+        return "one checkpoint file at a time, whose pages the ranks share"
     return "one checkpoint file at a time on each rank"
 
 

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from typing import Final
 
+from ftplan.estimators.fetching import Fetching
 from ftplan.estimators.params import expert_targets, layer_targets
-from ftplan.estimators.states import largest_trainable, trainable_blocks, weight_bytes, whole_weight_bytes
+from ftplan.estimators.states import (
+    largest_trainable,
+    optimizer_temporary,
+    trainable_blocks,
+    weight_bytes,
+    whole_weight_bytes,
+)
 from ftplan.estimators.workload import Workload
 from ftplan.profiles.schema import LayerProfile
 from ftplan.units import DTYPE_BYTES, ceil_div
 
 FP32: Final = 4
-
-ZERO3_MAX_LIVE: Final = 10**9
-"""Elements that ZeRO-3 keeps gathered for reuse (stage3_max_live_parameters and stage3_max_reuse_distance)."""
 
 
 def offloads_parameters(work: Workload) -> bool:
@@ -40,23 +44,23 @@ def ddp_buckets(work: Workload) -> int:
 def zero_buffers(work: Workload) -> int:
     """DeepSpeed's buffers between steps.
 
-    ZeRO-3: one flat bf16 gradient partition, e T / W. With the optimizer offloaded, a bf16 buffer of the largest
-    trainable tensor instead.
+    ZeRO-3: the reduce bucket of H² elements, and one flat bf16 gradient partition, e T / W. With the optimizer
+    offloaded only the bucket; stages 1 and 2 have a bf16 buffer of the largest trainable tensor then.
     """
     element = work.compute_bytes
-    if work.zero_stage and offloads_optimizer(work):
-        return largest_trainable(work) * element if work.zero_stage < 3 else 0
     if work.zero_stage == 3:
-        return ceil_div(work.trainable, work.world) * element
+        partition = 0 if offloads_optimizer(work) else ceil_div(work.trainable, work.world)
+        return (work.model.hidden_size**2 + partition) * element
+    if work.zero_stage and offloads_optimizer(work):
+        return largest_trainable(work) * element
     return 0
 
 
 def zero_buckets(work: Workload) -> int:
-    """Reduce buckets of H² elements in the backward (transformers' "auto"): two (overlap) in ZeRO-1/2, one in 3."""
-    if not work.zero_stage:
+    """ZeRO-1 and 2's two reduce buckets of H² elements in the backward (transformers' "auto")."""
+    if work.zero_stage not in (1, 2):
         return 0
-    bucket = min(work.model.hidden_size**2, work.trainable)
-    return bucket * work.compute_bytes * (1 if work.zero_stage == 3 else 2)
+    return min(work.model.hidden_size**2, work.trainable) * work.compute_bytes * 2
 
 
 def zero_partition(work: Workload) -> int:
@@ -112,35 +116,23 @@ def _gathered(params: int, work: Workload) -> int:
     return (whole_weight_bytes(work) - outside * work.unquantized_bytes) * params // total
 
 
-def gathered_in_layers(work: Workload) -> int:
-    """Gathered parameters while layers run: FSDP2 this and the next layer with the last group; ZeRO-3 a cache."""
-    if work.zero_stage == 3:
-        return zero3_live(work)
-    if work.config.sharding == "fsdp2-grad-op":
-        return _gathered(work.model.total_params, work)
-    if work.is_fsdp:
-        return 2 * layer_weight_bytes(work) + tail_weight_bytes(work)
-    return 0
-
-
-def gathered_at_loss(work: Workload, *, backward: bool) -> int:
-    """Gathered parameters at the loss: FSDP2's last group.
-
-    In the forward the all-gather's output buffer still stands beside it, but where the loss runs in tiles: measured on
-    two H200, 0.25 GiB less than with it for Qwen2.5-0.5B.
-    """
-    if work.zero_stage == 3 or work.config.sharding == "fsdp2-grad-op":
-        return gathered_in_layers(work)
-    if work.is_fsdp:
-        buffered = not backward and work.config.loss_path == "full"
-        return tail_weight_bytes(work) * (2 if buffered else 1)
-    return 0
-
-
-def zero3_live(work: Workload) -> int:
-    """Parameters ZeRO-3 keeps gathered: the whole model up to the live limit."""
-    whole = whole_weight_bytes(work) if work.quantized else work.model.total_params * work.compute_bytes
-    return min(whole, ZERO3_MAX_LIVE * work.compute_bytes)
+def zero3_fetching(work: Workload, *, lingers: bool) -> Fetching:
+    """What decides which parameters ZeRO-3 keeps whole."""
+    config = work.config
+    adapts = config.trains_adapters
+    return Fetching(
+        model=work.model,
+        targets=config.lora_targets if adapts else "",
+        rank=config.lora_rank if adapts else 0,
+        element=work.compute_bytes,
+        adapter_element=work.trainable_bytes,
+        checkpointing=config.gradient_checkpointing,
+        ranks=work.world,
+        copies=offloads_parameters(work),
+        holds_frozen=work.stack.holds_frozen(config),
+        external_head=config.loss_path != "full",
+        lingers=lingers,
+    )
 
 
 def whole_before_sharding(work: Workload) -> int:
@@ -155,12 +147,16 @@ def whole_before_sharding(work: Workload) -> int:
 
 
 def gradients_at_step(work: Workload) -> int:
-    """Gradients while the optimizer runs; DeepSpeed converts its partition to fp32 and keeps both."""
+    """Gradients while the optimizer runs; DeepSpeed converts its partition to fp32 and keeps both.
+
+    Stage 3 makes it flat first, which is freed before the optimizer's own temporaries come.
+    """
     total = work.updated
     if offloads_optimizer(work) and (work.zero_stage or work.is_fsdp):
         return 0
     if work.zero_stage == 3:
-        return ceil_div(total, work.world) * FP32
+        flat = ceil_div(total, work.world)
+        return flat * FP32 + max(0, flat * work.compute_bytes - optimizer_temporary(work))
     if work.zero_stage:
         return ceil_div(total, work.world) * (work.gradient_bytes + FP32)
     blocks = trainable_blocks(work, work.gradient_bytes, work.gradient_shards)

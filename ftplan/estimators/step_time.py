@@ -189,7 +189,12 @@ def _offload_seconds(work: Workload, gpu: GpuProfile) -> float:
 
 
 def _host_adam_seconds(work: Workload) -> float:
-    """AdamW of one element on the host, by the threads of a rank, until memory is the limit; torchrun gives it one."""
+    """AdamW of one element on the host, by the threads of a rank, until memory is the limit; torchrun gives it one.
+
+    DeepSpeed's own takes one pass where torch's takes several.
+    """
     node = work.cluster.nodes[0]
     threads = max(1, node.host.cores // work.ranks_per_node) if work.stack.shares_cores else 1
-    return max(_constant("host_adam_per_element") / threads, _constant("host_adam_at_least"))
+    fused = bool(work.zero_stage) and work.stack.host_adam == "deepspeed"
+    at_least = _constant("host_adam_deepspeed" if fused else "host_adam_at_least")
+    return max(_constant("host_adam_per_element") / threads, at_least)

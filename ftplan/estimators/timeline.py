@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from ftplan.estimators import sharding, states
+from ftplan.estimators import fetching, sharding, states
 from ftplan.estimators.runtime import workspace_bytes
 from ftplan.estimators.tape.build import moments_for
 from ftplan.estimators.tape.moments import Batch, Moment
@@ -135,10 +135,20 @@ def _parts(moment: Moment, batch: Batch, *, expandable: bool) -> dict[str, int]:
 
 
 def _gathered(bill: _Bill, work: Workload) -> None:
-    """What ZeRO-3 keeps gathered, and DeepSpeed's reduce buckets."""
-    reason = "parameters gathered from all ranks, up to stage3_max_live_parameters"
-    live = sharding.zero3_live(work) if work.zero_stage == 3 else 0
-    bill.add("gathered parameters", live, (*IN_STEP, Phase.EVAL), reason, "deepspeed 0.19.8")
+    """What ZeRO-3 keeps whole, and the reduce buckets of ZeRO-1 and 2."""
+    if work.zero_stage == 3:
+        live = fetching.live(sharding.zero3_fetching(work, lingers=False))
+        reason = "parameters gathered from all ranks: those in use, and those that are used again soon"
+        by_size: dict[int, list[Phase]] = {}
+        for size, phases in (
+            (live.forward, (Phase.FORWARD,)),
+            (live.loss, (Phase.LOSS,)),
+            (live.backward, (Phase.BACKWARD,)),
+            (live.forward, (Phase.EVAL,)),
+        ):
+            by_size.setdefault(size, []).extend(phases)
+        for size, alive in by_size.items():
+            bill.add("gathered parameters", size, tuple(alive), reason, "deepspeed 0.19.8")
     bill.add(
         "buckets", sharding.zero_buckets(work), (Phase.BACKWARD,), "DeepSpeed's reduce buckets", "deepspeed 0.19.8"
     )

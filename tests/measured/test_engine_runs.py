@@ -15,12 +15,14 @@ def errors():
 
 def test_there_are_runs_on_one_and_on_several_cards():
     assert {case.is_single for case in LATER} == {True, False}
-    assert len(LATER) == 10
+    assert len(LATER) == 14
 
 
 @pytest.mark.parametrize("case", LATER, ids=lambda case: case.label)
 def test_each_is_near(case, errors):
-    assert errors[case.id]["allocated"] == pytest.approx(0, abs=0.025)
+    # What ZeRO-3 copies from the host to send it stays for up to a tenth of a second: two ranks of a run differ so.
+    lingers = case.config.sharding == "zero3" and case.config.offload != "none"
+    assert errors[case.id]["allocated"] == pytest.approx(0, abs=0.05 if lingers else 0.01)
     assert errors[case.id]["process"] == pytest.approx(0, abs=0.05)
     assert errors[case.id]["host"] == pytest.approx(0, abs=0.13)
 

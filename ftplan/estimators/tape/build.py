@@ -38,7 +38,7 @@ def options_of(work: Workload) -> Options:
         quantized=work.quantized,
         double_quantization=config.double_quantization,
         checkpointing=config.gradient_checkpointing,
-        reentrant=work.stack.reentrant_checkpointing,
+        reentrant=work.stack.reenters(work.config),
         attention=config.attention,
         padding=config.padding,
         packing=config.packing,

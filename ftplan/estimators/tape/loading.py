@@ -45,13 +45,13 @@ def load(log: Log, work: Workload, *, builds_on_device: bool = False) -> list[in
                 else:
                     waiting.append(unpacked)
             else:
-                held[-1].append(_place(log, elements * _element(work), shards))
+                held[-1].append(_place(log, elements * _element(work), shards, work))
     if builds_on_device and work.quantized:
         for group, kept in zip(_groups(work.model), held, strict=True):
             kept += [_pack(log, elements, shards, work) for elements, packs in group if packs]
         log.free(waiting)
     if work.config.trains_adapters:
-        held.append([_place(log, each * work.trainable_bytes, shards) for each in trainables(work)])
+        held.append([_place(log, each * work.trainable_bytes, shards, work) for each in trainables(work)])
     if work.is_fsdp:
         _shard_held(log, held, work)
         return []
@@ -65,9 +65,16 @@ class _Held(NamedTuple):
     size: int
 
 
-def _place(log: Log, size: int, shards: int) -> _Held:
+def _place(log: Log, size: int, shards: int, work: Workload) -> _Held:
+    """A tensor, or a rank's part of it; under ZeRO-3 it comes whole, and its part may belong on the host."""
+    partitions = work.zero_stage == 3
+    whole = [log.allocate(size)] if partitions else []
     size = ceil_div(size, shards)
-    return _Held(log.allocate(size), size)
+    held = _Held(log.allocate(size), size)
+    log.free(whole)
+    if partitions and offloads_parameters(work):
+        log.free([held.key])
+    return held
 
 
 def _groups(model: ModelProfile) -> list[list[tuple[int, bool]]]:
@@ -138,7 +145,7 @@ def _pack(log: Log, elements: int, shards: int, work: Workload) -> _Held:
     bitsandbytes functional.quantize_4bit: fp32 scales less their mean are quantized, with fp32 scales of their own.
     """
     blocks = ceil_div(elements, BLOCK)
-    packed = _place(log, ceil_div(elements, 2), shards)
+    packed = _place(log, ceil_div(elements, 2), shards, work)
     scales = log.allocate(blocks * FP32)
     if work.config.double_quantization:
         log.allocate(FP32)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Final
 
 from ftplan.estimators import states
-from ftplan.estimators.sharding import offloads_optimizer
+from ftplan.estimators.sharding import offloads_optimizer, zero3_fetching
 from ftplan.estimators.tape.build import options_of, targets_of
 from ftplan.estimators.tape.collectives import Collectives
 from ftplan.estimators.tape.kernels import rule_bytes
@@ -22,8 +22,9 @@ from ftplan.estimators.tape.machine import Reduction
 from ftplan.estimators.tape.modules import Options
 from ftplan.estimators.tape.moments import Batch
 from ftplan.estimators.tape.partitioning import Partitioning
+from ftplan.estimators.tape.scattering import Fetches, Scattering
 from ftplan.estimators.tape.sizes import COMPLETE, PRODUCT, WITH_BIAS, Event, Mark, Size
-from ftplan.estimators.tape.step import END, EVALUATION, Recorded, record
+from ftplan.estimators.tape.step import END, EVALUATION, LOSS, LOSS_BACKWARD, Recorded, record
 from ftplan.estimators.trace import stream as simulated
 from ftplan.estimators.trace.addresses import usual_order
 from ftplan.estimators.trace.replay import needed, replay
@@ -45,8 +46,8 @@ BUCKET: Final = 25 << 20
 
 
 def replayable(work: Workload) -> bool:
-    """Whether the stream of a configuration is known: what ZeRO-3 gathers and releases is not."""
-    return not work.on_cpu and work.zero_stage < 3
+    """Whether the stream of a configuration is known."""
+    return not work.on_cpu
 
 
 def replayed(work: Workload, gpu: GpuProfile, room: int) -> tuple[int, int]:
@@ -110,9 +111,14 @@ class _Steps:
         self._trainables = trainables(work)
         self._options = options_of(work)
         self._collectives = Collectives(work, self._options)
-        self.partitioning: Partitioning | None = None
+        self.partitioning: Partitioning | Scattering | None = None
+        self._fetches: Fetches | None = None
         if work.zero_stage:
             self._options = replace(self._options, reduction=Reduction("tensor", element=0))
+        if work.zero_stage == 3:
+            self.partitioning = Scattering(log, work, self._trainables)
+            self._fetches = Fetches(log, zero3_fetching(work, lingers=True))
+        elif work.zero_stage:
             self.partitioning = Partitioning(log, work, self._trainables, last=last)
 
     def run(self) -> None:
@@ -145,10 +151,12 @@ class _Steps:
         keys: dict[int, list[int]] = {}
         held: list[int] = []
         ended = False
+        progress = _Progress(self._fetches)
         for event in recorded.events:
             if isinstance(event, Mark):
                 if event.phase == EVALUATION:
                     break
+                progress.marked(event.phase)
                 if event.phase == COMPLETE and partitioning is not None:
                     partitioning.arrived(event.place * work.gradient_bytes)
                 elif event.phase == END and partitioning is not None:
@@ -157,7 +165,9 @@ class _Steps:
                 if event.phase in (PRODUCT, WITH_BIAS) and event not in self._products:
                     self._products.add(event)
                     log.allocate(states.workspace_block(self._gpu, with_bias=event.phase == WITH_BIAS))
-            elif event.size is None:
+                continue
+            progress.at(event.place)
+            if event.size is None:
                 gone = keys.pop(event.key, [])
                 if ended:
                     held += gone
@@ -201,6 +211,43 @@ class _Steps:
             else:
                 made = [size] * cost.moments
             self._log.allocate_all(each for each in made if each)
+
+
+class _Progress:
+    """Tells ZeRO-3's fetching how far a micro-batch has come; does nothing without."""
+
+    def __init__(self, fetches: Fetches | None) -> None:
+        self._fetches = fetches
+        self._place = 0
+        self._backward = False
+        if fetches is not None:
+            fetches.begin()
+            fetches.reach("embedding")
+
+    def marked(self, phase: str) -> None:
+        """A phase of the program begins."""
+        if self._fetches is None:
+            return
+        if phase == LOSS:
+            self._fetches.reach("head")
+        elif phase == LOSS_BACKWARD:
+            self._backward = True
+            if self._fetches.external_head:
+                self._fetches.reach("head backward")
+        elif phase == END:
+            self._fetches.reach("end")
+
+    def at(self, place: int) -> None:
+        """Something is allocated or freed in that part of the model."""
+        if self._fetches is None or place == self._place:
+            return
+        if not self._backward:
+            self._fetches.reach("forward", place)
+        else:
+            self._fetches.reach("backward", self._place)
+            self._fetches.reach("head backward")
+            self._fetches.reach("recompute", place)
+        self._place = place
 
 
 @lru_cache(maxsize=8)

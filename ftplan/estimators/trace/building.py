@@ -112,7 +112,7 @@ def _with_liger(base: PreTrainedModel) -> None:
 
 
 def _checkpointing(settings: TraceSettings) -> dict[str, bool]:
-    return {"use_reentrant": settings.stack.reentrant_checkpointing}
+    return {"use_reentrant": settings.stack.reenters(settings.config)}
 
 
 def _with_adapters(base: PreTrainedModel, settings: TraceSettings) -> torch.nn.Module:

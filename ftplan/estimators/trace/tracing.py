@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ftplan.estimators.trace import ranks
 from ftplan.estimators.trace.building import Built, Loader, build
+from ftplan.estimators.trace.checkpoints import checkpointing
 from ftplan.estimators.trace.kernels import Device
 from ftplan.estimators.trace.layers import Reduction
 from ftplan.estimators.trace.loop import PlainLoop, run
@@ -57,6 +58,8 @@ def trace(settings: TraceSettings) -> Traced:
         built.model.train()
         gc.collect()
         recorder.empty_cache()  # Trainer frees the cache before it trains
+        if settings.config.sharding == "zero3" and settings.config.trains_adapters:
+            stack.enter_context(checkpointing(built.base.modules(), calls=settings.stack.checkpoints_calls))
         loop = _loop(built, settings, recorder, mesh)
         if settings.world_size > 1:
             gc.collect()

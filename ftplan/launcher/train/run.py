@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from ftplan.errors import InputError
+from ftplan.estimators.trace.checkpoints import checkpointing
 from ftplan.launcher import checkpoints
 from ftplan.launcher.artifacts import ZERO_STAGES
 from ftplan.launcher.events import Finished, Noted
@@ -25,6 +27,7 @@ from ftplan.launcher.train.measure import StepClock
 from ftplan.launcher.train.model import build_model, cast_adapters, load_tokenizer
 from ftplan.launcher.train.reporter import Reporter
 from ftplan.launcher.train.trainer import PlannedTrainer
+from ftplan.profiles.stacks import load_stack
 
 
 def train(job: TrainJob, guard: Guard, reporter: Reporter) -> None:
@@ -43,8 +46,16 @@ def train(job: TrainJob, guard: Guard, reporter: Reporter) -> None:
     checkpoint = _checkpoint(setting)
     stopper = Stopper(setting)
     trainer = _trainer(setting, arguments, tokenizer, data, stopper)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with _checkpointing(trainer.model, job):
+        trainer.train(resume_from_checkpoint=checkpoint)
     _finish(setting, trainer, stopper)
+
+
+def _checkpointing(model: torch.nn.Module, job: TrainJob) -> AbstractContextManager[None]:
+    """Checkpoints where ZeRO-3 lets go of frozen weights after each layer."""
+    if job.config.sharding != "zero3" or not job.config.trains_adapters:
+        return nullcontext()
+    return checkpointing(model.modules(), calls=load_stack(job.config.stack).checkpoints_calls)
 
 
 def _trainer(

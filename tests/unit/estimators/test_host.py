@@ -49,9 +49,14 @@ def test_under_fsdp2_rank_0_loads_the_model_and_the_others_receive_files():
     assert size_of("loading", model=LARGE, sharding="fsdp2") == whole + 3 * SHARD_FILE_BYTES
 
 
-@pytest.mark.parametrize("fields", [{"sharding": "zero3"}, {"method": "qlora", "sharding": "ddp"}])
-def test_others_load_file_by_file(fields):
-    assert size_of("loading", model=LARGE, **fields) == 4 * SHARD_FILE_BYTES
+def test_what_is_packed_is_loaded_file_by_file():
+    assert size_of("loading", model=LARGE, method="qlora", sharding="ddp") == 4 * SHARD_FILE_BYTES
+
+
+def test_ranks_of_zero_3_share_the_pages_of_a_file_and_load_inside_deepspeed():
+    assert size_of("loading", model=LARGE, sharding="zero3") == SHARD_FILE_BYTES
+    training = next(term for term in host(sharding="zero3").terms if term.name == "training")
+    assert Phase.LOAD in training.alive
 
 
 def test_loading_ends_before_the_first_step():
