@@ -17,6 +17,8 @@ REQUESTS = (
     ("Llama-3.1-70B", "2x8xH100", "full"),
 )
 ESTIMATES = 2000
+METHODS = ("lora", "qlora")
+QUANTIZATIONS = ("none", "nf4")
 
 
 def main() -> None:
@@ -32,9 +34,19 @@ def main() -> None:
             "candidates_per_second": round(found.candidates / found.seconds),
         }
     model, cluster = load_model("Qwen2.5-7B"), resolve_inventory(parse_inventory("1xH100"))
-    config = RunConfig(model="Qwen2.5-7B")
+    # As a search asks: other batches of a few kinds of configuration.
+    configs = [
+        RunConfig(
+            model="Qwen2.5-7B",
+            micro_batch=1 + each % 16,
+            seq_len=256 * (1 + each % 31),
+            method=METHODS[each % 2],
+            quantization=QUANTIZATIONS[each % 2],
+        )
+        for each in range(ESTIMATES)
+    ]
     started = time.perf_counter()
-    for _ in range(ESTIMATES):
+    for config in configs:
         estimate(config, model, cluster)
     one = (time.perf_counter() - started) / ESTIMATES
     print(json.dumps({"benchmark": "search", "searches": searches, "estimate_microseconds": round(one * 1e6, 1)}))

@@ -14,7 +14,8 @@ CHECKS = (
     ("lint", [str(BIN / "ruff"), "check", "."]),
     ("types", [str(BIN / "mypy")]),
     ("layers", [str(BIN / "lint-imports")]),
-    ("tests", [sys.executable, "-m", "pytest", "-q", "--durations=10"]),
+    # A worker a core, but no more than have room for a torch of their own.
+    ("tests", [sys.executable, "-m", "pytest", "-q", "--durations=10", "-n", "auto", "--maxprocesses", "4"]),
 )
 
 

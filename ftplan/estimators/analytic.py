@@ -19,7 +19,7 @@ from ftplan.estimators.runtime import (
 from ftplan.estimators.step_time import step_time
 from ftplan.estimators.tape.replaying import replayable, replayed
 from ftplan.estimators.timeline import device_terms, evaluation_exceeds, short_lived
-from ftplan.estimators.workload import Place, Workload
+from ftplan.estimators.workload import Place, Workload, once
 from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
 from ftplan.results import Estimate, Phase, Provenance, RankEstimate, Term, Timeline
 from ftplan.spec import RunConfig
@@ -60,8 +60,7 @@ def _rank_estimate(work: Workload, gpu: GpuProfile, margin: float, *, replays: b
     terms = device_terms(work, gpu)
     timeline = Timeline(terms)
     peak_phase, allocated = timeline.peak
-    outside = process_terms(work, gpu)
-    beside = sum(term.bytes for term in outside)
+    beside = _outside(work)[gpu.name]
     usable = round(gpu.usable_bytes * (1 - margin))
     if replays and replayable(work):
         replayed_reserved, replayed_needed = replayed(work, gpu, usable - beside)
@@ -82,6 +81,12 @@ def _rank_estimate(work: Workload, gpu: GpuProfile, margin: float, *, replays: b
         peak_phase=peak_phase,
         terms=terms,
     )
+
+
+@once
+def _outside(work: Workload) -> dict[str, int]:
+    """Bytes outside the allocator, by card."""
+    return {gpu.name: sum(term.bytes for term in process_terms(work, gpu)) for gpu in work.gpus}
 
 
 def process_terms(work: Place, gpu: GpuProfile) -> tuple[Term, ...]:
@@ -122,9 +127,16 @@ def _expert_notes(work: Workload) -> list[str]:
 
 
 def _notes(work: Workload, ranks: tuple[RankEstimate, ...]) -> tuple[str, ...]:
-    notes = []
+    notes = _setup_notes(work)
     if evaluation_exceeds(work, ranks[0]):
-        notes.append("an evaluation with this micro-batch would need more than a step does; it is not counted")
+        return ("an evaluation with this micro-batch would need more than a step does; it is not counted", *notes)
+    return notes
+
+
+@once
+def _setup_notes(work: Workload) -> tuple[str, ...]:
+    """What is to be said whatever the batch."""
+    notes = []
     if work.config.sharding == "none" and work.cluster.world_size > 1:
         notes.append(f"sharding none runs one process: {work.cluster.world_size - 1} devices stay idle")
     if work.is_fsdp and work.config.offload == "optimizer":

@@ -42,7 +42,7 @@ def combined(
         tokens_per_second=tokens / step.total_seconds,
         total_params=params[0],
         trainable_params=params[1],
-        provenance=Provenance.worst(term.provenance for term in worst.terms),
+        provenance=Provenance.worst({term.provenance for term in worst.terms}),
         terms=worst.terms,
         ranks=ranks,
         host=host,

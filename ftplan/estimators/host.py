@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -9,7 +10,7 @@ from ftplan.estimators import states
 from ftplan.estimators.offloading import offload_terms
 from ftplan.estimators.params import total_params
 from ftplan.estimators.timeline import device_terms
-from ftplan.estimators.workload import Workload
+from ftplan.estimators.workload import Workload, once
 from ftplan.profiles.runtime import Figure, runtime_figure
 from ftplan.results import HostEstimate, Phase, Provenance, Term, Timeline
 from ftplan.units import GB
@@ -20,11 +21,21 @@ SHARD_FILE_BYTES: Final = 5 * GB
 
 def host_estimate(work: Workload) -> HostEstimate:
     """RAM of the node with the most: every rank on it, and on node 0 the rank that loads and saves for all."""
+    return _host_estimate(work, _cpu_terms(work)) if work.on_cpu else _beside_devices(work)
+
+
+@once
+def _beside_devices(work: Workload) -> HostEstimate:
+    """What no batch decides: the host of GPUs holds none of the activations."""
+    return _host_estimate(work, _gpu_terms(work))
+
+
+def _host_estimate(work: Workload, terms: Sequence[Term]) -> HostEstimate:
     node = max(work.cluster.nodes, key=lambda node: len(node.gpus))
-    terms = tuple(_cpu_terms(work) if node.gpus[0].kind == "cpu" else _gpu_terms(work))
-    phase, peak = Timeline(terms).peak
+    timeline = Timeline(tuple(terms))
+    phase, peak = timeline.peak
     capacity = node.host.memory_bytes
-    return HostEstimate(peak, capacity, node.host.memory_assumed, peak <= capacity, phase, terms)
+    return HostEstimate(peak, capacity, node.host.memory_assumed, peak <= capacity, phase, timeline.terms)
 
 
 def _gpu_terms(work: Workload) -> list[Term]:

@@ -18,7 +18,7 @@ def workspace_bytes(gpu: GpuProfile, work: Workload) -> Figure:
         return Figure(0, "no cuBLAS on a CPU")
     hopper = gpu.compute_capability == (9, 0)
     one = runtime_figure("workspace_bytes", "hopper" if hopper else "other")
-    biased = not work.quantized and any(linear.bias for group in work.model.groups for linear in group.layer.linears)
+    biased = not work.quantized and work.model.has_biases
     with_bias = (1 + work.config.gradient_checkpointing) * biased
     return Figure(2 * one.value + with_bias * runtime_figure("workspace_bytes", "with_bias").value, one.source)
 

@@ -59,26 +59,13 @@ def step_flops(work: Workload) -> float:
     Full training adds the weights' gradients, adapters only the inputs'; checkpointing repeats the layers' forward.
     Attention counts half of the score matrix (causal).
     """
-    tokens, config = work.tokens, work.config
-    layers = sum(group.count * _active_weights(work, index) for index, group in enumerate(work.model.groups))
-    scores = sum(
-        group.count * group.layer.attention.heads * (group.layer.attention.head_dim + group.layer.attention.value_dim)
-        for group in work.model.groups
-    )
-    forward_layers = 2 * tokens * layers + tokens * config.seq_len * scores
-    head = 2 * tokens * work.model.embedding_params
+    tokens, config, model = work.tokens, work.config, work.model
+    forward_layers = 2 * tokens * model.active_weights + tokens * config.seq_len * model.score_width
+    head = 2 * tokens * model.embedding_params
     adapters = 6 * tokens * work.trainable if config.trains_adapters else 0
     backward = 1 if config.trains_adapters else 2
     recompute = 1 if config.gradient_checkpointing else 0
     return forward_layers * (1 + backward + recompute) + head * (1 + backward) + adapters
-
-
-def _active_weights(work: Workload, group: int) -> int:
-    """Weights of one layer that a token passes: all dense ones, and those of its experts."""
-    layer = work.model.groups[group].layer
-    dense = sum(linear.weight_params for linear in layer.linears)
-    experts = layer.mlp.experts
-    return dense + (experts.params * experts.per_token // experts.count if experts else 0)
 
 
 def _constant(name: str) -> float:

@@ -10,11 +10,14 @@ from ftplan.estimators import fetching, sharding, states
 from ftplan.estimators.runtime import workspace_bytes
 from ftplan.estimators.tape.build import moments_for
 from ftplan.estimators.tape.moments import Batch, Moment
-from ftplan.estimators.workload import Workload
+from ftplan.estimators.workload import Workload, once
 from ftplan.profiles.schema import GpuProfile
 from ftplan.results import Phase, Provenance, RankEstimate, Term, Timeline
 
 FP32: Final = 4
+SHORT_LIVED: Final = frozenset(
+    ("recomputed layer", "layer backward", "optimizer temporaries", "gradients", "gathered parameters")
+)
 IN_STEP: Final = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD)
 MODULES: Final = "transformers' modelling code as a program over sizes (estimators/tape)"
 
@@ -50,14 +53,14 @@ class _Bill:
 
 def device_terms(work: Workload, gpu: GpuProfile) -> tuple[Term, ...]:
     """Everything alive in the caching allocator of one rank, by phase."""
-    bill = _Bill()
-    _static(bill, work)
+    static, gathered, optimizer = _beside_the_step(work)
+    bill = _Bill(list(static))
     in_backward = _step(bill, work)
-    _gathered(bill, work)
+    bill.terms += gathered
     reason = "the largest gradient on its way to the host, in fp32 twice"
     copies = sharding.zero_host_copies(work, in_backward)
     bill.add("gradients to the host", copies, (Phase.BACKWARD,), reason, "deepspeed 0.19.8")
-    _optimizer(bill, work)
+    bill.terms += optimizer
     workspace = workspace_bytes(gpu, work)
     if workspace.value:
         reason = "cuBLAS workspaces of the forward and the backward thread"
@@ -65,6 +68,16 @@ def device_terms(work: Workload, gpu: GpuProfile) -> tuple[Term, ...]:
             Term("workspace", int(workspace.value), states.AFTER_LOAD, reason, workspace.source, Provenance.MEASURED)
         )
     return tuple(bill.terms)
+
+
+@once
+def _beside_the_step(work: Workload) -> tuple[list[Term], list[Term], list[Term]]:
+    """What no batch decides: before the step's terms and after them, and with the optimizer."""
+    bills = _Bill(), _Bill(), _Bill()
+    for bill, fill in zip(bills, (_static, _gathered, _optimizer), strict=True):
+        fill(bill, work)
+    static, gathered, optimizer = bills
+    return static.terms, gathered.terms, optimizer.terms
 
 
 def _static(bill: _Bill, work: Workload) -> None:
@@ -125,7 +138,8 @@ def evaluation_exceeds(work: Workload, rank: RankEstimate) -> bool:
 
 def _parts(moment: Moment, batch: Batch, *, expandable: bool) -> dict[str, int]:
     """Whole bytes of each part, which add up to those of the moment."""
-    parts = {name: round(batch.bytes(size)) for name, size in moment.parts}
+    size_of = batch.bytes
+    parts = {name: round(size_of(size)) for name, size in moment.parts}
     rest = round(moment.bytes(batch)) - sum(parts.values())
     if rest:
         parts["scratch"] = max(0, parts.get("scratch", 0) + rest)
@@ -169,9 +183,14 @@ def _optimizer(bill: _Bill, work: Workload) -> None:
 
 def short_lived(work: Workload, terms: tuple[Term, ...]) -> dict[str, int]:
     """Bytes of the large tensors that come and go within a step, by kind: what fragments the caching allocator."""
+    sums: dict[tuple[str, Phase], int] = {}
+    for term in terms:
+        if term.name in SHORT_LIVED:
+            for phase in term.alive:
+                sums[term.name, phase] = sums.get((term.name, phase), 0) + term.bytes
 
     def of(name: str, phase: Phase) -> int:
-        return sum(term.bytes for term in terms if term.name == name and phase in term.alive)
+        return sums.get((name, phase), 0)
 
     full_logits = work.tokens * work.model.vocab_size * FP32 if work.config.loss_path == "full" else 0
     recomputed = of("recomputed layer", Phase.BACKWARD)

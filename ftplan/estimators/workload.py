@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Final, TypeVar
+
 from ftplan.estimators.params import trainable_params, untouched_params
 from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
 from ftplan.profiles.stacks import load_stack
@@ -9,6 +13,14 @@ from ftplan.spec import RunConfig
 from ftplan.units import DTYPE_BYTES, ceil_div
 
 FP32 = 4
+
+BATCH: Final = ("micro_batch", "accumulation", "seq_len")
+"""Fields of a configuration that say how many samples of which length a step takes."""
+
+SETUPS: Final = 2048
+"""How many setups are remembered; a search has some hundred."""
+
+_T = TypeVar("_T")
 
 
 class Place:
@@ -45,6 +57,7 @@ class Workload(Place):
     Element sizes are in bytes. Ranks are data-parallel, one on each device.
 
     Attributes:
+        setup: what of it the number and length of samples do not decide.
         shard_ranks: ranks that one copy of the sharded state is spread over: a node's under HSDP, else all.
         parameter_shards, gradient_shards, optimizer_shards: over how many ranks each is split.
         trainable: elements that train.
@@ -72,6 +85,7 @@ class Workload(Place):
         self._set_elements()
         self.trainable = trainable_params(model, config)
         self.updated = self.trainable - (0 if self.zero_stage else untouched_params(model, config))
+        self.setup = Setup(config, model, cluster)
 
     def _set_ranks(self) -> None:
         sharding = self.config.sharding
@@ -133,3 +147,49 @@ class Workload(Place):
     def sharded(self, total: int, shards: int) -> int:
         """Bytes of one rank's part of ``total``, rounded up."""
         return ceil_div(total, shards)
+
+
+class Setup:
+    """A workload without its batch. Equal ones share all that samples and their length do not decide: see `once`.
+
+    Whether there are several samples, micro-batches, and whether the length exceeds a window does decide something.
+    """
+
+    __slots__ = ("_cluster", "_fields", "_hash", "_model")
+
+    def __init__(self, config: RunConfig, model: ModelProfile, cluster: Cluster) -> None:
+        fields = config.__dict__.copy()
+        for name in BATCH:
+            del fields[name]
+        windowed = config.seq_len if model.has_windows else 0
+        self._fields = (config.micro_batch > 1, config.accumulation > 1, windowed, *fields.values())
+        self._model = model
+        self._cluster = cluster
+        self._hash = hash(self._fields)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Setup)
+            and self._model is other._model
+            and self._cluster is other._cluster
+            and self._fields == other._fields
+        )
+
+
+def once(compute: Callable[[Workload], _T]) -> Callable[[Workload], _T]:
+    """Compute once for all workloads of a setup; a search tries many batches of each."""
+    found: dict[Setup, _T] = {}
+
+    @wraps(compute)
+    def known(work: Workload) -> _T:
+        value = found.get(work.setup)
+        if value is None:
+            if len(found) >= SETUPS:
+                found.clear()
+            value = found[work.setup] = compute(work)
+        return value
+
+    return known

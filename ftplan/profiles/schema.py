@@ -178,6 +178,13 @@ class LayerProfile:
         """Elements of the layer."""
         return sum(self.params_by_part.values())
 
+    @cached_property
+    def active_weights(self) -> int:
+        """Weights that a token passes: all dense ones, and those of its experts."""
+        dense = sum(linear.weight_params for linear in self.linears)
+        experts = self.mlp.experts
+        return dense + (experts.params * experts.per_token // experts.count if experts else 0)
+
     def __hash__(self) -> int:
         # The generated hash walks every field; estimators use profiles as cache keys in a hot loop.
         return hash((self.params, len(self.linears)))
@@ -261,6 +268,31 @@ class ModelProfile:
         for group in self.groups:
             for _ in range(group.count):
                 yield group.layer
+
+    @cached_property
+    def has_windows(self) -> bool:
+        """Whether some layer attends to a window."""
+        return any(group.layer.attention.window for group in self.groups)
+
+    @cached_property
+    def has_biases(self) -> bool:
+        """Whether some projection of a layer adds a bias."""
+        return any(linear.bias for group in self.groups for linear in group.layer.linears)
+
+    @cached_property
+    def active_weights(self) -> int:
+        """Weights of all layers that a token passes: all dense ones, and those of its experts."""
+        return sum(group.count * group.layer.active_weights for group in self.groups)
+
+    @cached_property
+    def score_width(self) -> int:
+        """Elements of query and value heads over all layers, by which scores are multiplied."""
+        return sum(
+            group.count
+            * group.layer.attention.heads
+            * (group.layer.attention.head_dim + group.layer.attention.value_dim)
+            for group in self.groups
+        )
 
     @cached_property
     def embedding_params(self) -> int:

@@ -1,7 +1,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import cards, configs, estimated, inventories, legal, models
+from strategies import cards, configs, estimated, inventories, legal, model_of, models
 
+from ftplan.estimators.analytic import estimate
+from ftplan.planner.inventory import parse_inventory, resolve_inventory
 from ftplan.results import Estimate, Phase, Provenance, Timeline, from_json, to_json
 from ftplan.units import MIB
 
@@ -40,6 +42,14 @@ def test_the_whole_is_its_worst_rank_and_fits_if_every_rank_and_the_host_do(conf
     assert (result.needed_bytes, result.capacity_bytes) == (worst.needed_bytes, worst.capacity_bytes)
     assert result.fits == (result.host.fits and all(rank.needed_bytes <= rank.capacity_bytes for rank in result.ranks))
     assert result.host.fits == (result.host_bytes <= result.host.capacity_bytes)
+
+
+@given(configs(), inventories, st.integers(1, 8), st.integers(1, 8), st.integers(1, 4096))
+def test_what_the_estimate_of_another_batch_left_behind_changes_nothing(config, gpus, samples, steps, length):
+    """What a batch does not decide is computed once for a cluster; another cluster object shares nothing."""
+    model, used, fresh = model_of(config.model), *(resolve_inventory(parse_inventory(gpus)) for _ in range(2))
+    estimate(config.model_copy(update={"micro_batch": samples, "accumulation": steps, "seq_len": length}), model, used)
+    assert estimate(config, model, used) == estimate(config, model, fresh)
 
 
 @given(configs(), inventories)
@@ -82,7 +92,9 @@ def test_a_larger_rank_never_needs_less(drawn, more):
     larger = config.model_copy(update={"lora_rank": config.lora_rank + more})
     before, after = estimated(config, gpus), estimated(larger, gpus)
     assert after.trainable_params >= before.trainable_params
-    assert after.needed_bytes >= before.needed_bytes
+    # ZeRO-3 keeps what is used again within so many elements: larger adapters push a weight out of that.
+    least = 0.99 if config.sharding == "zero3" else 1
+    assert after.needed_bytes >= least * before.needed_bytes
 
 
 @given(
@@ -132,13 +144,15 @@ def test_replication_shrinks_nothing(config, ranks, card):
 
 @given(configs())
 def test_checkpointing_never_raises_the_forward_s_peak(config):
-    """The workspace apart: a forward that the backward's thread repeats takes one there."""
+    """Without the workspace, because a forward that the backward's thread repeats takes one there, and without what
+    ZeRO-3 gathers: a parameter that is used again soon stays, and checkpointing uses each once more.
+    """
     plain, checkpointed = (
         Timeline(
             [
                 term
                 for term in estimated(config.model_copy(update={"gradient_checkpointing": on}), "1xH200").terms
-                if term.name != "workspace"
+                if term.name not in ("workspace", "gathered parameters")
             ]
         ).by_phase
         for on in (False, True)

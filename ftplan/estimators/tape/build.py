@@ -11,7 +11,7 @@ from ftplan.estimators.tape.modules import Options, Targets
 from ftplan.estimators.tape.moments import Moments, moments_of
 from ftplan.estimators.tape.step import record
 from ftplan.estimators.targets import expert_targets_named, layer_targets_named
-from ftplan.estimators.workload import Workload
+from ftplan.estimators.workload import Workload, once
 from ftplan.profiles.schema import LayerProfile, ModelProfile
 
 
@@ -42,7 +42,7 @@ def options_of(work: Workload) -> Options:
         attention=config.attention,
         padding=config.padding,
         packing=config.packing,
-        seq_len=config.seq_len if any(group.layer.attention.window for group in model.groups) else 0,
+        seq_len=config.seq_len if model.has_windows else 0,
         several_samples=config.micro_batch > 1,
         scores_softcap=any(group.layer.attention.softcap for group in model.groups),
         attention_dropout=model.dropout.attention,
@@ -101,7 +101,7 @@ def _groups(work: Workload) -> Groups:
     )
 
 
-@lru_cache(maxsize=8)  # an estimate asks several times for one
+@once
 def moments_for(work: Workload) -> Moments:
     """The moments of the step of ``work``."""
     targets = work.config.lora_targets if work.config.trains_adapters else ""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ftplan.estimators.blocks import rounding
+from ftplan.estimators.blocks import MEDIUM, rounding
 from ftplan.estimators.tape.gathering import BUFFER, GATHERED
 from ftplan.estimators.tape.kernels import rule_bytes
 from ftplan.estimators.tape.sizes import LEFT, NOTHING, RECOMPUTED, Event, Mark, Rule, Size
@@ -74,7 +74,13 @@ class Moment:
 
     def rounding_bytes(self, batch: Batch) -> int:
         """Bytes that the blocks hold beyond the tensors: see `blocks.rounding`."""
-        return self.fixed_rounding + sum([count * rounding(batch.bytes(size)) for size, count in self.blocks])
+        found = self.fixed_rounding
+        of_tokens, of_scores, of_mask, of_length = batch.tokens, batch.scores, batch.square, batch.length
+        for (tokens, scores, mask, length, fixed), count in self.blocks:  # a search does this for every candidate
+            size = tokens * of_tokens + scores * of_scores + mask * of_mask + length * of_length + fixed
+            if size >= MEDIUM:
+                found += count * rounding(size)
+        return found
 
     def bytes(self, batch: Batch) -> float:
         """Bytes for a micro-batch."""

@@ -35,6 +35,9 @@ from ftplan.profiles.schema import GpuProfile, ModelProfile
 STEPS: Final = 4
 """Optimizer states are there from the second step on; under a limit runs were seen to fail in the third."""
 
+ZERO3_STEPS: Final = 3
+"""The first records the order of modules; the others are alike, and long: every module gathers and releases."""
+
 MICRO_BATCHES: Final = 3
 """Those of an accumulation that are replayed: the others do what the second does."""
 
@@ -67,9 +70,13 @@ def _ranks_differ(work: Workload) -> bool:
 
 def _replayed(work: Workload, gpu: GpuProfile, room: int, *, last: bool) -> tuple[int, int]:
     expandable = work.config.expandable_segments
-    events = run_events(work, gpu, last=last)
     on_device = bool(work.zero_stage) or (work.stack.builds_on_device and (work.quantized or work.is_fsdp))
-    usual = run_events(work, gpu, builds_on_device=True, last=last) if on_device else events
+    usual = run_events(work, gpu, builds_on_device=on_device, last=last)
+    events = usual
+    if work.zero_stage == 3:  # which loads in one way only
+        events = [event for event in usual if event.kind is not simulated.Kind.RESET_PEAK]
+    elif on_device:
+        events = run_events(work, gpu, last=last)
     order = usual_order(work.config)
     reserved = replay(usual, expandable_segments=expandable, addresses=order).peak_reserved_bytes
     margin = runtime_figure("replay_margin", "expandable" if expandable else "default").value
@@ -127,7 +134,7 @@ class _Steps:
         total = sum(self._trainables) * self._work.gradient_bytes
         first_buckets = log.allocate_all([total] if ddp else [])
         micro_batches = min(self._work.config.accumulation, MICRO_BATCHES)
-        for step in range(STEPS):
+        for step in range(ZERO3_STEPS if self._work.zero_stage == 3 else STEPS):
             if step == 1 and ddp:
                 log.free(first_buckets)
                 log.allocate_all([BUCKET] * (total // BUCKET) + [total % BUCKET])
