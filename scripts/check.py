@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ CHECKS = (
 
 def main() -> int:
     """Run the checks; returns the exit code of the one that failed, or 0."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     for name, command in CHECKS:
         print(f"== {name}", flush=True)
         code = subprocess.run(command, cwd=ROOT, check=False).returncode
