@@ -126,7 +126,7 @@ def _loading_reason(work: Workload) -> str:
     if work.is_fsdp and not work.quantized:
         return "rank 0 loads the whole model, the others receive shards"
     if work.zero_stage == 3:
-        return "one checkpoint file at a time, whose pages the ranks share"
+        return "one checkpoint file at a time, whose pages the ranks share; the system may take back those of others"
     return "one checkpoint file at a time on each rank"
 
 

@@ -132,7 +132,10 @@ def evaluation_exceeds(work: Workload, rank: RankEstimate) -> bool:
     if work.config.evaluates:
         return False
     batch = Batch(work.config.micro_batch, work.config.seq_len)
-    moment = moments_for(work).worst(Phase.EVAL, batch).bytes(batch)
+    moments = moments_for(work)
+    moment = moments.worst(Phase.EVAL, batch).bytes(batch)
+    if moment <= moments.worst(Phase.FORWARD, batch).bytes(batch):  # beside which stands all that does in an evaluation
+        return False
     return Timeline(rank.terms).bytes_at(Phase.EVAL) + moment > rank.peak_allocated_bytes
 
 
