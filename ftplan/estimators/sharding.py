@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ftplan.estimators.fetching import Fetching
+from ftplan.estimators.module_order import Fetching
 from ftplan.estimators.params import expert_targets, layer_targets
 from ftplan.estimators.states import (
     largest_trainable,

@@ -7,6 +7,9 @@ from benchmarks.measured_cases import engine_cases
 
 LATER = [case for case in engine_cases() if case.id.startswith("r")]
 
+UNEXPLAINED_HOST = {"r4-zero3-tiny-nock"}
+"""Its checkpoint took 2 GB more than that of another run of the same model; no cause was found."""
+
 
 @pytest.fixture(scope="module")
 def errors():
@@ -24,11 +27,15 @@ def test_each_is_near(case, errors):
     lingers = case.config.sharding == "zero3" and case.config.offload != "none"
     assert errors[case.id]["allocated"] == pytest.approx(0, abs=0.05 if lingers else 0.01)
     assert errors[case.id]["process"] == pytest.approx(0, abs=0.05)
-    # A checkpoint of ZeRO-3 took 2 GB more in one of two runs of a model.
-    saves = case.config.sharding == "zero3" and case.config.method == "full"
-    assert errors[case.id]["host"] == pytest.approx(0, abs=0.21 if saves else 0.13)
+    if case.id not in UNEXPLAINED_HOST:
+        assert errors[case.id]["host"] == pytest.approx(0, abs=0.13)
 
 
 def test_in_the_mean_the_process_is_told_within_a_percent(errors):
     assert sum(abs(each["process"]) for each in errors.values()) / len(errors) < 0.01
-    assert sum(abs(each["host"]) for each in errors.values()) / len(errors) < 0.07
+    host = [abs(each["host"]) for name, each in errors.items() if name not in UNEXPLAINED_HOST]
+    assert sum(host) / len(host) < 0.06
+
+
+def test_what_is_unexplained_is_still_off(errors):
+    assert all(abs(errors[name]["host"]) > 0.13 for name in UNEXPLAINED_HOST)

@@ -10,7 +10,7 @@ from ftplan.spec import PlanRequest
 
 OFFLOADED = "optimizer+params"
 
-few = settings(max_examples=30)
+few = settings(max_examples=60)
 """A plan takes tens of milliseconds."""
 
 

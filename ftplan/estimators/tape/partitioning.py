@@ -132,23 +132,13 @@ class Partitioning:
         """Norms, the partition flattened and in fp32, and the optimizer on it (step, get_grad_norm_direct)."""
         if not self._offloads:
             log, work = self._log, self._work
-            cost = states.optimizer_cost(work.config.optimizer)
             left = self._share
             for elements in self._mine:
                 log.passing([min(elements, left) * FP64])
                 left -= elements
             log.free(self._outside)
             self._outside = []
-            flat = log.allocate(self._share * self._element)
-            wide = log.allocate(self._share * FP32)
-            log.free([flat])
-            if first and not cost.paged:
-                size = states.optimizer_states(work)
-                log.allocate_all([ceil_div(size, max(1, cost.moments))] * cost.moments if not cost.factored else [size])
-            if cost.temporary:
-                log.passing([self._share * FP32])
-            elif cost.factored:
-                log.passing([self._share * FP32] * 2)
+            wide = flat_step(log, work, self._share, self._element, first=first)
             log.free([wide, *self._partition])
             self._partition = []
 
@@ -172,3 +162,19 @@ class Partitioning:
             elif each.key is not None:
                 self._outside.append(each.key)
         self._bucket = []
+
+
+def flat_step(log: Log, work: Workload, share: int, element: int, *, first: bool) -> int:
+    """The rank's ``share`` of the gradients made flat, then fp32, and the optimizer on them; returns the fp32's key."""
+    cost = states.optimizer_cost(work.config.optimizer)
+    flat = log.allocate(share * element)
+    wide = log.allocate(share * FP32)
+    log.free([flat])
+    if first and not cost.paged:
+        size = states.optimizer_states(work)
+        log.allocate_all([ceil_div(size, max(1, cost.moments))] * cost.moments if not cost.factored else [size])
+    if cost.temporary:
+        log.passing([share * FP32])
+    elif cost.factored:
+        log.passing([share * FP32] * 2)
+    return wide

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ftplan.estimators import states
-from ftplan.estimators.fetching import Coordinator, Fetching, Kind, order_of
+from ftplan.estimators.fetching import Coordinator
+from ftplan.estimators.module_order import Fetching, Kind, order_of
 from ftplan.estimators.sharding import offloads_optimizer, offloads_parameters
 from ftplan.estimators.tape.log import COMPUTE, GATHERS, Log
-from ftplan.estimators.tape.partitioning import FP64
+from ftplan.estimators.tape.partitioning import FP64, flat_step
 from ftplan.estimators.workload import FP32, Workload
 from ftplan.units import ceil_div
 
@@ -121,20 +121,9 @@ class Scattering:
         log, work = self._log, self._work
         if offloads_optimizer(work):
             return
-        cost = states.optimizer_cost(work.config.optimizer)
         for each in self._parts:
             log.passing([each * FP64])
-        flat = log.allocate(self._share * work.compute_bytes)
-        wide = log.allocate(self._share * FP32)
-        log.free([flat])
-        if first and not cost.paged:
-            size = states.optimizer_states(work)
-            log.allocate_all([ceil_div(size, max(1, cost.moments))] * cost.moments if not cost.factored else [size])
-        if cost.temporary:
-            log.passing([self._share * FP32])
-        elif cost.factored:
-            log.passing([self._share * FP32] * 2)
-        log.free([wide])
+        log.free([flat_step(log, work, self._share, work.compute_bytes, first=first)])
 
     def _reduce(self) -> None:
         """The bucket is reduced, several gradients as one tensor; offloaded parts go by way of the device."""

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from small import EMBEDDING, HIDDEN, LAYERS, SMALL, small_model
 
-from ftplan.estimators.fetching import PERSISTS, Coordinator, Fetching, live, order_of
+from ftplan.estimators.fetching import Coordinator, live
+from ftplan.estimators.module_order import PERSISTS, Fetching, order_of
 from ftplan.profiles.models import list_models, load_model
 from ftplan.units import MIB
 
