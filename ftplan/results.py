@@ -308,25 +308,57 @@ class RejectedGroup:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """Another value of a choice, by the best configuration that has it.
+
+    Where that fits, ``speed_ratio`` is its tokens per second over the plan's and ``needed_bytes`` what it needs; where
+    nothing with this value fits, ``rule`` names what rejected the nearest miss and ``lacking_bytes`` what that lacks.
+    """
+
+    value: str
+    speed_ratio: float | None = None
+    needed_bytes: int | None = None
+    rule: str = ""
+    lacking_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Reason:
-    """Why the plan has this value in this field, in words a user understands."""
+    """Why the plan has this value in this field: in words a user understands, and what it was compared with."""
 
     field: str
     value: str
     because: str
+    compared: tuple[Compared, ...] = ()
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Something beside the plan that a user should weigh, in words and as figures by name."""
+
+    topic: str
+    text: str
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SearchStats:
-    """How much the search looked at."""
+    """How much the search looked at: ``candidates`` it decided, of which it estimated ``estimated``.
+
+    The others broke a rule, could not hold their weights, or have a larger micro-batch than one that does not fit.
+    """
 
     candidates: int
     seconds: float
+    estimated: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer to a `PlanRequest`: one configuration with its reasons, or none with the rejections."""
+    """The answer to a `PlanRequest`: one configuration with its reasons, or none with the rejections.
+
+    ``pareto`` are the configurations that fit of which none is both faster and smaller than another, smallest first.
+    """
 
     request: PlanRequest
     global_batch: int
@@ -336,6 +368,8 @@ class Plan:
     alternatives: tuple[Candidate, ...]
     rejections: tuple[RejectedGroup, ...]
     search: SearchStats
+    pareto: tuple[Candidate, ...] = ()
+    advice: tuple[Advice, ...] = ()
 
 
 @dataclass(frozen=True)

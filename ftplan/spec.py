@@ -167,10 +167,25 @@ class TrainingRequest(Spec):
     price: float | None = Field(default=None, ge=0, lt=1e6)
 
 
+class FormerBatch(Spec):
+    """How a configuration made its batch before it moved to other devices.
+
+    ``samples`` is its global batch on ``gpus`` devices, ``accumulation`` its micro-batches of a step, where known;
+    ``learning_rate`` is the one that was found good with it.
+    """
+
+    samples: PositiveInt
+    gpus: PositiveInt | None = None
+    micro_batch: PositiveInt | None = None
+    accumulation: PositiveInt | None = None
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+
 class PlanRequest(Spec):
     """What the planner is asked: everything not pinned here is its choice.
 
-    ``pins`` maps names of `RunConfig` fields to the values the user insists on.
+    ``pins`` maps names of `RunConfig` fields to the values the user insists on. ``missing_packages`` are those that
+    the machine which trains is known to lack. ``was`` tells of the configuration that this one takes the place of.
     """
 
     model: str = Field(min_length=1)
@@ -179,10 +194,14 @@ class PlanRequest(Spec):
     global_batch: PositiveInt = 32
     seq_len: PositiveInt = 2048
     seq_len_is_default: bool = False
+    seq_len_is_limit: bool = Field(default=False, description="samples may be cut shorter where nothing fits")
+    highest_rank: bool = Field(default=False, description="take the highest rank that costs little speed")
     objective: Objective = "throughput"
     margin: float = Field(default=0.03, ge=0.0, lt=0.5, description="part of the card kept free")
     pins: Mapping[str, Any] = Field(default_factory=dict)
     training: TrainingRequest | None = Field(default=None, description="tell time and cost of this training, too")
+    missing_packages: tuple[str, ...] = Field(default=(), strict=False)
+    was: FormerBatch | None = None
 
     @model_validator(mode="after")
     def _pins_are_fields(self) -> Self:

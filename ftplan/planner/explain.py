@@ -2,112 +2,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
 
-from ftplan.planner.space import Tier
+from ftplan.planner.ranking import BY_MEMORY, NEAR_EQUAL, needed, speed
+from ftplan.planner.rules import needed_packages
+from ftplan.planner.space import DEFAULT_RANK, HIGHER_RANKS, Tier
 from ftplan.profiles.schema import Cluster
-from ftplan.results import Candidate, Reason
+from ftplan.results import Candidate, Compared, Reason, RejectedGroup
 from ftplan.spec import PlanRequest, RunConfig
 
-NEAR_EQUAL = 0.03
-"""Speeds this close count as one."""
-
-WORTH_MACHINERY = 0.1
-"""Sharding and offload must be this much faster to be chosen over less: estimates of a step are no better than that."""
-
-BY_MEMORY = ("memory", "headroom")
-"""Objectives that rank by bytes instead of speed."""
-
-COMPARED = ("offload", "gradient_checkpointing", "micro_batch")
+COMPARED: Final = ("offload", "gradient_checkpointing", "kernels", "micro_batch")
 """Fields the search chose by speed, explained by what the next best value would cost."""
 
 
-def explain(
-    chosen: Candidate,
-    ranked: Sequence[Candidate],
-    rejected: Sequence[Candidate],
-    faster: Candidate | None,
-    tier: Tier,
-    request: PlanRequest,
-    cluster: Cluster,
-) -> tuple[Reason, ...]:
-    """A reason for every field that was chosen, in the order a user reads them.
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen and what from: ``ranked`` holds it first, ``rejected`` what did not fit or broke a rule.
 
     ``faster`` is the fastest candidate that another method offers, if it is faster than the chosen one.
     """
-    config = chosen.config
-    reasons = [_method(chosen, faster, tier, request)]
-    reasons.append(Reason("sharding", config.sharding, _sharding(chosen, ranked, rejected, request)))
+
+    chosen: Candidate
+    ranked: tuple[Candidate, ...]
+    rejected: tuple[RejectedGroup, ...]
+    faster: Candidate | None
+    tier: Tier
+
+    @property
+    def config(self) -> RunConfig:
+        """The chosen configuration."""
+        return self.chosen.config
+
+
+def explain(choice: Choice, request: PlanRequest, cluster: Cluster) -> tuple[Reason, ...]:
+    """A reason for every field that was chosen, in the order a user reads them."""
+    config = choice.config
+    reasons = [_method(choice, request)]
+    compared = _compared(choice, "sharding")
+    reasons.append(Reason("sharding", config.sharding, _sharding(choice, compared, request), compared))
     for field in COMPARED:
-        value = str(getattr(config, field))
-        reasons.append(Reason(field, value, _compared(field, chosen, ranked, rejected, request)))
-    reasons += _fixed(config, request, cluster)
+        compared = _compared(choice, field)
+        because = _because(field, choice, compared, request)
+        reasons.append(Reason(field, str(getattr(config, field)), because, compared))
+    reasons += _batch(config, request, cluster)
+    reasons += _adapters(choice, request)
+    reasons += _numbers(config, request, cluster)
+    reasons += _rest(config, request)
     return tuple(reasons)
 
 
-def _method(chosen: Candidate, faster: Candidate | None, tier: Tier, request: PlanRequest) -> Reason:
-    pinned = {"weights_dtype", "precision"} & set(request.pins)
+def _compared(choice: Choice, field: str) -> tuple[Compared, ...]:
+    """Every other value of ``field``: the best that fits with it, else the nearest miss of the same method."""
+    mine = getattr(choice.config, field)
+    found: dict[Any, Compared] = {}
+    for one in choice.ranked:
+        value = getattr(one.config, field)
+        if value != mine and value not in found:
+            found[value] = Compared(str(value), speed(one) / speed(choice.chosen), needed(one))
+    missed: dict[Any, Compared] = {}
+    for group in choice.rejected:
+        value = getattr(group.config, field)
+        if value == mine or value in found or group.config.method != choice.config.method:
+            continue
+        rejection = group.rejection
+        miss = Compared(str(value), None, rejection.needed_bytes, rejection.rule, rejection.lacking_bytes)
+        if value not in missed or _lacks(miss) < _lacks(missed[value]):
+            missed[value] = miss
+    return (*found.values(), *sorted(missed.values(), key=_lacks))
+
+
+def _lacks(miss: Compared) -> float:
+    return float("inf") if miss.lacking_bytes is None else miss.lacking_bytes
+
+
+def _method(choice: Choice, request: PlanRequest) -> Reason:
+    tier, chosen, faster = choice.tier, choice.chosen, choice.faster
+    pinned = {"weights_dtype", "precision", "optimizer"} & set(request.pins)
     because = tier.because if request.method == "auto" or (tier.method == "full" and not pinned) else "asked for"
+    compared: tuple[Compared, ...] = ()
     if request.objective == "memory" and request.method == "auto":
         because = "the method that needs least memory here"
-    elif faster is not None and chosen.estimate is not None and faster.estimate is not None:
-        gain = faster.estimate.tokens_per_second / chosen.estimate.tokens_per_second - 1
-        because += f"; {faster.config.method} would be {gain:.0%} faster here"
-    return Reason("method", chosen.config.method, because)
+    elif faster is not None:
+        ratio = speed(faster) / speed(chosen)
+        because += f"; {faster.config.method} would be {ratio - 1:.0%} faster here"
+        compared = (Compared(faster.config.method, ratio, needed(faster)),)
+    return Reason("method", choice.config.method, because, compared)
 
 
-def _sharding(
-    chosen: Candidate, ranked: Sequence[Candidate], rejected: Sequence[Candidate], request: PlanRequest
-) -> str:
+def _sharding(choice: Choice, compared: tuple[Compared, ...], request: PlanRequest) -> str:
     """The chosen sharding against the best of every other."""
     if "sharding" in request.pins:
         return "asked for"
-    assert chosen.estimate is not None
-    best: dict[str, float] = {}
-    for one in ranked:
-        assert one.estimate is not None
-        best.setdefault(one.config.sharding, one.estimate.tokens_per_second)
-    mine = chosen.config.sharding
-    other = next((one for one in ranked if one.config.sharding != mine), None)
-    if request.objective in BY_MEMORY and other is not None:
-        return _by_memory("sharding", chosen, other)
+    mine = choice.config.sharding
+    fitting = [one for one in compared if one.speed_ratio is not None]
+    if request.objective in BY_MEMORY and fitting:
+        return _by_memory("sharding", fitting[0], choice.chosen)
     if mine == "none":
         return "one card, nothing to share"
-    others = [
-        f"{name} {_pace(1 - speed / chosen.estimate.tokens_per_second)}" for name, speed in best.items() if name != mine
-    ]
+    others = [f"{one.value} {_pace(1 - one.speed_ratio)}" for one in fitting if one.speed_ratio is not None]
     plain = f"{mine} fits"
-    lacking = {one.config.sharding for one in rejected if one.config.method == chosen.config.method} - set(best)
+    lacking = {one.value for one in compared if one.rule}
     simpler = [name for name in ("none", "ddp") if name in lacking and mine not in ("none", "ddp")]
     if simpler:
         plain = f"{simpler[-1]} does not fit"
     return plain + (": " + ", ".join(others) if others else "")
 
 
-def _compared(
-    field: str,
-    chosen: Candidate,
-    ranked: Sequence[Candidate],
-    rejected: Sequence[Candidate],
-    request: PlanRequest,
-) -> str:
+def _because(field: str, choice: Choice, compared: tuple[Compared, ...], request: PlanRequest) -> str:
     if field in request.pins:
         return "asked for"
-    value = getattr(chosen.config, field)
-    other = next((one for one in ranked if getattr(one.config, field) != value), None)
-    if other is not None and request.objective in BY_MEMORY:
-        return _by_memory(field, chosen, other)
-    if other is not None and chosen.estimate is not None and other.estimate is not None:
-        return _against(field, other, chosen.estimate.tokens_per_second, other.estimate.tokens_per_second)
-    if any(one.config.method == chosen.config.method and getattr(one.config, field) != value for one in rejected):
-        nearest = _nearest(field, value, chosen, rejected)
-        return f"with {chosen.config.method}, nothing else fits; the nearest miss is {nearest}"
-    return "the only choice on these devices"
+    nearest = next(iter(compared), None)
+    if nearest is None:
+        return "the only choice on these devices"
+    if nearest.speed_ratio is None:
+        return _forced(field, choice, nearest)
+    if request.objective in BY_MEMORY:
+        return _by_memory(field, nearest, choice.chosen)
+    return _against(field, nearest.value, 1 - nearest.speed_ratio) + _package(field, choice.config)
 
 
-def _against(field: str, other: Candidate, speed: float, other_speed: float) -> str:
-    named = _shown(field, getattr(other.config, field))
-    slower = 1 - other_speed / speed
+def _forced(field: str, choice: Choice, nearest: Compared) -> str:
+    """Why no other value was possible: it breaks a rule, or lacks memory."""
+    if nearest.lacking_bytes is not None:
+        missed = _shown(field, nearest.value)
+        return f"with {choice.config.method}, nothing else fits; the nearest miss is {missed}"
+    rejection = next(one.rejection for one in choice.rejected if one.rejection.rule == nearest.rule)
+    return f"{_shown(field, nearest.value)} is ruled out: {rejection.reason}"
+
+
+def _package(field: str, config: RunConfig) -> str:
+    packages = needed_packages(config.model_copy(update={"quantization": "none", "sharding": "none", "optimizer": ""}))
+    return f"; needs {packages[0]} installed" if field == "kernels" and packages else ""
+
+
+def _against(field: str, value: str, slower: float) -> str:
+    named = _shown(field, value)
     if slower <= -NEAR_EQUAL:
         return f"simpler: {named} is {-slower:.0%} faster at most"
     if slower < NEAR_EQUAL:
@@ -122,47 +153,66 @@ def _pace(slower: float) -> str:
     return f"{slower:.0%} slower" if slower >= NEAR_EQUAL else "about as fast"
 
 
-def _by_memory(field: str, chosen: Candidate, other: Candidate) -> str:
-    assert chosen.estimate is not None
-    assert other.estimate is not None
-    more = other.estimate.needed_bytes / chosen.estimate.needed_bytes - 1
-    named = _shown(field, getattr(other.config, field))
+def _by_memory(field: str, other: Compared, chosen: Candidate) -> str:
+    assert other.needed_bytes is not None
+    more = other.needed_bytes / needed(chosen) - 1
+    named = _shown(field, other.value)
     return f"needs least: {named} needs {more:.0%} more" if more >= 0.01 else f"needs no more than {named}"
 
 
-def _nearest(field: str, value: object, chosen: Candidate, rejected: Sequence[Candidate]) -> str:
-    lacking = [
-        (one.rejection.lacking_bytes, one)
-        for one in rejected
-        if one.rejection is not None
-        and one.rejection.lacking_bytes is not None
-        and one.config.method == chosen.config.method
-        and getattr(one.config, field) != value
-    ]
-    if not lacking:
-        return "ruled out (see rejections)"
-    nearest = min(lacking, key=lambda pair: pair[0])[1]
-    return _shown(field, getattr(nearest.config, field))
-
-
-def _shown(field: str, value: object) -> str:
+def _shown(field: str, value: str) -> str:
     if field == "gradient_checkpointing":
-        return "activation checkpointing" if value else "no activation checkpointing"
+        return "activation checkpointing" if value == "True" else "no activation checkpointing"
+    if field == "kernels":
+        return "Liger's kernels" if value == "liger" else "transformers' own kernels"
     if field == "micro_batch":
         return f"micro-batch {value}"
     return f"{field} {value}"
 
 
-def _fixed(config: RunConfig, request: PlanRequest, cluster: Cluster) -> Iterator[Reason]:
+def _batch(config: RunConfig, request: PlanRequest, cluster: Cluster) -> Iterator[Reason]:
     ranks = 1 if config.sharding == "none" else cluster.world_size
     yield Reason(
         "accumulation",
         str(config.accumulation),
         f"{config.micro_batch} x {config.accumulation} on {ranks} rank(s) = {request.global_batch} samples, exactly",
     )
-    if config.trains_adapters:
-        because = "asked for" if "lora_rank" in request.pins else "the default" if config.lora_rank == 16 else "fits"
-        yield Reason("lora_rank", str(config.lora_rank), because)
+    if request.seq_len_is_default:
+        yield Reason("seq_len", str(config.seq_len), "not given: the default, or all positions the model has")
+    elif request.seq_len_is_limit:
+        yield Reason("seq_len", str(config.seq_len), "the longest that has a plan, up to what was asked for")
+    if "packing" in request.pins:
+        yield Reason("packing", str(config.packing), "asked for")
+    elif config.padding:
+        yield Reason("padding", "True", "samples of a micro-batch are padded to the longest; counted at full length")
+
+
+def _adapters(choice: Choice, request: PlanRequest) -> Iterator[Reason]:
+    config = choice.config
+    if not config.trains_adapters:
+        return
+    if "lora_rank" in request.pins:
+        because = "asked for"
+    elif config.lora_rank > DEFAULT_RANK:
+        highest = max(HIGHER_RANKS)
+        because = "the highest that is tried" if config.lora_rank == highest else "the highest that costs little speed"
+    else:
+        because = "the default" if config.lora_rank == DEFAULT_RANK else "fits"
+    yield Reason("lora_rank", str(config.lora_rank), because)
+    if "lora_targets" in request.pins:
+        because = "asked for"
+    elif config.lora_targets == "all-linear":
+        because = "every linear layer: matches full fine-tuning best (Dettmers et al. 2023)"
+    else:
+        because = choice.tier.because
+    yield Reason("lora_targets", config.lora_targets, because)
+    if config.quantization != "none":
+        chosen = f"{config.quantization}{' twice' if config.double_quantization else ''}"
+        because = "asked for" if "quantization" in request.pins else "4-bit NormalFloat, its scales in 8 bits"
+        yield Reason("quantization", config.quantization, f"{because} ({chosen}, bitsandbytes)")
+
+
+def _numbers(config: RunConfig, request: PlanRequest, cluster: Cluster) -> Iterator[Reason]:
     lacking = next((gpu.name for gpu in cluster.gpus if not gpu.bf16), None)
     if "precision" in request.pins:
         yield Reason("precision", config.precision, "asked for")
@@ -171,15 +221,7 @@ def _fixed(config: RunConfig, request: PlanRequest, cluster: Cluster) -> Iterato
     else:
         because = f"{lacking} has no bf16" if lacking else "every card computes in bf16, which needs no loss scaling"
         yield Reason("precision", config.precision, because)
-    if request.seq_len_is_default:
-        yield Reason("seq_len", str(config.seq_len), "not given: the default, or all positions the model has")
     yield Reason("optimizer", config.optimizer, _optimizer(config, request, cluster))
-    if config.sharding == "ddp" and config.trains_adapters:
-        yield Reason(
-            "memory", "per card", "DDP holds the whole model on every card: more cards give speed, not smaller shares"
-        )
-    if config.expandable_segments:
-        yield Reason("expandable_segments", "True", "the allocator wastes little: a card is usable to a few percent")
 
 
 def _optimizer(config: RunConfig, request: PlanRequest, cluster: Cluster) -> str:
@@ -190,3 +232,18 @@ def _optimizer(config: RunConfig, request: PlanRequest, cluster: Cluster) -> str
     if config.optimizer.endswith("8bit"):
         return "8-bit states, because 32-bit ones do not fit; slightly noisier updates"
     return "one fused kernel, no temporaries"
+
+
+def _rest(config: RunConfig, request: PlanRequest) -> Iterator[Reason]:
+    if "attention" in request.pins:
+        yield Reason("attention", config.attention, "asked for")
+    elif config.attention == "eager":
+        yield Reason("attention", "eager", "this architecture has no other in transformers")
+    else:
+        yield Reason("attention", config.attention, "torch's own fused kernels, which every card here has")
+    if config.sharding == "ddp" and config.trains_adapters:
+        yield Reason(
+            "memory", "per card", "DDP holds the whole model on every card: more cards give speed, not smaller shares"
+        )
+    if config.expandable_segments:
+        yield Reason("expandable_segments", "True", "the allocator wastes little: a card is usable to a few percent")

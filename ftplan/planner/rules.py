@@ -1,17 +1,21 @@
 """Legality: small rules, each a function of a configuration that returns a typed rejection or None.
 
-Memory is a rule like the others, but needs the estimate; the search applies it last.
+No rule looks at how the batch is split, so that one answer is a family's. Memory is a rule like the others, but needs
+the estimate; the search applies it last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from ftplan.estimators.params import expert_targets
-from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.profiles.kernels import liger
+from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
 from ftplan.results import Estimate, Rejection
 from ftplan.spec import RunConfig
+
+FSDP: Final = ("fsdp2", "fsdp2-grad-op", "hsdp")
 
 Rule = Callable[[RunConfig, ModelProfile, Cluster], Rejection | None]
 
@@ -92,7 +96,7 @@ def offload_is_offered(config: RunConfig, model: ModelProfile, cluster: Cluster)
         return Rejection(
             "offload", "offload needs DeepSpeed or FSDP2", hint="use zero2, zero3 or fsdp2", source="accelerate"
         )
-    if config.sharding in ("fsdp2", "fsdp2-grad-op", "hsdp") and config.offload == "optimizer":
+    if config.sharding in FSDP and config.offload == "optimizer":
         return Rejection(
             "offload",
             "FSDP2 offloads parameters, gradients and optimizer states together",
@@ -111,8 +115,15 @@ def offload_is_offered(config: RunConfig, model: ModelProfile, cluster: Cluster)
 
 def optimizer_takes_shards(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
     """bitsandbytes' optimizers update plain CUDA tensors: no DTensor shards, nothing on the host."""
-    is_bnb = config.optimizer.endswith("8bit") or config.optimizer.startswith("paged")
-    sharded = config.sharding in ("fsdp2", "fsdp2-grad-op", "hsdp")
+    is_bnb = _is_bitsandbytes(config)
+    sharded = config.sharding in FSDP
+    if config.optimizer == "adafactor" and sharded:
+        return Rejection(
+            "optimizer-shards",
+            "transformers' Adafactor mixes plain tensors with FSDP2's shards, and torch refuses that",
+            hint="use adamw_torch_fused, or zero2 or zero3",
+            source="transformers optimization.py, Adafactor.step: its trace ends in torch's error",
+        )
     if not is_bnb or not (sharded or config.offload != "none"):
         return None
     return Rejection(
@@ -139,6 +150,35 @@ def quantization_runs(config: RunConfig, model: ModelProfile, cluster: Cluster) 
             source="transformers integrations/deepspeed.py; peft's FSDP-QLoRA guide",
         )
     return None
+
+
+def liger_has_kernels(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """Liger replaces modules of the architectures that it knows, on cards that Triton compiles for."""
+    if config.kernels != "liger":
+        return None
+    known = liger()
+    if model.model_type not in known.model_types:
+        return Rejection(
+            "liger-architecture",
+            f"Liger {known.version} has no kernels for {model.model_type}, and training would silently go without",
+            hint="use kernels none",
+            source=known.source,
+        )
+    lacking = [gpu.name for gpu in cluster.gpus if _older(gpu, known.compute_capability)]
+    if not lacking:
+        return None
+    return Rejection(
+        "liger-card", f"Triton does not compile for {lacking[0]}", hint="use kernels none", source=known.source
+    )
+
+
+def _older(gpu: GpuProfile, capability: tuple[int, int]) -> bool:
+    """Whether Triton cannot compile for ``gpu``: a CPU, or an NVIDIA card of an older generation."""
+    return gpu.kind == "cpu" or (gpu.compute_capability is not None and gpu.compute_capability < capability)
+
+
+def _is_bitsandbytes(config: RunConfig) -> bool:
+    return config.optimizer.endswith("8bit") or config.optimizer.startswith("paged")
 
 
 def expert_adapters_drop_nothing(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
@@ -184,6 +224,7 @@ RULES: Final[tuple[Rule, ...]] = (
     attention_exists,
     optimizer_takes_shards,
     quantization_runs,
+    liger_has_kernels,
     expert_adapters_drop_nothing,
     positions_suffice,
 )
@@ -196,6 +237,41 @@ def first_rejection(config: RunConfig, model: ModelProfile, cluster: Cluster) ->
         if rejection is not None:
             return rejection
     return None
+
+
+def needed_packages(config: RunConfig) -> tuple[str, ...]:
+    """Packages that training ``config`` needs beside torch, transformers, peft and TRL."""
+    needs = {
+        "bitsandbytes": config.quantization != "none" or _is_bitsandbytes(config),
+        "deepspeed": config.sharding.startswith("zero"),
+        liger().package: config.kernels == "liger",
+        "flash-attn": config.attention == "flash_attention_2",
+    }
+    return tuple(package for package, needed in needs.items() if needed)
+
+
+def package_rejection(config: RunConfig, missing: Collection[str]) -> Rejection | None:
+    """Whether a package is missing on the machine that trains."""
+    lacking = next((package for package in needed_packages(config) if package in missing), None)
+    if lacking is None:
+        return None
+    return Rejection(
+        "missing-package",
+        f"{lacking} is not installed on this machine",
+        hint=f"pip install {lacking}",
+        source="the packages of this Python environment",
+    )
+
+
+def weights_rejection(held_bytes: int, offered_bytes: int) -> Rejection:
+    """What stays on a card through the whole run is already too large for the smallest that takes part."""
+    return Rejection(
+        "memory",
+        "does not fit: weights and optimizer states alone are too large",
+        hint="4-bit weights, sharding, offload, or a larger card",
+        needed_bytes=held_bytes,
+        available_bytes=offered_bytes,
+    )
 
 
 def memory_rejection(estimate: Estimate, margin: float) -> Rejection | None:

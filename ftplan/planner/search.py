@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from typing import Final
 
-from ftplan.estimators.analytic import estimate
+from ftplan.estimators.analytic import estimate, held_bytes
 from ftplan.estimators.training_time import with_training
+from ftplan.planner.advice import advise
 from ftplan.planner.batch import check_global_batch, check_pinned_split
-from ftplan.planner.explain import NEAR_EQUAL, WORTH_MACHINERY, explain
-from ftplan.planner.rules import first_rejection, memory_rejection
-from ftplan.planner.space import OFFLOADS, SHARDINGS, Tier, candidates, tiers
+from ftplan.planner.explain import Choice, explain
+from ftplan.planner.ranking import alternatives, estimate_of, faster_method, grouped, needed, pareto, rank, speed
+from ftplan.planner.rules import first_rejection, memory_rejection, package_rejection, weights_rejection
+from ftplan.planner.space import DEFAULT_RANK, DEFAULT_TARGETS, HIGHER_RANKS, Family, Tier, families, tiers
 from ftplan.profiles.schema import Cluster, ModelProfile
-from ftplan.results import Candidate, Estimate, Plan, RejectedGroup, SearchStats
+from ftplan.results import Candidate, Plan, RejectedGroup, SearchStats
 from ftplan.spec import PlanRequest, RunConfig
 
-ALTERNATIVES: Final = 5
-SIMPLEST_FIRST: Final = ("none", *SHARDINGS)
+FAR_TOO_LARGE: Final = 1.3
+"""Weights and states of more than this part of a card need no estimate; nearer misses get one, to be told exactly."""
+
+RANK_MAY_COST: Final = 0.05
+"""Speed that a higher rank may cost where the highest is asked for."""
 
 
 @dataclass
 class Findings:
     """What the search has seen: candidates that fit, in the order of their tiers, and those that do not.
 
-    ``waiting`` are tiers not looked at, because something fits in a better one.
+    ``waiting`` are tiers not looked at, because something fits in a better one. ``looked_at`` counts every
+    configuration that was decided, ``estimated`` those that took an estimate.
     """
 
     waiting: list[Tier] = field(default_factory=list)
     tiers: list[tuple[Tier, list[Candidate]]] = field(default_factory=list)
-    rejected: list[Candidate] = field(default_factory=list)
+    rejected: list[RejectedGroup] = field(default_factory=list)
     looked_at: int = 0
+    estimated: int = 0
 
     @property
     def best_tier(self) -> tuple[Tier, list[Candidate]] | None:
@@ -45,19 +52,21 @@ class Findings:
         """The methods with a candidate that fits."""
         return {tier.method for tier, fitting in self.tiers if fitting}
 
+    @property
+    def fitting(self) -> Iterator[Candidate]:
+        """Every candidate that fits."""
+        return (one for _, fitting in self.tiers for one in fitting)
+
     def best_for(self, request: PlanRequest) -> tuple[Tier, list[Candidate]] | None:
         """The tier to choose from: the first in which something fits, or that with least memory if that is asked."""
         if request.objective != "memory":
             return self.best_tier
         fitting = [(tier, candidates) for tier, candidates in self.tiers if candidates]
-        return min(fitting, key=lambda pair: min(map(_needed, pair[1])), default=None)
+        return min(fitting, key=lambda pair: min(map(needed, pair[1])), default=None)
 
-
-def _faster_method(chosen: Candidate, found: Findings) -> Candidate | None:
-    """The fastest candidate of another method, if it is clearly faster than the chosen one."""
-    others = [one for tier, fitting in found.tiers for one in fitting if tier.method != chosen.config.method]
-    fastest = max(others, key=_speed, default=None)
-    return fastest if fastest and _speed(fastest) > (1 + NEAR_EQUAL) * _speed(chosen) else None
+    def reject(self, rejection: RejectedGroup) -> None:
+        """Take note of configurations that are out."""
+        self.rejected.append(rejection)
 
 
 def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Plan:
@@ -65,29 +74,58 @@ def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Plan:
 
     Raises BatchError if the global batch does not split over the ranks, InputError for pins that name nothing.
     """
+    with _without_collections():
+        return _plan(request, model, cluster)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Without Python's cyclic collector, which looks at all that a search remembers: a third of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _plan(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Plan:
     started = time.perf_counter()
     ranks = 1 if request.pins.get("sharding") == "none" else cluster.world_size
     check_pinned_split(check_global_batch(request.global_batch, ranks), request.pins)
     found = search(request, model, cluster)
     best = _replayed_best(found, request, model, cluster)
-    stats = SearchStats(found.looked_at, time.perf_counter() - started)
-    rejections = tuple(_grouped(found.rejected))
     if best is None:
-        return Plan(request, request.global_batch, None, None, (), (), rejections, stats)
+        stats = SearchStats(found.looked_at, time.perf_counter() - started, found.estimated)
+        return Plan(request, request.global_batch, None, None, (), (), grouped(found.rejected), stats)
     tier, ranked = best
+    if request.highest_rank:
+        tier, ranked = _highest_rank(tier, ranked, found, request, model, cluster)
     chosen = ranked[0]
-    faster = _faster_method(chosen, found)
-    reasons = explain(chosen, ranked, found.rejected, faster, tier, request, cluster)
-    others = tuple(_trained(one, request, model, cluster) for one in _alternatives(ranked, found, request))
-    told = _estimate(_trained(chosen, request, model, cluster))
-    return Plan(request, request.global_batch, chosen.config, told, reasons, others, rejections, stats)
+    choice = Choice(chosen, tuple(ranked), tuple(found.rejected), faster_method(chosen, found.fitting), tier)
+    others = alternatives(ranked, (fitting for _, fitting in found.tiers), request)
+    told = _trained(chosen, request, model, cluster)
+    stats = SearchStats(found.looked_at, time.perf_counter() - started, found.estimated)
+    return Plan(
+        request,
+        request.global_batch,
+        chosen.config,
+        estimate_of(told),
+        reasons=explain(choice, request, cluster),
+        alternatives=tuple(_trained(one, request, model, cluster) for one in others),
+        rejections=grouped(found.rejected),
+        search=stats,
+        pareto=pareto([chosen, *(one for one in found.fitting if one.config != chosen.config)]),
+        advice=advise(told, request, model, cluster),
+    )
 
 
 def _trained(candidate: Candidate, request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Candidate:
     """``candidate`` with time and cost of the whole training, if they are asked for."""
     if request.training is None:
         return candidate
-    told = with_training(_estimate(candidate), request.training, candidate.config, model, cluster)
+    told = with_training(estimate_of(candidate), request.training, candidate.config, model, cluster)
     return replace(candidate, estimate=told)
 
 
@@ -108,13 +146,46 @@ def _replayed_best(
             continue
         tier, fitting = best
         ranked = rank(fitting, request)
-        estimated = estimate(ranked[0].config, model, cluster, margin=request.margin, replays=True)
-        rejection = memory_rejection(estimated, request.margin)
-        chosen = Candidate(ranked[0].config, estimated, rejection)
-        if rejection is None:
+        chosen = replayed(ranked[0].config, request, model, cluster)
+        if chosen.rejection is None:
             return tier, [chosen, *ranked[1:]]
         fitting[:] = [one for one in fitting if one is not ranked[0]]
-        found.rejected.append(chosen)
+        found.reject(RejectedGroup(chosen.rejection, chosen.config, 1))
+
+
+def replayed(config: RunConfig, request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Candidate:
+    """``config`` with every allocation played through the simulated allocator."""
+    estimated = estimate(config, model, cluster, margin=request.margin, replays=True)
+    return Candidate(config, estimated, memory_rejection(estimated, request.margin))
+
+
+def _highest_rank(
+    tier: Tier,
+    ranked: list[Candidate],
+    found: Findings,
+    request: PlanRequest,
+    model: ModelProfile,
+    cluster: Cluster,
+) -> tuple[Tier, list[Candidate]]:
+    """The highest rank that fits and costs little speed, with everything but the batch as it was chosen."""
+    chosen = ranked[0]
+    if (tier.lora_rank, tier.lora_targets) != (DEFAULT_RANK, DEFAULT_TARGETS) or not chosen.config.trains_adapters:
+        return tier, ranked
+    kept = ("sharding", "offload", "gradient_checkpointing", "kernels")
+    asked = request.model_copy(
+        update={"pins": {**request.pins, **{name: getattr(chosen.config, name) for name in kept}}}
+    )
+    for lora_rank in HIGHER_RANKS:
+        higher = replace(tier, lora_rank=lora_rank)
+        fitting = [one for one in _examined(higher, asked, model, cluster, found) if one.rejection is None]
+        for one in rank(fitting, asked):
+            if speed(one) < (1 - RANK_MAY_COST) * speed(chosen):
+                break
+            best = replayed(one.config, request, model, cluster)
+            if best.rejection is None:
+                found.tiers.append((higher, fitting))
+                return higher, [best, *ranked]
+    return tier, ranked
 
 
 def search(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Findings:
@@ -138,25 +209,32 @@ def _look(found: Findings, request: PlanRequest, model: ModelProfile, cluster: C
 def _examined(
     tier: Tier, request: PlanRequest, model: ModelProfile, cluster: Cluster, found: Findings
 ) -> Iterator[Candidate]:
-    """Each candidate with its estimate or rejection; larger micro-batches of what does not fit are passed by."""
-    for _, family in groupby(candidates(tier, request, model, cluster), key=_family):
-        for config in sorted(family, key=lambda config: config.micro_batch):
+    """Each candidate that fits; those that do not are noted with their reason."""
+    for family in families(tier, request, model, cluster):
+        found.looked_at += len(family.splits)
+        rejection = _of_family(family, request, model, cluster)
+        if rejection is not None:
+            found.reject(rejection)
+            continue
+        for tried, config in enumerate(family.members()):
             candidate = examine(config, request, model, cluster)
-            found.looked_at += 1
+            found.estimated += 1
             if candidate.rejection is not None:
-                found.rejected.append(candidate)
-            yield candidate
-            if candidate.rejection is not None:
+                found.reject(RejectedGroup(candidate.rejection, config, len(family.splits) - tried))
                 break
+            yield candidate
 
 
-def _family(config: RunConfig) -> tuple[str, str, bool, bool]:
-    """Configurations in which a larger micro-batch never needs less: accumulating costs memory of its own."""
-    return (config.sharding, config.offload, config.gradient_checkpointing, config.accumulation > 1)
-
-
-def _kind(config: RunConfig) -> tuple[str, str, str, bool]:
-    return (config.method, config.sharding, config.offload, config.gradient_checkpointing)
+def _of_family(family: Family, request: PlanRequest, model: ModelProfile, cluster: Cluster) -> RejectedGroup | None:
+    """What rejects a whole family without an estimate: a rule, a missing package, or weights far too large."""
+    config = family.smallest
+    rejection = first_rejection(config, model, cluster) or package_rejection(config, request.missing_packages)
+    if rejection is None:
+        offered = min(gpu.usable_bytes for gpu in cluster.gpus)
+        held = held_bytes(config, model, cluster)
+        if held > FAR_TOO_LARGE * offered:
+            rejection = weights_rejection(held, offered)
+    return None if rejection is None else RejectedGroup(rejection, config, len(family.splits))
 
 
 def examine(config: RunConfig, request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Candidate:
@@ -168,83 +246,7 @@ def examine(config: RunConfig, request: PlanRequest, model: ModelProfile, cluste
     return Candidate(config, estimated, memory_rejection(estimated, request.margin))
 
 
-def rank(fitting: Iterable[Candidate], request: PlanRequest) -> list[Candidate]:
-    """Best first by the objective.
-
-    For speed: the simplest of those that are not clearly slower than the fastest; of these, among near equals, the one
-    that needs least memory; then the others by speed.
-    """
-    if request.objective in ("memory", "headroom"):
-        return sorted(fitting, key=lambda one: (_needed(one), -_speed(one)))
-    ordered = sorted(fitting, key=_speed, reverse=True)
-    if not ordered:
-        return []
-    contenders = [one for one in ordered if _speed(one) >= (1 - WORTH_MACHINERY) * _speed(ordered[0])]
-    simplest = min(_moving_parts(one.config) for one in contenders)
-    plain = [one for one in contenders if _moving_parts(one.config) == simplest]
-    near = sorted((one for one in plain if _speed(one) >= (1 - NEAR_EQUAL) * _speed(plain[0])), key=_needed)
-    return near + [one for one in ordered if all(one is not other for other in near)]
-
-
-def _moving_parts(config: RunConfig) -> tuple[int, int]:
-    """How much machinery a configuration needs: plain before DDP before sharding, no offload before offload."""
-    return (SIMPLEST_FIRST.index(config.sharding), OFFLOADS.index(config.offload))
-
-
-def _estimate(candidate: Candidate) -> Estimate:
-    assert candidate.estimate is not None
-    return candidate.estimate
-
-
-def _speed(candidate: Candidate) -> float:
-    return _estimate(candidate).tokens_per_second
-
-
-def _needed(candidate: Candidate) -> int:
-    return _estimate(candidate).needed_bytes
-
-
-def _alternatives(ranked: list[Candidate], found: Findings, request: PlanRequest) -> tuple[Candidate, ...]:
-    """The best of every other kind (method, sharding, offload, checkpointing).
-
-    Those that are faster or need less memory than the chosen one come before the dominated, the first of a method and
-    sharding before its variants, and the methods take turns.
-    """
-    chosen = ranked[0]
-    best_of_kind: dict[object, Candidate] = {}
-    others = [rank(fitting, request) for _, fitting in found.tiers]
-    for candidate in [*ranked, *(one for fitting in others for one in fitting)]:
-        best_of_kind.setdefault(_kind(candidate.config), candidate)
-    rest = [one for one in best_of_kind.values() if one is not chosen]
-    seen = {(chosen.config.method, chosen.config.sharding)}
-    of_method = Counter({chosen.config.method: 1})
-    order = []
-    for one in rest:
-        method, kind = one.config.method, (one.config.method, one.config.sharding)
-        order.append((_is_dominated(one, chosen), kind in seen, of_method[method]))
-        of_method[method] += kind not in seen
-        seen.add(kind)
-    return tuple(rest[index] for index in sorted(range(len(rest)), key=order.__getitem__)[:ALTERNATIVES])
-
-
-def _is_dominated(candidate: Candidate, chosen: Candidate) -> bool:
-    same_method = candidate.config.method == chosen.config.method
-    return same_method and _speed(candidate) <= _speed(chosen) and _needed(candidate) >= _needed(chosen)
-
-
-def _grouped(rejected: Iterable[Candidate]) -> Iterator[RejectedGroup]:
-    """Rejections by rule, method and sharding, nearest miss first; rules that are no matter of bytes come last."""
-    groups: dict[tuple[str, str, str], list[Candidate]] = {}
-    for candidate in rejected:
-        assert candidate.rejection is not None
-        key = (candidate.rejection.rule, candidate.config.method, candidate.config.sharding)
-        groups.setdefault(key, []).append(candidate)
-    nearest = [(min(group, key=_lacking), len(group)) for group in groups.values()]
-    for candidate, count in sorted(nearest, key=lambda pair: _lacking(pair[0])):
-        assert candidate.rejection is not None
-        yield RejectedGroup(candidate.rejection, candidate.config, count)
-
-
-def _lacking(candidate: Candidate) -> float:
-    lacking = candidate.rejection.lacking_bytes if candidate.rejection else None
-    return float("inf") if lacking is None else float(lacking)
+def every_fitting(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Iterable[Candidate]:
+    """The candidates of the best tier in which something fits, best first; the first fits in the allocator too."""
+    best = _replayed_best(search(request, model, cluster), request, model, cluster)
+    return best[1] if best else ()

@@ -127,7 +127,9 @@ def test_a_rank_smaller_than_the_default_is_explained():
     smaller = [plan for plan in plans if plan.config is not None and plan.config.lora_rank < 16]
     assert smaller
     for plan in smaller:
-        assert "a smaller rank" in reason(plan, "method").because
+        fewest = plan.config.lora_targets == "qv"
+        expected = "adapters on query and value only" if fewest else "a smaller rank"
+        assert expected in reason(plan, "method").because
 
 
 def test_full_training_explains_no_rank():

@@ -43,6 +43,9 @@ REJECTED = [
     ),
     ("quantization", "1xcpu:8GB", "Qwen-7B", {"method": "qlora", **FP32}, "use lora"),
     ("quantization", "2x24GB", "Qwen-7B", {"method": "qlora", "sharding": "zero3"}, "use fsdp2"),
+    ("optimizer-shards", "2x24GB", "Qwen-7B", {"sharding": "fsdp2", "optimizer": "adafactor"}, "zero2"),
+    ("liger-architecture", "1x24GB", "Qwen-7B", {"kernels": "liger"}, "kernels none"),
+    ("liger-card", "1xP100-16GB", "Qwen2.5-7B", {"kernels": "liger", **FP16}, "kernels none"),
     ("expert-dropout", "1xH100", "Mixtral-8x7B-v0.1", {"lora_dropout": 0.1}, "dropout to 0"),
     ("positions", "1x24GB", "gpt2", {"seq_len": 1025}, "at most 1024"),
 ]
@@ -65,6 +68,9 @@ PASSED = [
     ("1xH100", "Mixtral-8x7B-v0.1", {"lora_dropout": 0.1, "lora_targets": "q_proj,v_proj"}),
     ("1xH100", "Mixtral-8x7B-v0.1", {"lora_dropout": 0.0}),
     ("1xH100", "Qwen-7B", {"lora_dropout": 0.1}),
+    ("1x24GB", "Qwen2.5-7B", {"kernels": "liger"}),
+    ("1xT4", "Qwen2.5-7B", {"kernels": "liger", **FP16}),
+    ("2x24GB", "Qwen-7B", {"sharding": "zero3", "optimizer": "adafactor"}),
     ("1x24GB", "gpt2", {"seq_len": 1024}),
     ("1x24GB", "Qwen-7B", {"seq_len": 65_536}),
 ]

@@ -4,8 +4,9 @@ import pytest
 from plans import cluster, estimated, planned, request
 
 from ftplan.errors import BatchError, InputError, UnknownNameError
-from ftplan.planner.explain import NEAR_EQUAL, WORTH_MACHINERY
-from ftplan.planner.search import ALTERNATIVES, examine, rank, search
+from ftplan.estimators.analytic import estimate
+from ftplan.planner.ranking import ALTERNATIVES, NEAR_EQUAL, WORTH_MACHINERY, rank
+from ftplan.planner.search import RANK_MAY_COST, examine, search
 from ftplan.profiles.models import load_model
 
 
@@ -38,15 +39,15 @@ def test_where_the_allocator_rejects_all_that_seemed_to_fit_the_tiers_passed_ove
 
 def test_everything_looked_at_either_fits_or_is_rejected():
     found = findings()
-    fitting = [candidate for _, candidates in found.tiers for candidate in candidates]
-    assert found.looked_at == len(fitting) + len(found.rejected) > 0
+    fitting = list(found.fitting)
+    assert found.looked_at == len(fitting) + sum(group.count for group in found.rejected) > 0
+    assert len(fitting) <= found.estimated <= found.looked_at
     assert all(candidate.estimate.fits and candidate.rejection is None for candidate in fitting)
-    assert all(candidate.rejection is not None for candidate in found.rejected)
 
 
 def test_rejections_are_counted_once_each():
     plan = planned()
-    assert sum(group.count for group in plan.rejections) == len(findings().rejected)
+    assert sum(group.count for group in plan.rejections) == sum(group.count for group in findings().rejected)
     assert plan.search.candidates == findings().looked_at
     assert plan.search.seconds > 0
 
@@ -224,9 +225,56 @@ def test_a_search_is_the_same_each_time():
     assert replace(first, search=second.search) == second
 
 
-def test_larger_micro_batches_of_what_does_not_fit_are_passed_by():
-    rejected = [one.config for one in findings("1x8GB").rejected]
+def test_larger_micro_batches_of_what_does_not_fit_are_decided_without_an_estimate():
+    found = findings("1x8GB")
     by_family = {}
-    for config in rejected:
-        by_family.setdefault((*kind(config), config.lora_rank, config.accumulation > 1), []).append(config.micro_batch)
-    assert all(len(set(sizes)) == len(sizes) == 1 for sizes in by_family.values())
+    for group in found.rejected:
+        config = group.config
+        key = (*kind(config), config.kernels, config.lora_rank, config.lora_targets, config.accumulation > 1)
+        by_family.setdefault(key, []).append(group)
+    assert all(len(groups) == 1 for groups in by_family.values())
+    assert found.estimated < found.looked_at
+
+
+def test_weights_far_too_large_need_no_estimate():
+    found = findings("1x8GB", "Llama-3.1-70B")
+    alone = [group for group in found.rejected if "alone are too large" in group.rejection.reason]
+    assert alone
+    for group in alone:
+        told = estimate(group.config, load_model("Llama-3.1-70B"), cluster("1x8GB"))
+        assert told.needed_bytes > group.rejection.needed_bytes > group.rejection.available_bytes
+
+
+def test_a_package_that_is_missing_rejects_what_needs_it():
+    plan = planned("1x24GB", "Qwen2.5-0.5B", missing_packages=("liger-kernel", "bitsandbytes"))
+    assert plan.config.kernels == "none"
+    rejected = {(group.rejection.rule, group.rejection.hint) for group in plan.rejections}
+    assert ("missing-package", "pip install liger-kernel") in rejected
+
+
+def test_the_highest_rank_is_one_that_costs_little_speed():
+    plain, highest = (planned("1xRTX4090", "Qwen2.5-1.5B", highest_rank=highest) for highest in (False, True))
+    assert plain.config.lora_rank == 16
+    assert highest.config.lora_rank > 16
+    assert highest.config.lora_alpha == 2 * highest.config.lora_rank
+    assert highest.estimate.tokens_per_second >= (1 - RANK_MAY_COST) * plain.estimate.tokens_per_second
+    assert highest.estimate.fits
+
+
+def test_where_only_a_small_rank_fits_the_highest_is_that():
+    assert planned("1xRTX4090:8250MB", highest_rank=True).config.lora_rank == 8
+
+
+def test_the_front_of_speed_and_memory_rises_in_both():
+    plan = planned("2xA6000")
+    needs = [one.estimate.needed_bytes for one in plan.pareto]
+    speeds = [one.estimate.tokens_per_second for one in plan.pareto]
+    assert len(needs) > 2
+    assert needs == sorted(needs)
+    assert speeds == sorted(speeds)
+    for one in plan.alternatives:
+        told = one.estimate
+        assert any(
+            need <= told.needed_bytes and speed >= told.tokens_per_second
+            for need, speed in zip(needs, speeds, strict=True)
+        )

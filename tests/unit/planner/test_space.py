@@ -1,8 +1,9 @@
 import pytest
 from plans import cluster, request
 
-from ftplan.planner.space import DEFAULT_RANK, FSDP, OPTIMIZER, candidates, half_precision, tiers
+from ftplan.planner.space import DEFAULT_RANK, FSDP, OPTIMIZER, candidates, families, half_precision, tiers
 from ftplan.profiles.models import load_model
+from ftplan.spec import RunConfig
 
 
 def space(gpus="2x24GB", model="Qwen-7B", tier=0, **fields):
@@ -13,10 +14,10 @@ def space(gpus="2x24GB", model="Qwen-7B", tier=0, **fields):
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ("auto", ["lora", *["qlora"] * 6, *["lora"] * 3]),
-        ("lora", ["lora"] * 6),
-        ("qlora", ["qlora"] * 6),
-        ("full", ["full", "full", "full"]),
+        ("auto", ["lora", *["qlora"] * 8, *["lora"] * 4]),
+        ("lora", ["lora"] * 8),
+        ("qlora", ["qlora"] * 8),
+        ("full", ["full"] * 4),
     ],
 )
 def test_quality_comes_before_speed(method, expected):
@@ -28,7 +29,13 @@ def test_full_fine_tuning_only_when_asked():
 
 
 def test_smaller_ranks_come_after_the_default():
-    assert [tier.lora_rank for tier in tiers(request(method="qlora"))] == [DEFAULT_RANK, 8, 4] * 2
+    on_device = tiers(request(method="qlora"))[:4]
+    assert [(tier.lora_rank, tier.lora_targets) for tier in on_device] == [
+        (DEFAULT_RANK, "all-linear"),
+        (8, "all-linear"),
+        (4, "all-linear"),
+        (8, "qv"),
+    ]
 
 
 def test_base_weights_leave_the_cards_last_of_all():
@@ -124,13 +131,34 @@ def test_fsdp2_reduces_after_each_micro_batch_when_accumulating():
 
 
 def test_full_training_prefers_fp32_master_weights():
-    first, second, third = (space("2x80GB", method="full", tier=tier) for tier in range(3))
-    assert {config.weights_dtype for config in first if config.sharding == "ddp"} == {"fp32"}
+    master, small_states, pure, paged = (space("2x80GB", method="full", tier=tier) for tier in range(4))
+    assert {config.weights_dtype for config in master if config.sharding == "ddp"} == {"fp32"}
     # FSDP2 and DeepSpeed make their fp32 copy from 16-bit weights.
-    assert {config.weights_dtype for config in first if config.sharding != "ddp"} == {"bf16"}
-    assert {config.weights_dtype for config in second} == {"bf16"}
-    assert {config.optimizer for config in second} == {OPTIMIZER}
-    assert {config.optimizer for config in third} == {"paged_adamw_8bit"}
+    assert {config.weights_dtype for config in master if config.sharding != "ddp"} == {"bf16"}
+    assert {(config.weights_dtype, config.sharding) for config in small_states} == {("fp32", "ddp")}
+    assert {config.weights_dtype for config in pure} == {config.weights_dtype for config in paged} == {"bf16"}
+    assert {config.optimizer for config in (*master, *pure)} == {OPTIMIZER}
+    assert {config.optimizer for config in small_states} == {"adamw_bnb_8bit"}
+    assert {config.optimizer for config in paged} == {"paged_adamw_8bit"}
+
+
+def test_kernels_that_bring_their_own_loss_go_with_no_other():
+    assert {(config.kernels, config.loss_path) for config in space()} == {("none", "chunked"), ("liger", "liger")}
+    assert {config.kernels for config in space(pins={"loss_path": "full"})} == {"none"}
+    assert {config.kernels for config in space(pins={"loss_path": "liger"})} == {"liger"}
+    assert {config.kernels for config in space("2xcpu:8GB")} == {"none"}
+
+
+def test_a_family_differs_in_its_split_only_and_its_micro_batches_rise():
+    asked = request(global_batch=48)
+    for family in families(tiers(asked)[0], asked, load_model("Qwen-7B"), cluster("2x24GB")):
+        members = list(family.members())
+        batches = [config.micro_batch for config in members]
+        assert batches == sorted(set(batches))
+        assert len({config.accumulation > 1 for config in members}) == 1
+        same = {"micro_batch": 1, "accumulation": 1, "padding": False}
+        assert len({repr(config.model_copy(update=same)) for config in members}) == 1
+        assert all(RunConfig.model_validate(config.model_dump()) == config for config in members)
 
 
 def test_a_batch_that_no_sharding_can_split_has_no_candidates():
