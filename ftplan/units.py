@@ -1,4 +1,4 @@
-"""Sizes, dtypes and hours: integer bytes everywhere; GB (1e9) and GiB (2**30) never share a name."""
+"""Sizes, counts, dtypes and hours: integer bytes everywhere; GB (1e9) and GiB (2**30) never share a name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ _SUFFIX: Final = {
     "GIB": GIB,
     "TIB": 2**40,
 }
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", re.IGNORECASE)
+_SIZE: Final = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]?i?B)?", re.IGNORECASE)
+
+_THOUSANDS: Final = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_COUNT: Final = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMBT]?)", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int | None:
@@ -37,6 +40,12 @@ def parse_size(text: str) -> int | None:
     if match is None:
         return None
     return round(float(match[1]) * _SUFFIX[(match[2] or "").upper()])
+
+
+def parse_count(text: str) -> int | None:
+    """A count of parameters such as ``7B``, ``500M`` or all its digits; None if it is not one."""
+    match = _COUNT.fullmatch(text.strip())
+    return None if match is None else round(float(match[1]) * _THOUSANDS[match[2].upper()])
 
 
 def ceil_div(numerator: int, denominator: int) -> int:

@@ -20,6 +20,8 @@ COMMANDS: Final = {
     "estimate": ("estimate", "Memory and time of one exact configuration."),
     "run": ("run_command", "Train a plan, or resume what stopped."),
     "calibrate": ("calibrate", "Measure this machine, so that later plans go by it."),
+    "models": ("models", "Search the catalogue of models."),
+    "gpus": ("gpus", "Search the catalogue of GPUs."),
 }
 """Each command's module in this package, and what it does in a few words."""
 

@@ -1,4 +1,4 @@
-"""How many parameters a model has, and how many of them train.
+"""How many parameters a model has, how many of them a token passes, and how many train.
 
 A LoRA adapter on a matrix ``[out, in]`` adds A ``[rank, in]`` and B ``[out, rank]``, so ``rank x (in + out)`` elements;
 on the fused experts of a layer, that for each expert. `ftplan.estimators.targets` says which matrices have one.
@@ -20,11 +20,12 @@ from ftplan.estimators.targets import (
     target_modules,
     targeted_linears,
 )
-from ftplan.profiles.schema import ModelProfile, Part
+from ftplan.profiles.schema import ExpertsProfile, ModelProfile, Part
 from ftplan.spec import RunConfig
 
 __all__ = [
     "ExpertTarget",
+    "active_params",
     "expert_targets",
     "layer_targets",
     "params_by_part",
@@ -42,6 +43,15 @@ _CACHED: Final = 1024
 def total_params(model: ModelProfile) -> int:
     """Count the unique elements of the model, tied weights once."""
     return model.total_params
+
+
+def active_params(model: ModelProfile) -> int:
+    """Count the elements that a token passes: all of them, but for the routed experts that it is not sent to."""
+    return model.total_params - sum(group.count * _idle_params(group.layer.mlp.experts) for group in model.groups)
+
+
+def _idle_params(experts: ExpertsProfile | None) -> int:
+    return 0 if experts is None else experts.params // experts.count * (experts.count - experts.per_token)
 
 
 def params_by_part(model: ModelProfile) -> Mapping[Part, int]:

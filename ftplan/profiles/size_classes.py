@@ -27,6 +27,11 @@ def size_class_gb(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def list_size_classes() -> tuple[str, ...]:
+    """Return the sizes that have members, smallest first: ``4GB`` to ``180GB``."""
+    return tuple(f"{gigabytes}GB" for gigabytes in sorted(_members()))
+
+
 @cache
 def size_class(gigabytes: int) -> GpuProfile:
     """Return the conservative card of ``gigabytes``, which lies between 1 and `LARGEST_GB`."""

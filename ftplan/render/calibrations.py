@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ftplan.launcher.probing import Part
 from ftplan.profiles.calibration import Calibration, DeviceFigures, Kept, RecordedRun
-from ftplan.render.console import duration, err, off, out, size, words
+from ftplan.render.console import duration, err, number, off, out, size, words
 from ftplan.units import GB
 
 HINT = "measure this machine: ftplan calibrate"
@@ -76,7 +76,7 @@ def _figures(figures: DeviceFigures) -> Iterator[tuple[str, str]]:
     if figures.context_bytes is not None:
         yield "context", size(figures.context_bytes)
     if figures.matrix_flops_per_second is not None:
-        yield "matrix rate", f"{_number(figures.matrix_flops_per_second / 1e12)} TFLOP/s in {figures.matrix_dtype}"
+        yield "matrix rate", f"{number(figures.matrix_flops_per_second / 1e12)} TFLOP/s in {figures.matrix_dtype}"
     if figures.memory_bytes_per_second is not None:
         yield "memory bandwidth", _rate(figures.memory_bytes_per_second)
     if figures.to_device_bytes_per_second is not None:
@@ -92,12 +92,7 @@ def _figures(figures: DeviceFigures) -> Iterator[tuple[str, str]]:
 
 
 def _rate(bytes_per_second: float) -> str:
-    return f"{_number(bytes_per_second / GB)} GB/s"
-
-
-def _number(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{number(bytes_per_second / GB)} GB/s"
 
 
 def _runs(runs: Sequence[RecordedRun]) -> Table:

@@ -86,6 +86,11 @@ def count(number: int) -> str:
     return str(number)
 
 
+def number(value: float) -> str:
+    """Three digits, or all before the point: 24.6, 3,350."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def bar(part: float, width: int) -> str:
     """A bar of ``part`` (0 to 1) of ``width`` characters, in eighths of a character."""
     eighths = round(max(0.0, min(1.0, part)) * width * 8)

@@ -1,1 +1,4 @@
-"""The use cases: plan, estimate, run. The one place where planner and launcher meet; returns data, prints nothing."""
+"""The use cases: plan, estimate, run, search the catalogues. Returns data, prints nothing.
+
+The one place where planner and launcher meet.
+"""

@@ -45,6 +45,8 @@ COMMANDS = {
         --keep --seed --weights --tokenizer --run-dir --dry-run --force --json
     """,
     "calibrate": "--gpus --show --reset --json",
+    "models": "--min-params --max-params --json",
+    "gpus": "--min-memory --json",
 }
 
 TABLE_OF_DESIGN = """
@@ -90,6 +92,11 @@ def test_every_command_has_json(name):
 def test_run_takes_a_plan_file():
     arguments = [each.name for each in command_of("run").params if each.param_type_name == "argument"]
     assert arguments == ["plan_file"]
+
+
+@pytest.mark.parametrize("name", ["models", "gpus"])
+def test_a_catalogue_takes_words(name):
+    assert [each.name for each in command_of(name).params if each.param_type_name == "argument"] == ["search"]
 
 
 def test_fields_of_a_configuration():

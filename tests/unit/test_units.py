@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftplan.units import DTYPE_BYTES, GB, GIB, ceil_div, parse_size, round_up
+from ftplan.units import DTYPE_BYTES, GB, GIB, ceil_div, parse_count, parse_size, round_up
 
 
 @pytest.mark.parametrize(
@@ -25,9 +25,31 @@ def test_sizes_are_decimal_or_binary_as_written(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "24 bananas", "-1GB", "1e9", "24GBs", "1,5GB", "0x10", "24G", "nan", "inf"])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "24 bananas", "-1GB", "1e9", "24GBs", "1,5GB", "0x10", "24G", "nan", "inf", "9" * 400]
+)
 def test_what_is_no_size_is_none(text):
     assert parse_size(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("7B", 7 * 10**9),
+        ("0.5b", 5 * 10**8),
+        (" 500 M", 5 * 10**8),
+        ("1T", 10**12),
+        ("2k", 2000),
+        ("124439808", 124439808),
+    ],
+)
+def test_counts_are_in_thousands(text, number):
+    assert parse_count(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "B", "-1B", "7GB", "7 billion", "1e9", "1,5B", "nan", "9" * 400])
+def test_what_is_no_count_is_none(text):
+    assert parse_count(text) is None
 
 
 def test_gb_is_what_cards_are_sold_by_and_gib_what_memory_is_counted_in():

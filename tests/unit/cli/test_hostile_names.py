@@ -63,6 +63,8 @@ def test_escape_codes_in_a_model_s_name_are_not_sent(cli, model_folder, command,
         ("plan", "--HOSTILE"),
         ("HOSTILE",),
         ("estimate", "--batch", "HOSTILE"),
+        ("models", "--max-params", "HOSTILE"),
+        ("gpus", "--min-memory", "HOSTILE"),
         ("run", "HOSTILE", "--dry-run"),
         ("run", "--demo", "--dry-run", "--data", "HOSTILE"),
         ("run", "--resume", "--dry-run", "--run-dir", "HOSTILE"),
@@ -78,6 +80,12 @@ class TestErrors:
         answer = cli(*(word.replace("HOSTILE", ESCAPE) for word in arguments))
         assert answer.code == 2
         assert "\x1b" not in names(answer)
+
+
+@pytest.mark.parametrize("command", ["models", "gpus"])
+def test_a_search_is_told_as_text(cli, command):
+    assert f" found for {MARKUP}\n" in cli(command, MARKUP).out
+    assert not set("\x1b\x07") & set(names(cli(command, ESCAPE, BELL)))
 
 
 def test_names_of_written_files_are_text_too(cli):

@@ -1,4 +1,4 @@
-"""``ftplan plan`` and ``ftplan estimate`` import nothing heavy, proven in a process of their own."""
+"""Commands that start no training import nothing heavy, proven in a process of their own."""
 
 import json
 import subprocess
@@ -46,6 +46,8 @@ def modules_after(*arguments):
         ("estimate", "--model", "Qwen-7B", "--gpus", "1x24GB", "--json"),
         ("run", "--demo", "--dry-run"),
         ("calibrate", "--show"),
+        ("models",),
+        ("gpus",),
     ],
     ids=" ".join,
 )

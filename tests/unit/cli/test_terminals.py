@@ -36,6 +36,7 @@ def test_a_full_disk_is_one_error():
     assert "Traceback" not in done.stderr
 
 
-def test_a_narrow_pipe_is_respected():
-    done = subprocess.run(PLAN, capture_output=True, text=True, env={**os.environ, "COLUMNS": "60"}, check=True)
+@pytest.mark.parametrize("command", [PLAN, [*PLAN[:3], "models"], [*PLAN[:3], "gpus"]], ids=lambda given: given[3])
+def test_a_narrow_pipe_is_respected(command):
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "60"}, check=True)
     assert max(map(len, done.stdout.splitlines())) <= 60

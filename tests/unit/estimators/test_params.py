@@ -6,6 +6,7 @@ from meta_lora import CASES, DATA, count_trainable
 
 from ftplan.errors import InputError
 from ftplan.estimators.params import (
+    active_params,
     expert_targets,
     layer_targets,
     params_by_part,
@@ -141,3 +142,22 @@ def test_agrees_with_peft_now_installed(slug, targets):
     names = ",".join(target_modules(model, lora(targets)))
     per_layer = trainable_params(model, lora(targets, 4)) // model.layer_count
     assert count_trainable(small, names, 4) == 2 * per_layer
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("Mixtral-8x7B", 12.9),
+        ("Mixtral-8x22B", 39.2),
+        ("DeepSeek-V3", 37.6),
+        ("Qwen3-30B-A3B", 3.35),
+        ("Qwen3-235B", 22.2),
+    ],
+)
+def test_active_parameters_are_those_that_the_authors_tell(name, billions):
+    assert active_params(load_model(name)) == pytest.approx(billions * 1e9, rel=0.004)
+
+
+def test_without_experts_all_parameters_are_active():
+    model = load_model("Qwen2.5-7B")
+    assert active_params(model) == total_params(model)
