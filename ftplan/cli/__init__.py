@@ -18,6 +18,8 @@ from ftplan.errors import FtplanError
 COMMANDS: Final = {
     "plan": ("plan", "Choose what fits and is fastest, and say why."),
     "estimate": ("estimate", "Memory and time of one exact configuration."),
+    "need": ("need", "Which cards a model needs, by method."),
+    "max": ("max_command", "Longest sequence, largest micro-batch, highest rank that fit."),
     "run": ("run_command", "Train a plan, or resume what stopped."),
     "calibrate": ("calibrate", "Measure this machine, so that later plans go by it."),
     "models": ("models", "Search the catalogue of models."),

@@ -17,6 +17,10 @@ Gpus = Annotated[
 ]
 HostMemory = Annotated[str | None, typer.Option("--host-memory", help="RAM of each node, such as 64GB.")]
 LoraRank = Annotated[int | None, typer.Option("--lora-rank", min=1, help="Rank of the adapters.")]
+LoraRankOrAuto = Annotated[
+    str | None,
+    typer.Option("--lora-rank", "--rank", help="Rank of the adapters; auto takes the highest that costs little speed."),
+]
 LoraAlpha = Annotated[
     int | None, typer.Option("--lora-alpha", min=1, help="Scale of the adapters (default twice the rank).")
 ]
@@ -69,6 +73,11 @@ MeanTokens = Annotated[
     float | None, typer.Option("--mean-tokens", help="Mean tokens of a sample (default: the sequence length).")
 ]
 Price = Annotated[float | None, typer.Option("--price", help="Dollars for an hour of one GPU, in place of its own.")]
+GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Samples of one step (default 32).")]
+MethodOrAuto = Annotated[str, typer.Option("--method", help="auto, full, lora or qlora.")]
+Margin = Annotated[
+    float | None, typer.Option("--margin", min=0.0, max=0.49, help="Part of each card kept free (0.03).")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 TRAINING: Final = ("samples", "epochs", "mean_tokens", "price")
@@ -77,10 +86,18 @@ TRAINING: Final = ("samples", "epochs", "mean_tokens", "price")
 NOT_FIELDS: Final = frozenset({"gpus", "host_memory", "batch", "as_json", "margin", "estimator", "confirm", *TRAINING})
 """Options of a command that are no fields of RunConfig."""
 
+NOT_PINS: Final = frozenset({"model", "method", "global_batch", "objective", "out", "seq_len", "lora_rank"})
+"""Fields and options of a command that asks the planner, which are no pins."""
+
 
 def given_fields(values: dict[str, Any]) -> dict[str, Any]:
     """The `RunConfig` fields that were given on the command line, from a command's ``locals()``."""
     return {name: value for name, value in values.items() if value is not None and name not in NOT_FIELDS}
+
+
+def given_pins(values: dict[str, Any], *others: str) -> dict[str, Any]:
+    """The pins that were given, from a command's ``locals()``; ``others`` are options of this command alone."""
+    return {name: value for name, value in given_fields(values).items() if name not in NOT_PINS | set(others)}
 
 
 def given_training(values: dict[str, Any]) -> dict[str, Any]:

@@ -3,50 +3,74 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ftplan.cli import options
 
 Out = Annotated[Path | None, typer.Option("--out", help="Write plan.json and files to launch it into this folder.")]
-GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Samples of one step (default 32).")]
-Method = Annotated[str, typer.Option("--method", help="auto, full, lora or qlora.")]
 Objective = Annotated[str | None, typer.Option("--objective", help="throughput, memory, headroom or cost.")]
-Margin = Annotated[
-    float | None, typer.Option("--margin", min=0.0, max=0.49, help="Part of each card kept free (0.03).")
+MaxSeq = Annotated[
+    int | None, typer.Option("--max-seq", min=1, help="Tokens of a sample, or the most that fit where these do not.")
 ]
-
+WasGpus = Annotated[
+    int | None,
+    typer.Option(
+        "--was-gpus", min=1, help="Devices that --micro-batch and --accumulation were made for: keep that batch."
+    ),
+]
+WasBatch = Annotated[
+    int | None,
+    typer.Option("--was-batch", min=1, help="Samples of a step before: says how to scale the learning rate."),
+]
+LearningRate = Annotated[
+    float | None, typer.Option("--learning-rate", help="The one that was good with the batch before.")
+]
 Confirm = Annotated[bool, typer.Option("--confirm", help="Trace the choice, and plan again if it does not fit.")]
 
-NOT_PINS = frozenset({"model", "method", "global_batch", "objective", "out", "seq_len"})
+WAS = {"was_gpus": "gpus", "was_batch": "samples", "learning_rate": "learning_rate"}
+"""Options about the configuration before, and the fields of `FormerBatch` they are."""
 
 
 def command(
     model: options.Model = None,
     gpus: options.Gpus = None,
-    method: Method = "auto",
-    global_batch: GlobalBatch = None,
+    method: options.MethodOrAuto = "auto",
+    global_batch: options.GlobalBatch = None,
     seq_len: options.SeqLen = None,
+    max_seq: MaxSeq = None,
     objective: Objective = None,
-    margin: Margin = None,
+    margin: options.Margin = None,
     host_memory: options.HostMemory = None,
-    lora_rank: options.LoraRank = None,
+    was_gpus: WasGpus = None,
+    was_batch: WasBatch = None,
+    learning_rate: LearningRate = None,
+    lora_rank: options.LoraRankOrAuto = None,
     lora_alpha: options.LoraAlpha = None,
     lora_targets: options.LoraTargets = None,
     lora_dropout: options.LoraDropout = None,
+    adapter_dtype: options.AdapterDtype = None,
+    quantization: options.Quantization = None,
+    double_quantization: options.DoubleQuantization = None,
+    prepare_kbit: options.PrepareKbit = None,
     weights_dtype: options.WeightsDtype = None,
     precision: options.Precision = None,
     optimizer: options.Optimizer = None,
     gradient_checkpointing: options.Checkpointing = None,
     micro_batch: options.MicroBatch = None,
     accumulation: options.Accumulation = None,
+    padding: options.Padding = None,
     packing: options.Packing = None,
     attention: options.Attention = None,
     kernels: options.Kernels = None,
+    loss_path: options.LossPath = None,
     sharding: options.Sharding = None,
     offload: options.Offload = None,
+    sync_each_batch: options.SyncEachBatch = None,
+    stack: options.Stack = None,
     expandable_segments: options.Expandable = None,
+    evaluates: options.Evaluates = None,
     samples: options.Samples = None,
     epochs: options.Epochs = None,
     mean_tokens: options.MeanTokens = None,
@@ -62,29 +86,12 @@ def command(
     Exit code 0 with a plan, 1 if nothing fits, 2 for bad input.
     """
     values = dict(locals())
-    given, training = options.given_fields(values), options.given_training(values)
     if model is None or gpus is None:
         raise options.missing_model_or_gpus(model, "ftplan plan --model Qwen-7B --gpus 2x24GB")
     from ftplan.results import to_json
     from ftplan.workflows import planning
 
-    pins = {name: value for name, value in given.items() if name not in NOT_PINS}
-    asked = {
-        "model": model,
-        "method": method,
-        "global_batch": global_batch,
-        "seq_len": seq_len,
-        "objective": objective,
-        "margin": margin,
-    }
-    request = planning.plan_request(
-        gpus,
-        host_memory=host_memory,
-        training=training,
-        pins=pins,
-        **{name: value for name, value in asked.items() if value is not None},
-    )
-    chosen = planning.plan(request)
+    chosen = planning.plan(planning.plan_request(gpus, **_asked(values)))
     if confirm:
         from ftplan.workflows import confirming
 
@@ -97,3 +104,12 @@ def command(
 
         print_plan(chosen, written)
     return 0 if chosen.config is not None else 1
+
+
+def _asked(values: dict[str, Any]) -> dict[str, Any]:
+    """What `planning.plan_request` is told, from the command's ``locals()``."""
+    pins = options.given_pins(values, "max_seq", *WAS)
+    names = ("model", "method", "global_batch", "seq_len", "max_seq", "objective", "margin", "host_memory", "lora_rank")
+    asked = {name: values[name] for name in names if values[name] is not None}
+    was = {field: values[name] for name, field in WAS.items() if values[name] is not None}
+    return {**asked, "pins": pins, "training": options.given_training(values), "was": was}

@@ -136,14 +136,16 @@ def zero3_fetching(work: Workload, *, lingers: bool) -> Fetching:
 
 
 def whole_before_sharding(work: Workload) -> int:
-    """Bytes of a 4-bit model and its adapters on one rank beyond its shards.
+    """Bytes of a 4-bit model and its adapters on one rank beyond its shards, which offload sends to the host.
 
     bitsandbytes packs on the device, and accelerate has no low-memory loading for what it packed, so that every rank
     holds the whole model before FSDP2 shards it.
     """
     adapters = work.trainable * DTYPE_BYTES[work.config.adapter_dtype]
-    shard = work.sharded(work.trainable * work.trainable_bytes, work.parameter_shards)
-    return max(0, whole_weight_bytes(work) - weight_bytes(work) + adapters - shard)
+    shards = 0
+    if not offloads_parameters(work):
+        shards = weight_bytes(work) + work.sharded(work.trainable * work.trainable_bytes, work.parameter_shards)
+    return max(0, whole_weight_bytes(work) + adapters - shards)
 
 
 def gradients_at_step(work: Workload) -> int:

@@ -81,15 +81,16 @@ def _beside_the_step(work: Workload) -> tuple[list[Term], list[Term], list[Term]
 
 
 def _static(bill: _Bill, work: Workload) -> None:
-    if sharding.offloads_parameters(work):
-        outside = states.whole_weight_bytes(work) - work.model.layer_count * sharding.layer_weight_bytes(work)
-        transient = max(sharding.layer_weight_bytes(work), min(outside, sharding.tail_weight_bytes(work)))
-        bill.add("weights in transit", transient, (Phase.LOAD,), "one group at a time on its way to the host", MODULES)
-    else:
+    whole_first = work.quantized and work.is_fsdp
+    if not sharding.offloads_parameters(work):
         bill.terms.append(states.weights(work))
         if work.config.trains_adapters:
             bill.terms.append(states.adapters(work))
-    if work.quantized and work.is_fsdp:
+    elif not whole_first:
+        outside = states.whole_weight_bytes(work) - work.model.layer_count * sharding.layer_weight_bytes(work)
+        transient = max(sharding.layer_weight_bytes(work), min(outside, sharding.tail_weight_bytes(work)))
+        bill.add("weights in transit", transient, (Phase.LOAD,), "one group at a time on its way to the host", MODULES)
+    if whole_first:
         size = sharding.whole_before_sharding(work)
         reason = "the rest of the 4-bit model and its adapters, whole on every rank until FSDP2 shards it"
         bill.add(

@@ -28,7 +28,7 @@ from ftplan.profiles.size_classes import LARGEST_GB, size_class_gb
 from ftplan.spec import DeviceGroup, Inventory
 from ftplan.units import GIB, MIB, parse_size
 
-__all__ = ["EXAMPLES", "MAX_DEVICES", "format_inventory", "parse_inventory", "resolve_inventory"]
+__all__ = ["EXAMPLES", "MAX_DEVICES", "format_inventory", "parse_inventory", "resolve_inventory", "smaller_inventories"]
 
 EXAMPLES: Final = "2x24GB, 8xRTX4090, 1xA100-80GB+1xRTX3090, 2x8xH100 (nodes x GPUs), 2xcpu:4GB, local"
 MAX_DEVICES: Final = 100_000
@@ -59,6 +59,32 @@ def format_inventory(inventory: Inventory) -> str:
     """Return the canonical text of ``inventory``, which parses to the same devices."""
     groups = "+".join(f"{group.count}x{group.device}{_format_size(group.memory_bytes)}" for group in inventory.groups)
     return groups if inventory.nodes == 1 else f"{inventory.nodes}x{groups}"
+
+
+def smaller_inventories(inventory: Inventory) -> Iterator[Inventory]:
+    """Parts of ``inventory`` that could train alone, largest first: fewer nodes, one kind of card, fewer cards.
+
+    Counts are halved, because most global batches split over powers of two.
+    """
+    for nodes in _halves(inventory.nodes):
+        yield part_of(inventory, inventory.groups, nodes)
+    groups = inventory.groups
+    for group in groups:
+        counts = (group.count, *_halves(group.count)) if len(groups) > 1 else tuple(_halves(group.count))
+        for count in counts:
+            yield part_of(inventory, (group.model_copy(update={"count": count}),))
+
+
+def _halves(count: int) -> Iterator[int]:
+    while count > 1:
+        count //= 2
+        yield count
+
+
+def part_of(inventory: Inventory, groups: tuple[DeviceGroup, ...], nodes: int = 1) -> Inventory:
+    """``groups`` of ``inventory`` on some of its nodes."""
+    part = inventory.model_copy(update={"groups": groups, "nodes": nodes})
+    return part.model_copy(update={"text": format_inventory(part)})
 
 
 @dataclass(frozen=True)

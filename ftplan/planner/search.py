@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -69,13 +69,14 @@ class Findings:
         self.rejected.append(rejection)
 
 
-def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Plan:
+def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster, *, replays_from: float = 0.0) -> Plan:
     """The best configuration for ``request``, with reasons, alternatives and what was rejected.
 
+    What is chosen is played through the simulated allocator where it needs at least ``replays_from`` of a card.
     Raises BatchError if the global batch does not split over the ranks, InputError for pins that name nothing.
     """
     with _without_collections():
-        return _plan(request, model, cluster)
+        return _plan(request, model, cluster, replays_from)
 
 
 @contextmanager
@@ -90,12 +91,12 @@ def _without_collections() -> Iterator[None]:
             gc.enable()
 
 
-def _plan(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Plan:
+def _plan(request: PlanRequest, model: ModelProfile, cluster: Cluster, replays_from: float) -> Plan:
     started = time.perf_counter()
     ranks = 1 if request.pins.get("sharding") == "none" else cluster.world_size
     check_pinned_split(check_global_batch(request.global_batch, ranks), request.pins)
     found = search(request, model, cluster)
-    best = _replayed_best(found, request, model, cluster)
+    best = _replayed_best(found, request, model, cluster, replays_from)
     if best is None:
         stats = SearchStats(found.looked_at, time.perf_counter() - started, found.estimated)
         return Plan(request, request.global_batch, None, None, (), (), grouped(found.rejected), stats)
@@ -130,7 +131,7 @@ def _trained(candidate: Candidate, request: PlanRequest, model: ModelProfile, cl
 
 
 def _replayed_best(
-    found: Findings, request: PlanRequest, model: ModelProfile, cluster: Cluster
+    found: Findings, request: PlanRequest, model: ModelProfile, cluster: Cluster, replays_from: float
 ) -> tuple[Tier, list[Candidate]] | None:
     """The tier to choose from and its candidates, of which the first fits in the simulated allocator too.
 
@@ -146,11 +147,33 @@ def _replayed_best(
             continue
         tier, fitting = best
         ranked = rank(fitting, request)
+        if needed(ranked[0]) < replays_from * estimate_of(ranked[0]).capacity_bytes:
+            return tier, ranked
         chosen = replayed(ranked[0].config, request, model, cluster)
         if chosen.rejection is None:
             return tier, [chosen, *ranked[1:]]
-        fitting[:] = [one for one in fitting if one is not ranked[0]]
+        fitting.remove(ranked[0])
         found.reject(RejectedGroup(chosen.rejection, chosen.config, 1))
+        _drop_what_lacks_as_much(chosen, needed(ranked[0]), fitting, found)
+
+
+def _drop_what_lacks_as_much(refused: Candidate, fitted_bytes: int, fitting: list[Candidate], found: Findings) -> None:
+    """Reject what does not fit either if the fit lacks as many bytes for it as for ``refused``, which shards alike.
+
+    A replay takes seconds where a model is large, and there may be dozens of micro-batches.
+    """
+    told, config = estimate_of(refused), refused.config
+    assert refused.rejection is not None
+    lacking = told.needed_bytes - fitted_bytes
+    available = refused.rejection.available_bytes
+    if refused.rejection.rule != "memory" or available is None or lacking <= 0:
+        return
+    for one in list(fitting):
+        alike = (one.config.sharding, one.config.offload) == (config.sharding, config.offload)
+        if alike and needed(one) + lacking > available:
+            fitting.remove(one)
+            rejection = replace(refused.rejection, needed_bytes=needed(one) + lacking)
+            found.reject(RejectedGroup(rejection, one.config, 1))
 
 
 def replayed(config: RunConfig, request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Candidate:
@@ -177,7 +200,7 @@ def _highest_rank(
     )
     for lora_rank in HIGHER_RANKS:
         higher = replace(tier, lora_rank=lora_rank)
-        fitting = [one for one in _examined(higher, asked, model, cluster, found) if one.rejection is None]
+        fitting = list(examined(higher, asked, model, cluster, found))
         for one in rank(fitting, asked):
             if speed(one) < (1 - RANK_MAY_COST) * speed(chosen):
                 break
@@ -202,14 +225,15 @@ def _look(found: Findings, request: PlanRequest, model: ModelProfile, cluster: C
         if tier.method in found.methods_that_fit or (found.best_tier and "optimizer+params" in tier.offloads[:1]):
             found.waiting.append(tier)
             continue
-        fitting = [one for one in _examined(tier, request, model, cluster, found) if one.rejection is None]
+        fitting = list(examined(tier, request, model, cluster, found))
         found.tiers.append((tier, fitting))
 
 
-def _examined(
-    tier: Tier, request: PlanRequest, model: ModelProfile, cluster: Cluster, found: Findings
+def examined(
+    tier: Tier, request: PlanRequest, model: ModelProfile, cluster: Cluster, found: Findings | None = None
 ) -> Iterator[Candidate]:
-    """Each candidate that fits; those that do not are noted with their reason."""
+    """Each candidate of ``tier`` that fits; in ``found`` those that do not are noted with their reason."""
+    found = found if found is not None else Findings()
     for family in families(tier, request, model, cluster):
         found.looked_at += len(family.splits)
         rejection = _of_family(family, request, model, cluster)
@@ -244,9 +268,3 @@ def examine(config: RunConfig, request: PlanRequest, model: ModelProfile, cluste
         return Candidate(config, None, rejection)
     estimated = estimate(config, model, cluster, margin=request.margin)
     return Candidate(config, estimated, memory_rejection(estimated, request.margin))
-
-
-def every_fitting(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Iterable[Candidate]:
-    """The candidates of the best tier in which something fits, best first; the first fits in the allocator too."""
-    best = _replayed_best(search(request, model, cluster), request, model, cluster)
-    return best[1] if best else ()

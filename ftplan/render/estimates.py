@@ -39,12 +39,15 @@ def print_estimate(estimated: Estimated) -> None:
 
 def summary(config: RunConfig) -> str:
     """A configuration in one line."""
-    parts = [config.method + (f" rank {config.lora_rank}" if config.trains_adapters else "")]
+    targets = "" if config.lora_targets == "all-linear" else f" on {config.lora_targets}"
+    parts = [config.method + (f" rank {config.lora_rank}{targets}" if config.trains_adapters else "")]
     parts.append(config.sharding if config.sharding != "none" else "one process")
     if config.offload != "none":
         parts.append(f"offload {config.offload}")
     parts.append("checkpointing" if config.gradient_checkpointing else "no checkpointing")
     parts.append(f"micro-batch {config.micro_batch} x {config.accumulation}")
+    if config.kernels != "none":
+        parts.append("Liger kernels")
     if config.optimizer.endswith("8bit"):
         parts.append(config.optimizer)
     return ", ".join(parts)

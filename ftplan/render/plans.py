@@ -10,9 +10,10 @@ from rich.table import Table
 from ftplan.render.console import duration, err, out, size, words
 from ftplan.render.estimates import print_memory, print_notes, summary, time_line, verdict
 from ftplan.render.training import print_training
-from ftplan.results import Plan, RejectedGroup
+from ftplan.results import Candidate, Plan, RejectedGroup
 
 REJECTIONS_SHOWN = 8
+PARETO_SHOWN = 8
 
 
 def print_plan(plan: Plan, written: Sequence[Path] = ()) -> None:
@@ -33,11 +34,16 @@ def print_plan(plan: Plan, written: Sequence[Path] = ()) -> None:
     console.print(time_line(plan.estimate))
     print_training(plan.estimate.training)
     print_notes(plan.estimate)
+    for advice in plan.advice:
+        console.print(words((f"{advice.topic.replace('_', ' ')}: ", "bold"), advice.text))
     if plan.alternatives:
         console.print()
-        console.print(_alternatives(plan))
+        console.print(_fitting("alternatives that fit", plan.alternatives))
+    if len(plan.pareto) > 1:
+        console.print()
+        console.print(_fitting("none is faster and smaller than", _spread(plan.pareto)))
     _print_rejections(plan)
-    console.print(f"looked at {plan.search.candidates} configurations in {duration(plan.search.seconds)}")
+    console.print(f"decided {plan.search.candidates} configurations in {duration(plan.search.seconds)}")
     for path in written:
         console.print(words(f"wrote {path}"), soft_wrap=True)
 
@@ -75,13 +81,13 @@ def _reasons(plan: Plan) -> Table:
     return table
 
 
-def _alternatives(plan: Plan) -> Table:
+def _fitting(title: str, candidates: Sequence[Candidate]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("alternatives that fit", overflow="fold")
+    table.add_column(title, overflow="fold")
     table.add_column("needs", justify="right")
     table.add_column("step", justify="right")
     table.add_column("tokens/s", justify="right")
-    for one in plan.alternatives:
+    for one in candidates:
         assert one.estimate is not None
         table.add_row(
             summary(one.config),
@@ -90,6 +96,14 @@ def _alternatives(plan: Plan) -> Table:
             f"{one.estimate.tokens_per_second:,.0f}",
         )
     return table
+
+
+def _spread(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """A few of many, from the first to the last."""
+    if len(candidates) <= PARETO_SHOWN:
+        return list(candidates)
+    last = len(candidates) - 1
+    return [candidates[round(place * last / (PARETO_SHOWN - 1))] for place in range(PARETO_SHOWN)]
 
 
 def _print_rejections(plan: Plan) -> None:
