@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ from ftplan.launcher import demo
 from ftplan.launcher.job import DataSource, DeviceKind, Source, TrainJob
 from ftplan.results import from_json, to_jsonable
 from ftplan.spec import PositiveInt, RunConfig, Spec
+
+BEGINS: Final = "ftplan trial: "
+"""What the log says where a trial begins, before its id."""
 
 TrialStatus = Literal["measured", "out_of_memory", "failed", "no_time"]
 

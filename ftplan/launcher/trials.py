@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ftplan.errors import InputError
-from ftplan.files import append_line, write_atomic
+from ftplan.files import append_line, end_line, write_atomic
 from ftplan.launcher import artifacts, diagnosis, monitor
 from ftplan.launcher.process import Child, Outcome
 from ftplan.launcher.trial_job import (
+    BEGINS,
     Trial,
     Trialled,
     TrialsJob,
@@ -49,7 +50,7 @@ class Limits(NamedTuple):
     """Seconds a process may take: to import everything and end its first trial, for each later one, and to exit."""
 
     first: float = 300.0
-    trial: float = 90.0
+    trial: float = 120.0
     exit: float = 15.0
 
 
@@ -172,6 +173,7 @@ class _Attempt:
         self._left = left
         self._session = session
         self._ranks = ranks_of(_next(left).config, session.setup)
+        end_line(session.results)
         self._reader = monitor.LineReader(session.results, monitor.size_of(session.results))
         self._log_start = monitor.size_of(session.log)
         self._held: list[Trialled] = []
@@ -216,7 +218,6 @@ class _Attempt:
             if told.trial not in self._left:
                 continue
             self._since, self._limit = time.monotonic(), self._session.limits.trial
-            self._log_start = monitor.size_of(self._session.log)
             if told.status != "measured" and self._ranks > 1:
                 self._held.append(told)
             else:
@@ -239,8 +240,9 @@ class _Attempt:
         self._session.conclude(Trialled(running.id, status, seconds=seconds, message=message))
 
     def _died(self, outcome: Outcome) -> tuple[TrialStatus, str]:
-        """How a process ended that told nothing: what it logged since its last result."""
-        tail = diagnosis.tail(self._session.log, self._log_start)
+        """How a process ended that told nothing, from what it logged since the trial began."""
+        _, begins, tail = diagnosis.tail(self._session.log, self._log_start).rpartition(BEGINS)
+        tail = tail.partition("\n")[2] if begins else tail
         found = diagnosis.diagnose([], outcome, tail)
         message = "; ".join(filter(None, (found.message, found.hint)))
         # The system kills a process with SIGKILL when the host has no memory; nobody else here does.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,7 @@ from ftplan.launcher.train.random_rows import random_rows
 from ftplan.launcher.train.reporter import Reporter
 from ftplan.launcher.train.stopwatch import Stopwatch, Timing
 from ftplan.launcher.train.trainer import PlannedTrainer
-from ftplan.launcher.trial_job import Trial, Trialled, TrialsJob, TrialStatus, to_line, training_job
+from ftplan.launcher.trial_job import BEGINS, Trial, Trialled, TrialsJob, TrialStatus, to_line, training_job
 
 MESSAGE_LINES: Final = 3
 MESSAGE_CHARACTERS: Final = 400
@@ -51,6 +52,8 @@ def rehearse(job: TrialsJob, reporter: Reporter) -> bool:
     is_main = os.environ.get("RANK", "0") == "0"
     environment = dict(os.environ)
     for trial in job.trials:
+        if is_main:
+            sys.stdout.write(f"{BEGINS}{trial.id}\n")
         started = time.monotonic()
         told = _attempt(job, trial, started)
         measured = told.status == "measured"

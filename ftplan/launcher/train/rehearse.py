@@ -17,8 +17,6 @@ def main(arguments: list[str]) -> int:
     guard.start()
     job = TrialsJob.model_validate_json(Path(arguments[0]).read_bytes())
     reporter = Reporter(Path(job.results))
-    if os.environ.get("RANK", "0") == "0":
-        reporter.start_on_new_line()
     # Imported here: the guard must be in place first.
     from ftplan.launcher.train.rehearsal import rehearse
 
