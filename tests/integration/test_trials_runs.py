@@ -179,6 +179,21 @@ def test_the_time_of_a_step_that_was_cut() -> None:
     assert stopwatch.timing_of([stopwatch.TimedStep((), 4.0)], 1) == stopwatch.Timing(4.0, None)
 
 
+def test_a_cap_leaves_the_allocator_what_others_leave_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = pytest.importorskip("torch").cuda
+    from ftplan.launcher.train import card
+
+    shares: list[float] = []
+    # Of 80 bytes 30 are in use, and the allocator holds 20 of them.
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "mem_get_info", lambda: (50, 80))
+    monkeypatch.setattr(cuda, "memory_reserved", lambda: 20)
+    monkeypatch.setattr(cuda, "set_per_process_memory_fraction", shares.append)
+    for cap_bytes in (50, 5, 100, None):
+        card.cap(cap_bytes)
+    assert shares == [0.5, 0.0, 1.0, 1.0]
+
+
 def test_memory_that_was_lacking_is_told_apart() -> None:
     torch = pytest.importorskip("torch")
     from ftplan.launcher.train.rehearsal import _told
