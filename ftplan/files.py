@@ -29,12 +29,25 @@ def append_line(path: Path, line: str) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        size = os.fstat(descriptor).st_size
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, b"\n" * torn + line.encode() + b"\n")
+        os.write(descriptor, b"\n" * _torn(descriptor) + line.encode() + b"\n")
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def end_line(path: Path) -> None:
+    """End the half line that a kill may have left in ``path``, which would swallow the next one; makes the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, b"\n" * _torn(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def _torn(descriptor: int) -> bool:
+    size = os.fstat(descriptor).st_size
+    return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
 
 
 def sync(path: Path) -> None:

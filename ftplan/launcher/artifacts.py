@@ -1,4 +1,8 @@
-"""A `TrainJob` as text and data: argv, environment, launch script, DeepSpeed and FSDP settings. Starts nothing."""
+"""A `TrainJob` as text and data: argv, environment, launch script, DeepSpeed and FSDP settings. Starts nothing.
+
+What does not depend on the job's data and folder is a function of the configuration and the device, because trials
+(`ftplan.launcher.trials`) start the same way.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from ftplan.errors import InputError
-from ftplan.launcher.job import TrainJob
+from ftplan.launcher.job import DeviceKind, TrainJob
 from ftplan.spec import RunConfig
 
 WORKER_MODULE: Final = "ftplan.launcher.train"
 ZERO_STAGES: Final[Mapping[str, int]] = {"zero1": 1, "zero2": 2, "zero3": 3}
+OFFLINE: Final[Mapping[str, str]] = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+"""Without it, peft and trl ask the hub about a model that is a local folder, and wait for a timeout."""
 
 
 def argv(job: TrainJob, job_file: str, python: str | None = None) -> list[str]:
     """The command that starts every rank of ``job`` on this machine.
 
-    torchrun starts a single CPU process too: what the ranks see is then the same for one and for many. A single GPU
-    goes without, because under torchrun accelerate makes a process group there, and NCCL takes 0.55 GiB for it (H100,
-    torch 2.11). ``python`` is this interpreter unless given. Raises InputError for a job on several machines.
+    ``python`` is this interpreter unless given. Raises InputError for a job on several machines.
     """
     if job.nodes > 1:
         raise InputError(
@@ -30,38 +34,78 @@ def argv(job: TrainJob, job_file: str, python: str | None = None) -> list[str]:
             hint="plan for the devices of one machine",
             field="gpus",
         )
-    if _is_alone(job):
-        return [python or sys.executable, "-m", WORKER_MODULE, job_file]
-    torchrun = [python or sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*torchrun, "--nproc_per_node", str(job.nproc_per_node), "-m", WORKER_MODULE, job_file]
+    ranks = None if is_alone(job.config, job.device) else job.nproc_per_node
+    return command(WORKER_MODULE, job_file, ranks=ranks, python=python)
+
+
+def is_alone(config: RunConfig, device: DeviceKind) -> bool:
+    """Whether ``config`` runs as one process without torchrun.
+
+    torchrun starts a single CPU process too: what the ranks see is then the same for one and for many. A single GPU
+    goes without, because under torchrun accelerate makes a process group there, and NCCL takes 0.55 GiB for it (H100,
+    torch 2.11).
+    """
+    return device == "cuda" and config.sharding == "none"
+
+
+def command(module: str, job_file: str, *, ranks: int | None, python: str | None = None) -> list[str]:
+    """The command that runs ``module`` on ``job_file``: under torchrun with so many ranks, or alone for None."""
+    start = [python or sys.executable]
+    if ranks is not None:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    return [*start, "-m", module, job_file]
 
 
 def environment(job: TrainJob) -> dict[str, str]:
     """What the processes need in their environment beside what they inherit."""
-    variables = {
-        "OMP_NUM_THREADS": str(job.threads_per_process),
+    return {
+        **worker_environment(job.threads_per_process),
+        # Since transformers 5.15 this is the only way to say where TensorBoard's files go.
+        "TENSORBOARD_LOGGING_DIR": str(Path(job.run_dir) / "tensorboard"),
+        **({} if _needs_hub(job) else OFFLINE),
+        **device_environment(job.config, job.device),
+    }
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """What every worker needs, with ``threads`` for its CPU libraries."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
         # Tokenizer threads and forked loader processes deadlock; the data is small against the training.
         "TOKENIZERS_PARALLELISM": "false",
-        # Since transformers 5.15 this is the only way to say where TensorBoard's files go.
-        "TENSORBOARD_LOGGING_DIR": str(Path(job.run_dir) / "tensorboard"),
     }
-    if not _needs_hub(job):
-        # Without this, peft and trl ask the hub about a model that is a local folder, and wait for a timeout.
-        variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    if _is_alone(job):
+
+
+def device_environment(config: RunConfig, device: DeviceKind) -> dict[str, str]:
+    """Which devices the processes see, and how their allocator works."""
+    if device == "cpu":
+        # A machine with GPUs must not use them for a job that was planned for its CPU.
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    variables = {}
+    if is_alone(config, device):
         # With several cards in sight and no process group, the trainer would split batches over all of them.
         variables["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
-    if job.device == "cpu":
-        # A machine with GPUs must not use them for a job that was planned for its CPU.
-        variables["CUDA_VISIBLE_DEVICES"] = ""
-    elif job.config.expandable_segments:
+    if config.expandable_segments:
         variables["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     return variables
 
 
-def _is_alone(job: TrainJob) -> bool:
-    return job.device == "cuda" and job.config.sharding == "none"
+def check_launchable(config: RunConfig, device: DeviceKind) -> None:
+    """Raise InputError for what would train, but not as configured."""
+    sharding = config.sharding
+    if device == "cpu" and fsdp_config(config) is not None:
+        raise InputError(
+            f"sharding {sharding} needs GPUs: on CPUs accelerate ignores it",
+            hint="use ddp, zero1, zero2 or zero3",
+            field="sharding",
+        )
+    if sharding == "hsdp":
+        raise InputError(
+            "sharding hsdp spreads over several machines, and only one can be launched from here",
+            hint="use fsdp2",
+            field="sharding",
+        )
 
 
 def launch_script(job: TrainJob, job_file: str = "job.json", python: str = "python") -> str:

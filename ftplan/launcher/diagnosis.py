@@ -47,7 +47,8 @@ def diagnose(events: Iterable[Event], outcome: Outcome, log_tail: str) -> Diagno
         return Diagnosis(failures[0].message, failures[0].hint, bad_input=True)
     if failures:
         return Diagnosis(f"rank {failures[0].rank} failed: {failures[0].message}", failures[0].hint)
-    return Diagnosis(f"the training processes ended {_how(outcome)} without a report", _last_line(log_tail))
+    hints = (_HINTS.get(outcome.signal or 0, ""), _last_line(log_tail))
+    return Diagnosis(f"the training processes ended {_how(outcome)} without a report", "; ".join(filter(None, hints)))
 
 
 def tail(path: Path, start: int = 0) -> str:

@@ -72,7 +72,7 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore) -> RunRecord:
     Raises InputError if the run's folder, the data or the tokenizer cannot be used, RunFailedError if the run failed
     (the record says so, too).
     """
-    _check_launchable(job)
+    artifacts.check_launchable(job.config, job.device)
     job = job.absolute()
     run = RunDir(Path(job.run_dir))
     with _locked(run):
@@ -88,23 +88,6 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore) -> RunRecord:
     if status == "failed":
         raise _failure(run, events, outcome, log_start)
     return record
-
-
-def _check_launchable(job: TrainJob) -> None:
-    """Refuse what would train, but not as configured."""
-    sharding = job.config.sharding
-    if job.device == "cpu" and artifacts.fsdp_config(job.config) is not None:
-        raise InputError(
-            f"sharding {sharding} needs GPUs: on CPUs accelerate ignores it",
-            hint="use ddp, zero1, zero2 or zero3",
-            field="sharding",
-        )
-    if sharding == "hsdp":
-        raise InputError(
-            "sharding hsdp spreads over several machines, and only one can be launched from here",
-            hint="use fsdp2",
-            field="sharding",
-        )
 
 
 def _open(run: RunDir, job: TrainJob) -> int:

@@ -42,6 +42,16 @@ def test_a_line_after_a_torn_one_is_whole(tmp_path):
     assert path.read_text() == "whole\ntor\nnext\n"
 
 
+def test_a_torn_line_is_ended_once(tmp_path):
+    path = tmp_path / "deep" / "lines"
+    files.end_line(path)
+    assert path.read_text() == ""
+    path.write_text("whole\ntor")
+    files.end_line(path)
+    files.end_line(path)
+    assert path.read_text() == "whole\ntor\n"
+
+
 def test_lines_of_several_writers_do_not_mix(tmp_path):
     path = tmp_path / "lines"
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), name]) for name in "ab"]

@@ -20,16 +20,20 @@ def rank_memory(rank: int) -> RankMemory:
     host = peak_resident_bytes()
     if not torch.cuda.is_available():
         return RankMemory(rank, None, None, process_bytes=host, host_bytes=host)
-    free, total = torch.cuda.mem_get_info()
-    beside = total - free - torch.cuda.memory_reserved()
     reserved = torch.cuda.max_memory_reserved()
     return RankMemory(
         rank,
         allocated_bytes=torch.cuda.max_memory_allocated(),
         reserved_bytes=reserved,
-        process_bytes=reserved + beside,
+        process_bytes=reserved + beside_allocator_bytes(),
         host_bytes=host,
     )
+
+
+def beside_allocator_bytes() -> int:
+    """What is in use on the current device now that torch's allocator does not hold."""
+    free, total = torch.cuda.mem_get_info()
+    return int(total - free - torch.cuda.memory_reserved())
 
 
 def peak_resident_bytes() -> int:

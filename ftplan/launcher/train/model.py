@@ -37,7 +37,11 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 def build_model(job: TrainJob, control: Control) -> Model:
     """The model of ``job`` on this rank, ready for the trainer: base weights, and adapters if it trains those."""
-    model = _base(job, control)
+    return adapted(_base(job, control), job)
+
+
+def adapted(model: PreTrainedModel, job: TrainJob) -> Model:
+    """``model`` with the adapters that ``job`` trains, if it does."""
     config = job.config
     if config.prepare_kbit:
         model = prepare_model_for_kbit_training(
@@ -85,13 +89,14 @@ def count_parameters(model: Model) -> tuple[int, int]:
 def _base(job: TrainJob, control: Control) -> PreTrainedModel:
     if job.model.kind == "config":
         if job.config.quantization == "none":
-            return _random(job)
+            return from_config(job)
         # Weights are quantized while they are loaded: random ones have to be on disk first.
         return _pretrained(job, str(_written(job, control)))
     return _pretrained(job, job.model.location)
 
 
-def _random(job: TrainJob) -> PreTrainedModel:
+def from_config(job: TrainJob) -> PreTrainedModel:
+    """The model of the job's config.json, with the values that its class gives new weights."""
     config = AutoConfig.from_pretrained(job.model.location, trust_remote_code=False)
     set_seed(job.seed)
     return AutoModelForCausalLM.from_config(
@@ -108,19 +113,27 @@ def _pretrained(job: TrainJob, location: str) -> PreTrainedModel:
         location,
         dtype=DTYPES[config.weights_dtype],
         attn_implementation=config.attention,
-        quantization_config=_quantization(config),
+        quantization_config=quantization_of(config),
         device_map={"": _device(job)} if config.quantization != "none" else None,
         trust_remote_code=False,
     )
-    for layer in model.modules():
-        # In evaluation bitsandbytes 0.50 repacks 4-bit weights for this instruction set, which needs widths divisible
-        # by 64 and leaves weights that training then reads in another layout.
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
+    keep_packing(model)
     return model
 
 
-def _quantization(config: RunConfig) -> BitsAndBytesConfig | None:
+def keep_packing(model: PreTrainedModel) -> None:
+    """Keep 4-bit weights in one layout.
+
+    In evaluation bitsandbytes 0.50 repacks them for AVX-512, which needs widths divisible by 64 and leaves weights that
+    training then reads in another layout.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
+def quantization_of(config: RunConfig) -> BitsAndBytesConfig | None:
+    """How weights are quantized, as transformers is told; None for those that are not."""
     if config.quantization == "none":
         return None
     sharded = config.sharding in ("fsdp2", "fsdp2-grad-op", "hsdp", "zero3")
@@ -140,7 +153,7 @@ def _written(job: TrainJob, control: Control) -> Path:
     folder = Path(job.run_dir) / "base"
     if control.is_main and not folder.exists():
         temporary = folder.with_name(".base.tmp")
-        _random(job).save_pretrained(temporary)
+        from_config(job).save_pretrained(temporary)
         temporary.rename(folder)
     control.barrier()
     return folder

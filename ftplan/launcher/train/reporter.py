@@ -1,4 +1,4 @@
-"""Appends events to ``metrics.jsonl``."""
+"""Appends events to ``metrics.jsonl``, and results of trials to theirs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ftplan.launcher.events import Event, to_line
 
 
 class Reporter:
-    """Writes each event with one ``write`` to a file opened for appending, so that ranks do not cut into each other."""
+    """Writes each line with one ``write`` to a file opened for appending, so that ranks do not cut into each other."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,4 +23,8 @@ class Reporter:
 
     def report(self, event: Event) -> None:
         """Append ``event``."""
-        os.write(self._descriptor, to_line(event))
+        self.write(to_line(event))
+
+    def write(self, line: bytes) -> None:
+        """Append ``line``, which ends in a newline."""
+        os.write(self._descriptor, line)

@@ -1,0 +1,77 @@
+"""The training loop as a configuration states it: what a run and a rehearsal of it share."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from trl import SFTConfig
+
+from ftplan.estimators.trace.checkpoints import checkpointing
+from ftplan.launcher.artifacts import ZERO_STAGES
+from ftplan.launcher.job import TrainJob
+from ftplan.launcher.train.arguments import sft_arguments
+from ftplan.launcher.train.control import Control
+from ftplan.launcher.train.model import cast_adapters
+from ftplan.launcher.train.trainer import PlannedTrainer
+from ftplan.profiles.stacks import load_stack
+
+
+def trainer_arguments(job: TrainJob, **changes: object) -> SFTConfig:
+    """The trainer's arguments for ``job``, with ``changes``.
+
+    Making them starts the process group, and with ZeRO-3 decides how a model is built: they come before the model.
+    """
+    arguments = SFTConfig(**{**sft_arguments(job), **changes})
+    _use_plain_cpu(arguments)
+    _join_deepspeed(job)
+    return arguments
+
+
+def planned_trainer(job: TrainJob, **given: object) -> PlannedTrainer:
+    """The trainer of ``job``; ``given`` are `SFTTrainer`'s arguments."""
+    trainer = PlannedTrainer(loss_path=job.config.loss_path, global_batch=job.global_batch, **given)
+    if job.config.trains_adapters and job.config.sharding != "zero3":
+        cast_adapters(trainer.model, job.config)
+    _check_batch(job, trainer)
+    return trainer
+
+
+def layer_checkpoints(model: torch.nn.Module, job: TrainJob) -> AbstractContextManager[None]:
+    """Checkpoints where ZeRO-3 lets go of frozen weights after each layer."""
+    if job.config.sharding != "zero3" or not job.config.trains_adapters:
+        return nullcontext()
+    return checkpointing(model.modules(), calls=load_stack(job.config.stack).checkpoints_calls)
+
+
+def check_world(job: TrainJob, control: Control) -> None:
+    """Assert that the ranks of ``job`` have found each other."""
+    if control.world_size != job.world_size:
+        raise RuntimeError(
+            f"{control.world_size} process(es) work together where the job has {job.world_size}: "
+            "they were not started by torchrun, or did not find each other"
+        )
+
+
+def _use_plain_cpu(arguments: SFTConfig) -> None:
+    """Drop the index of the device ``cpu:0``: transformers 5.17 restores optimizers to it, which torch refuses."""
+    if arguments.device.type == "cpu":
+        arguments.__dict__["_setup_devices"] = torch.device("cpu")
+
+
+def _join_deepspeed(job: TrainJob) -> None:
+    """Tell DeepSpeed about the process group; on a CPU accelerate does so after ZeRO-3 needs it to build the model."""
+    if job.config.sharding not in ZERO_STAGES:
+        return
+    import deepspeed
+
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed("gloo" if job.device == "cpu" else "nccl")
+
+
+def _check_batch(job: TrainJob, trainer: PlannedTrainer) -> None:
+    arguments = trainer.args
+    ranks = trainer.accelerator.num_processes
+    batch = ranks * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    if batch != job.global_batch:
+        raise RuntimeError(f"the trainer would use a global batch of {batch}, not of {job.global_batch}")
