@@ -34,6 +34,10 @@ _THOUSANDS: Final = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _COUNT: Final = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([KMBT]?)", re.IGNORECASE)
 
 
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(s|m|min|h|)", re.IGNORECASE)
+_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": HOUR_SECONDS}
+
+
 def parse_size(text: str) -> int | None:
     """Bytes of a size such as ``24GB`` (decimal) or ``24GiB`` (binary); None if it is not one."""
     match = _SIZE.fullmatch(text.strip())
@@ -46,6 +50,12 @@ def parse_count(text: str) -> int | None:
     """A count of parameters such as ``7B``, ``500M`` or all its digits; None if it is not one."""
     match = _COUNT.fullmatch(text.strip())
     return None if match is None else round(float(match[1]) * _THOUSANDS[match[2].upper()])
+
+
+def parse_seconds(text: str) -> float | None:
+    """Seconds of a duration such as ``120s``, ``2m``, ``1.5h`` or a bare number of seconds; None if it is not one."""
+    match = _DURATION.fullmatch(text.strip())
+    return None if match is None else float(match[1]) * _SECONDS[match[2].lower()]
 
 
 def ceil_div(numerator: int, denominator: int) -> int:

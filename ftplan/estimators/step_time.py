@@ -95,14 +95,15 @@ def _passes(work: Workload) -> float:
 
 
 def _launch_seconds(work: Workload, traffic: Traffic) -> float:
-    """Host time of a micro-batch: results that checkpointing recomputes through Python, and those of the engine.
+    """Host time of a micro-batch: results of the forward, those that checkpointing recomputes, and the engine's.
 
     4-bit products bring their own, and so does DeepSpeed's hook on each gradient; the step over all trainable tensors
     is spread over the micro-batches.
     """
     if work.on_cpu:
         return 0.0
-    seconds = _constant("launch_fixed") + traffic.recomputed * _constant("launch_per_recomputed")
+    seconds = _constant("launch_fixed") + traffic.forward * _constant("launch_per_forward")
+    seconds += traffic.recomputed * _constant("launch_per_recomputed")
     seconds += traffic.backward * _constant("launch_per_backward")
     if work.quantized:
         packed = sum(
@@ -111,7 +112,9 @@ def _launch_seconds(work: Workload, traffic: Traffic) -> float:
         )
         seconds += packed * _passes(work) * _constant("launch_per_quantized")
     if work.is_fsdp:
+        per_layer = "launch_per_fsdp_layer_trl" if work.stack.name == "trl" else "launch_per_fsdp_layer"
         seconds += _modules(work) * _passes(work) * _constant("launch_per_fsdp_parameter")
+        seconds += work.model.layer_count * _passes(work) * _constant(per_layer)
     tensors = trainable_tensor_count(work.model, work.config)
     if work.zero_stage in (1, 2):  # stage 3's gathers have a cost of their own
         seconds += tensors * _constant("launch_per_zero_tensor")

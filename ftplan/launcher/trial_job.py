@@ -24,11 +24,13 @@ class Trial(Spec):
     """A configuration to be measured. ``id`` names it among the trials of one folder, also those of an earlier run.
 
     ``cap_bytes`` emulates a smaller card: what the process may take of the device in all, None for the whole device.
+    ``architecture`` is a folder with a config.json, where it is not that of the setup.
     """
 
     id: str = Field(min_length=1)
     config: RunConfig
     cap_bytes: Annotated[int, Field(gt=0)] | None = None
+    architecture: str | None = Field(default=None, min_length=1)
 
 
 class TrialsSetup(Spec):
@@ -122,7 +124,7 @@ def training_job(job: TrialsJob, trial: Trial) -> TrainJob:
         world_size=job.world_size,
         nproc_per_node=job.world_size,
         device=job.device,
-        model=Source(kind="config", location=job.architecture),
+        model=Source(kind="config", location=trial.architecture or job.architecture),
         # It pads rows of random tokens, and nothing else.
         tokenizer=demo.tokenizer(),
         data=DataSource(paths=("random tokens",)),

@@ -57,13 +57,12 @@ class Limits(NamedTuple):
 class Sharing(NamedTuple):
     """What trials must have in common to share a process.
 
-    The number of ranks (None: alone, without torchrun), the allocator's segments, kernels that replace classes for
-    good, DeepSpeed, which takes over the process group, and whether that group has collectives on the host.
+    The number of ranks (None: alone, without torchrun), the allocator's segments, DeepSpeed, which takes over the
+    process group, and whether that group has collectives on the host.
     """
 
     ranks: int | None
     expandable_segments: bool
-    kernels: str
     deepspeed: bool
     host_collectives: bool
 
@@ -118,11 +117,14 @@ def run_trials(
 
 
 def group(trials: Iterable[Trial], setup: TrialsSetup) -> list[list[Trial]]:
-    """``trials`` by the process they can share, each in their order, the group of the first trial first."""
+    """``trials`` by the process they can share, the group of the first trial first, each in their order.
+
+    Those with Liger's kernels come last in theirs: they replace classes for good.
+    """
     groups: dict[Sharing, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(_sharing(trial, setup), []).append(trial)
-    return list(groups.values())
+    return [sorted(together, key=lambda trial: trial.config.kernels != "none") for together in groups.values()]
 
 
 def _sharing(trial: Trial, setup: TrialsSetup) -> Sharing:
@@ -130,7 +132,6 @@ def _sharing(trial: Trial, setup: TrialsSetup) -> Sharing:
     return Sharing(
         ranks=None if artifacts.is_alone(config, setup.device) else ranks_of(config, setup),
         expandable_segments=config.expandable_segments,
-        kernels=config.kernels,
         deepspeed=config.sharding in artifacts.ZERO_STAGES,
         host_collectives=artifacts.fsdp_config(config) is not None and config.offload != "none",
     )
@@ -177,6 +178,7 @@ class _Attempt:
         self._reader = monitor.LineReader(session.results, monitor.size_of(session.results))
         self._log_start = monitor.size_of(session.log)
         self._held: list[Trialled] = []
+        self._measured = False
         self._since = time.monotonic()
         self._limit = session.limits.first
 
@@ -221,6 +223,7 @@ class _Attempt:
             if told.status != "measured" and self._ranks > 1:
                 self._held.append(told)
             else:
+                self._measured = True
                 del self._left[told.trial]
                 self._session.on_result(told)
 
@@ -233,6 +236,8 @@ class _Attempt:
             return
         if not self._left or (outcome is None and time.monotonic() > self._session.deadline):
             return
+        if outcome is not None and outcome.ok and self._measured:
+            return  # it ended because the next trial needs a process of its own
         seconds = time.monotonic() - self._since
         status, message = self._died(outcome) if outcome is not None else ("failed", reason)
         running = _next(self._left)

@@ -11,10 +11,13 @@ from ftplan.results import Candidate, Estimate, RejectedGroup
 from ftplan.spec import PlanRequest, RunConfig
 
 NEAR_EQUAL: Final = 0.03
-"""Speeds this close count as one."""
+"""Speeds this close are told as equal."""
 
-WORTH_MACHINERY: Final = 0.1
-"""Sharding and offload must be this much faster to be chosen over less: estimates of a step are no better than that."""
+SAME_SPEED: Final = 0.01
+"""Among speeds this close the smaller configuration is chosen."""
+
+WORTH_MACHINERY: Final = 0.05
+"""Sharding and offload must be this much faster to be chosen over less."""
 
 BY_MEMORY: Final = ("memory", "headroom")
 """Objectives that rank by bytes instead of speed."""
@@ -26,8 +29,8 @@ SIMPLEST_FIRST: Final = ("none", *SHARDINGS)
 def rank(fitting: Iterable[Candidate], request: PlanRequest) -> list[Candidate]:
     """Best first by the objective.
 
-    For speed: the simplest of those that are not clearly slower than the fastest; of these, among near equals, the one
-    that needs no further package and least memory; then the others by speed.
+    For speed: the simplest of those that are not clearly slower than the fastest; of these, among equals, the one that
+    needs no further package and least memory; then the others by speed.
     """
     if request.objective in BY_MEMORY:
         return sorted(fitting, key=lambda one: (needed(one), -speed(one)))
@@ -37,7 +40,7 @@ def rank(fitting: Iterable[Candidate], request: PlanRequest) -> list[Candidate]:
     contenders = [one for one in ordered if speed(one) >= (1 - WORTH_MACHINERY) * speed(ordered[0])]
     simplest = min(_moving_parts(one.config) for one in contenders)
     plain = [one for one in contenders if _moving_parts(one.config) == simplest]
-    near = [one for one in plain if speed(one) >= (1 - NEAR_EQUAL) * speed(plain[0])]
+    near = [one for one in plain if speed(one) >= (1 - SAME_SPEED) * speed(plain[0])]
     near.sort(key=lambda one: (KERNELS.index(one.config.kernels), needed(one)))
     chosen = set(map(id, near))
     return near + [one for one in ordered if id(one) not in chosen]

@@ -164,6 +164,13 @@ def liger_has_kernels(config: RunConfig, model: ModelProfile, cluster: Cluster) 
             hint="use kernels none",
             source=known.source,
         )
+    if config.sharding in FSDP and not model.tied:
+        return Rejection(
+            "liger-sharded-head",
+            "Liger's loss reads the head's weight itself, which FSDP2 shards where it is not the embedding's",
+            hint="use kernels none, or ddp, zero1 or zero2",
+            source="benchmarks/data/regret.jsonl: torch refuses to mix plain tensors and shards (Qwen2.5-7B, two H200)",
+        )
     lacking = [gpu.name for gpu in cluster.gpus if _older(gpu, known.compute_capability)]
     if not lacking:
         return None

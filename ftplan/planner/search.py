@@ -268,3 +268,39 @@ def examine(config: RunConfig, request: PlanRequest, model: ModelProfile, cluste
         return Candidate(config, None, rejection)
     estimated = estimate(config, model, cluster, margin=request.margin)
     return Candidate(config, estimated, memory_rejection(estimated, request.margin))
+
+
+def contenders(chosen: Plan, model: ModelProfile, cluster: Cluster, most: int) -> list[Candidate]:
+    """What may be as fast as a plan in truth: the plan first, then by predicted speed what differs from it.
+
+    Of each kind (sharding, offload, checkpointing, kernels) the best and the two micro-batches beside the plan's; only
+    of the plan's method, rank and optimizer, so that any of them trains the same model.
+    """
+    assert chosen.config is not None
+    plan_config = chosen.config
+    with _without_collections():
+        found = search(chosen.request, model, cluster)
+    alike = [one for one in found.fitting if _trains_alike(one.config, plan_config) and one.config != plan_config]
+    seen: set[tuple[object, ...]] = {_kind(plan_config)}
+    first, beside = [], []
+    for one in sorted(alike, key=speed, reverse=True):
+        if _kind(one.config) not in seen:
+            seen.add(_kind(one.config))
+            first.append(one)
+        elif _kind(one.config) == _kind(plan_config) and _is_near(one.config, plan_config):
+            beside.append(one)
+    rest = sorted((*first, *beside), key=speed, reverse=True)
+    return [Candidate(plan_config, chosen.estimate), *rest][:most]
+
+
+def _kind(config: RunConfig) -> tuple[object, ...]:
+    return (config.sharding, config.offload, config.gradient_checkpointing, config.kernels)
+
+
+def _trains_alike(one: RunConfig, other: RunConfig) -> bool:
+    fields = ("method", "lora_rank", "lora_targets", "optimizer", "seq_len")
+    return all(getattr(one, field) == getattr(other, field) for field in fields)
+
+
+def _is_near(one: RunConfig, other: RunConfig) -> bool:
+    return one.micro_batch in (other.micro_batch * 2, other.micro_batch // 2)

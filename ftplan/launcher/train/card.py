@@ -33,6 +33,11 @@ def forget() -> None:
     torch.cuda.reset_accumulated_memory_stats()
 
 
+def held_bytes() -> int:
+    """What the allocator still has in use: after `clean`, what libraries never let go of."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+
+
 def cap(cap_bytes: int | None) -> None:
     """Let the process take ``cap_bytes`` of the device in all, or the whole device for None.
 

@@ -26,6 +26,10 @@ from ftplan.launcher.train.reporter import Reporter
 from ftplan.launcher.train.stopwatch import Stopwatch, Timing
 from ftplan.launcher.train.trainer import PlannedTrainer
 from ftplan.launcher.trial_job import BEGINS, Trial, Trialled, TrialsJob, TrialStatus, to_line, training_job
+from ftplan.units import MIB
+
+HELD_BYTES: Final = 64 * MIB
+"""What a trial may leave on the device for the next one: DeepSpeed keeps some of its engines whole."""
 
 MESSAGE_LINES: Final = 3
 MESSAGE_CHARACTERS: Final = 400
@@ -46,7 +50,8 @@ class _Measured:
 def rehearse(job: TrialsJob, reporter: Reporter) -> bool:
     """Do the trials of ``job`` and report each; False when this process must end before the last.
 
-    A process on its own goes on after a failure. One rank of many does not: the others may wait for it in a collective.
+    It also ends, without blame, after a trial that leaves memory behind. A process on its own goes on after a failure.
+    One rank of many does not: the others may wait for it in a collective.
     """
     torch.set_num_threads(job.threads_per_process)
     is_main = os.environ.get("RANK", "0") == "0"
@@ -64,6 +69,9 @@ def rehearse(job: TrialsJob, reporter: Reporter) -> bool:
         # The trainer's arguments leave variables for accelerate there, such as those of FSDP.
         _restore(environment)
         card.clean()
+        if Control().any(card.held_bytes() > HELD_BYTES):
+            # The next trial would be measured beside the rest of this one: it gets a process of its own.
+            return True
     return True
 
 

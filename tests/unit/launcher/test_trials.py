@@ -53,6 +53,8 @@ for trial in (trial["id"] for trial in job["trials"]):
         os._exit(9)
     else:
         write(trial, "measured", step_seconds=1.5)
+        if kind == "keeps":  # memory that the next trial could not have
+            sys.exit(0)
 """
 SETUP = TrialsSetup(architecture="/models/demo", world_size=2, device="cuda")
 LIMITS = Limits(first=20.0, trial=0.7, exit=5.0)
@@ -116,6 +118,11 @@ def test_a_process_that_dies_costs_the_trial_that_was_running(play: Player) -> N
     assert "exit code 7" in play.message("dies")
     assert "Segmentation fault" in play.message("dies")
     assert play.started == ["a dies c", "c"]
+
+
+def test_a_trial_that_keeps_memory_gives_the_next_one_a_process_of_its_own(play: Player) -> None:
+    assert play("a", "keeps", "c") == {"a": "measured", "keeps": "measured", "c": "measured"}
+    assert play.started == ["a keeps c", "c"]
 
 
 def test_a_log_or_a_kill_tells_that_memory_was_lacking(play: Player) -> None:
@@ -211,12 +218,17 @@ def test_groups_share_what_a_process_fixes() -> None:
     names = [[trial.id for trial in together] for together in group(given, SETUP)]
     assert names == [
         ["ddp", "fsdp"],
-        ["alone", "alone-full"],
+        ["alone", "alone-full", "liger"],
         ["zero2", "zero3"],
-        ["liger"],
         ["segments"],
         ["offloaded"],
     ]
+
+
+def test_a_trial_may_have_another_architecture() -> None:
+    other = make_trial("other").model_copy(update={"architecture": "/models/other"})
+    job = TrialsJob(**SETUP.model_dump(), trials=(make_trial("own"), other), results="/runs/tune/trials.jsonl")
+    assert [training_job(job, trial).model.location for trial in job.trials] == ["/models/demo", "/models/other"]
 
 
 def test_on_one_cpu_an_unsharded_trial_runs_under_torchrun_with_the_others() -> None:

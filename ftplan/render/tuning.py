@@ -1,0 +1,72 @@
+"""Tuning as text: a line for each trial as it ends, and the choice."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.table import Table
+
+from ftplan.render.console import duration, err, off, out, size, words
+from ftplan.render.estimates import summary
+from ftplan.workflows.tuning import Tried, Tuned
+
+STATUS = {"out_of_memory": "out of memory", "failed": "failed", "no_time": "no time was left for it"}
+
+
+class TuneDisplay:
+    """Progress on stderr: a line for each trial as it ends, and on a terminal a sign of life."""
+
+    def __init__(self, budget_seconds: float) -> None:
+        self._status = err().status(f"measuring, {duration(budget_seconds)} at most")
+
+    def __enter__(self) -> Self:
+        if err().is_terminal:
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._status.stop()
+
+    def show(self, tried: Tried) -> None:
+        """Show one trial that ended."""
+        err().print(words(f"{summary(tried.candidate.config)}: {_outcome(tried)}"), soft_wrap=True)
+
+
+def _outcome(tried: Tried) -> str:
+    result = tried.result
+    if result.tokens_per_second is None:
+        message = f": {result.message}" if result.status == "failed" and result.message else ""
+        return STATUS.get(result.status, result.status) + message
+    return f"{result.tokens_per_second:,.0f} tokens/s"
+
+
+def print_tuned(tuned: Tuned) -> None:
+    """The choice, and every trial beside its prediction."""
+    console = out()
+    assert tuned.plan.config is not None
+    console.print(words(("fastest: ", "bold"), summary(tuned.plan.config)))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("tried", overflow="fold")
+    for name in ("tokens/s", "step", "predicted is", "process"):
+        table.add_column(name, justify="right")
+    for one in sorted(tuned.tried, key=lambda one: -(one.result.tokens_per_second or 0.0)):
+        table.add_row(words(summary(one.candidate.config)), *_figures(one))
+    console.print(table)
+    console.print(words(f"took {duration(tuned.seconds)}; later plans for these devices go by it"))
+
+
+def _figures(tried: Tried) -> tuple[str, str, str, str]:
+    result, predicted = tried.result, tried.candidate.estimate
+    if result.step_seconds is None or result.tokens_per_second is None:
+        return (STATUS.get(result.status, result.status), "", "", "")
+    process = "" if result.process_bytes is None else size(result.process_bytes)
+    expected = predicted.step_seconds if predicted else None
+    return (
+        f"{result.tokens_per_second:,.0f}",
+        duration(result.step_seconds),
+        off(expected, result.step_seconds),
+        process,
+    )
