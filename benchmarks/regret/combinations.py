@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ftplan.planner.inventory import parse_inventory, resolve_inventory
-from ftplan.planner.ranking import rank
+from ftplan.planner.ranking import speed
 from ftplan.planner.search import plan, search
 from ftplan.profiles.models import load_model
 from ftplan.results import Candidate, Plan
@@ -105,9 +105,7 @@ def _fitting(combination: Combination, chosen: RunConfig, card: str) -> list[Can
     alike = [one for one in alike if one.config.optimizer == chosen.optimizer and one.config.method == chosen.method]
     if chosen.offload == "none":
         alike = [one for one in alike if one.config.offload == "none"]
-    return sorted(alike, key=lambda one: -one.estimate.tokens_per_second if one.estimate else 0.0) or rank(
-        alike, request
-    )
+    return sorted(alike, key=speed, reverse=True)
 
 
 def _split(config: RunConfig, micro: int, samples: int) -> RunConfig:

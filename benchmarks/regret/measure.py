@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=540)
     parser.add_argument("--card", default="H100")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--known", type=Path, nargs="*", default=[], help="rows that need not be measured again")
     given = parser.parse_args()
     deadline = time.monotonic() + given.seconds
     wanted = [one for one in COMBINATIONS if one.id in given.ids]
@@ -47,7 +48,10 @@ def measure(combinations: list[Combination], given: argparse.Namespace, gpus: in
             folder = Path(scratch, combination.model)
             folder.mkdir(exist_ok=True)
             (folder / "config.json").write_text(json.dumps(load_hf_config(combination.model)))
+            known = _known(given.known, combination, given.card)
             for name, config in trials(combination, given.card):
+                if config in known:
+                    continue
                 trial_id = f"{combination.id}/{len(rows)}"
                 rows[trial_id] = combination, name, config
                 cap = resolve_inventory(parse_inventory(combination.inventory(given.card))).gpus[0].usable_bytes
@@ -69,6 +73,17 @@ def measure(combinations: list[Combination], given: argparse.Namespace, gpus: in
             threads_per_process=max(1, (os.cpu_count() or 1) // gpus),
         )
         run_trials(asked, setup, folder=given.out / f"trials-{gpus}", deadline=deadline, on_result=keep)
+
+
+def _known(files: list[Path], combination: Combination, card: str) -> list[RunConfig]:
+    """Configurations of a combination that earlier rows hold, measured or out of memory."""
+    rows = (json.loads(line) for file in files for line in file.read_text().splitlines())
+    return [
+        RunConfig.model_validate(row["config"])
+        for row in rows
+        if (row["combination"], row["card"]) == (combination.id, card)
+        and row["measured"]["status"] in ("measured", "out_of_memory")
+    ]
 
 
 def _trial(trial_id: str, config: RunConfig, cap: int | None, folder: Path) -> Trial:

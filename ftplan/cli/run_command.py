@@ -39,6 +39,7 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Of initial weights and
 GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Samples of one step (default 32).")]
 Method = Annotated[str | None, typer.Option("--method", help="auto, full, lora or qlora.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command and the files; start nothing.")]
+Tune = Annotated[bool, typer.Option("--tune", help="Measure the best plans first, and train the fastest.")]
 Force = Annotated[bool, typer.Option("--force", help="Start even what does not fit.")]
 
 HYPERPARAMETERS = {
@@ -85,6 +86,7 @@ def command(
     run_dir: RunDir = None,
     dry_run: DryRun = False,
     force: Force = False,
+    tune: Tune = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Train a plan under torchrun, with progress, checkpoints and a record of predicted beside measured.
@@ -107,7 +109,18 @@ def command(
 
         print_plan(chosen)
         return 1
+    if tune and not dry_run:
+        chosen = _tuned(chosen)
     return _start(chosen, given, dry_run=dry_run, force=force, as_json=as_json)
+
+
+def _tuned(chosen: Plan) -> Plan:
+    """The fastest of the plans that look best, as trials on this machine show."""
+    from ftplan.render.tuning import TuneDisplay
+    from ftplan.workflows import tuning
+
+    with TuneDisplay(tuning.BUDGET_SECONDS) as display:
+        return tuning.tune(chosen, display.show).plan
 
 
 def _only_resume(given: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from ftplan.errors import InputError
 PlanFile = Annotated[Path | None, typer.Argument(metavar="[PLAN.json]", help="A plan that ftplan plan --out wrote.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Write the plan that was fastest into this folder.")]
 Trials = Annotated[int, typer.Option("--trials", min=1, max=64, help="How many plans to measure at most.")]
-Budget = Annotated[str, typer.Option("--budget", help="Time for all of it: 120s, 5m.")]
+Budget = Annotated[str, typer.Option("--budget", help="Time for all trials: 90s, 5m.")]
 Folder = Annotated[
     Path | None,
     typer.Option("--folder", help="Keeps the results (default ftplan-tune/KEY): the same call goes on there."),
@@ -44,7 +44,7 @@ def command(
     offload: options.Offload = None,
     expandable_segments: options.Expandable = None,
     trials: Trials = 4,
-    budget: Budget = "120s",
+    budget: Budget = "110s",
     folder: Folder = None,
     out: Out = None,
     as_json: options.AsJson = False,
@@ -63,7 +63,7 @@ def command(
 
     seconds = parse_seconds(budget)
     if not seconds:
-        raise InputError(f"budget {budget!r} is no duration", hint="for example 120s or 5m", field="budget")
+        raise InputError(f"budget {budget!r} is no duration", hint="for example 90s or 5m", field="budget")
     require_training_libraries()
     from ftplan.render.plans import print_plan
     from ftplan.render.tuning import TuneDisplay, print_tuned

@@ -8,7 +8,7 @@ from typing import Final
 
 from ftplan.errors import DoesNotFitError
 from ftplan.planner.ranking import rank
-from ftplan.planner.search import examined, replayed
+from ftplan.planner.search import Findings, examined, replayed
 from ftplan.planner.space import LARGEST_MICRO_BATCH, Tier, tiers
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Candidate
@@ -95,7 +95,7 @@ def longest_sequence(request: PlanRequest, model: ModelProfile, cluster: Cluster
 def _tier(request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Tier:
     shortest = request.model_copy(update={"seq_len": TOKENS})
     for tier in tiers(request):
-        if next(examined(tier, shortest, model, cluster), None) is not None:
+        if next(_fitting(tier, shortest, model, cluster), None) is not None:
             return tier
     raise DoesNotFitError(
         f"no {request.method} configuration fits, whatever the sequence length",
@@ -176,4 +176,8 @@ def _bisected(fits: Fits, farthest: int, step: int) -> tuple[int, Candidate] | N
 def _best(tier: Tier, request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Candidate | None:
     if request.global_batch > LARGEST_MICRO_BATCH * cluster.world_size and "micro_batch" not in request.pins:
         request = request.model_copy(update={"global_batch": LARGEST_MICRO_BATCH * cluster.world_size})
-    return next(iter(rank(examined(tier, request, model, cluster), request)), None)
+    return next(iter(rank(_fitting(tier, request, model, cluster), request)), None)
+
+
+def _fitting(tier: Tier, request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Iterator[Candidate]:
+    return (one for one in examined(tier, request, model, cluster, Findings()) if one.rejection is None)

@@ -17,7 +17,10 @@ SAME_SPEED: Final = 0.01
 """Among speeds this close the smaller configuration is chosen."""
 
 WORTH_MACHINERY: Final = 0.05
-"""Sharding and offload must be this much faster to be chosen over less."""
+"""Sharding must be this much faster to be chosen over less."""
+
+WORTH_OFFLOAD: Final = 0.3
+"""Offload must be this much faster: what the host and its link do is what estimates know least about."""
 
 BY_MEMORY: Final = ("memory", "headroom")
 """Objectives that rank by bytes instead of speed."""
@@ -37,7 +40,10 @@ def rank(fitting: Iterable[Candidate], request: PlanRequest) -> list[Candidate]:
     ordered = sorted(fitting, key=speed, reverse=True)
     if not ordered:
         return []
-    contenders = [one for one in ordered if speed(one) >= (1 - WORTH_MACHINERY) * speed(ordered[0])]
+    contenders = [one for one in ordered if one.config.offload == "none"]
+    if not contenders or speed(ordered[0]) >= (1 + WORTH_OFFLOAD) * speed(contenders[0]):
+        contenders = ordered
+    contenders = [one for one in contenders if speed(one) >= (1 - WORTH_MACHINERY) * speed(contenders[0])]
     simplest = min(_moving_parts(one.config) for one in contenders)
     plain = [one for one in contenders if _moving_parts(one.config) == simplest]
     near = [one for one in plain if speed(one) >= (1 - SAME_SPEED) * speed(plain[0])]

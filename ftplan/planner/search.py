@@ -24,49 +24,69 @@ from ftplan.spec import PlanRequest, RunConfig
 FAR_TOO_LARGE: Final = 1.3
 """Weights and states of more than this part of a card need no estimate; nearer misses get one, to be told exactly."""
 
+NEAR_MISS: Final = 1.15
+"""What needs up to this part of what is offered by the fit, which is cautious, may fit by the replay."""
+
 RANK_MAY_COST: Final = 0.05
 """Speed that a higher rank may cost where the highest is asked for."""
 
 
 @dataclass
+class Looked:
+    """A tier with its candidates: those that fit, and those that only a replay can tell, which the fit puts near."""
+
+    tier: Tier
+    fitting: list[Candidate]
+    near: list[Candidate]
+
+
+@dataclass
 class Findings:
-    """What the search has seen: candidates that fit, in the order of their tiers, and those that do not.
+    """What the search has seen, tier by tier in their order.
 
     ``waiting`` are tiers not looked at, because something fits in a better one. ``looked_at`` counts every
     configuration that was decided, ``estimated`` those that took an estimate.
     """
 
     waiting: list[Tier] = field(default_factory=list)
-    tiers: list[tuple[Tier, list[Candidate]]] = field(default_factory=list)
-    rejected: list[RejectedGroup] = field(default_factory=list)
+    tiers: list[Looked] = field(default_factory=list)
+    refused: list[RejectedGroup] = field(default_factory=list)
     looked_at: int = 0
     estimated: int = 0
 
     @property
-    def best_tier(self) -> tuple[Tier, list[Candidate]] | None:
+    def best_tier(self) -> Looked | None:
         """The first tier in which something fits."""
-        return next(((tier, fitting) for tier, fitting in self.tiers if fitting), None)
+        return next((looked for looked in self.tiers if looked.fitting), None)
 
     @property
     def methods_that_fit(self) -> set[str]:
         """The methods with a candidate that fits."""
-        return {tier.method for tier, fitting in self.tiers if fitting}
+        return {looked.tier.method for looked in self.tiers if looked.fitting}
 
     @property
     def fitting(self) -> Iterator[Candidate]:
         """Every candidate that fits."""
-        return (one for _, fitting in self.tiers for one in fitting)
+        return (one for looked in self.tiers for one in looked.fitting)
 
-    def best_for(self, request: PlanRequest) -> tuple[Tier, list[Candidate]] | None:
-        """The tier to choose from: the first in which something fits, or that with least memory if that is asked."""
+    @property
+    def rejected(self) -> tuple[RejectedGroup, ...]:
+        """All that is out, with what is near and was not replayed."""
+        near = (one for looked in self.tiers for one in looked.near)
+        groups = (RejectedGroup(one.rejection, one.config, 1) for one in near if one.rejection is not None)
+        return (*self.refused, *groups)
+
+    def best_for(self, request: PlanRequest) -> Looked | None:
+        """The tier to choose from: the first in which something may fit, or that with least memory if that is asked."""
         if request.objective != "memory":
-            return self.best_tier
-        fitting = [(tier, candidates) for tier, candidates in self.tiers if candidates]
-        return min(fitting, key=lambda pair: min(map(needed, pair[1])), default=None)
+            return next((looked for looked in self.tiers if looked.fitting or looked.near), None)
+        fitting = [looked for looked in self.tiers if looked.fitting]
+        return min(fitting, key=lambda looked: min(map(needed, looked.fitting)), default=None)
 
-    def reject(self, rejection: RejectedGroup) -> None:
-        """Take note of configurations that are out."""
-        self.rejected.append(rejection)
+    def refuse(self, candidate: Candidate, count: int = 1) -> None:
+        """Take note of a candidate that is out, and of ``count`` less one that are for the same reason."""
+        assert candidate.rejection is not None
+        self.refused.append(RejectedGroup(candidate.rejection, candidate.config, count))
 
 
 def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster, *, replays_from: float = 0.0) -> Plan:
@@ -104,8 +124,8 @@ def _plan(request: PlanRequest, model: ModelProfile, cluster: Cluster, replays_f
     if request.highest_rank:
         tier, ranked = _highest_rank(tier, ranked, found, request, model, cluster)
     chosen = ranked[0]
-    choice = Choice(chosen, tuple(ranked), tuple(found.rejected), faster_method(chosen, found.fitting), tier)
-    others = alternatives(ranked, (fitting for _, fitting in found.tiers), request)
+    choice = Choice(chosen, tuple(ranked), found.rejected, faster_method(chosen, found.fitting), tier)
+    others = alternatives(ranked, (looked.fitting for looked in found.tiers), request)
     told = _trained(chosen, request, model, cluster)
     stats = SearchStats(found.looked_at, time.perf_counter() - started, found.estimated)
     return Plan(
@@ -136,44 +156,49 @@ def _replayed_best(
     """The tier to choose from and its candidates, of which the first fits in the simulated allocator too.
 
     What does not is rejected, and where nothing is left the tiers that were passed over get their turn. The search
-    itself goes by a fit of what the allocator wastes.
+    itself goes by a fit of what the allocator wastes: what that puts just beyond the card is replayed where it would be
+    the choice.
     """
     while True:
-        best = found.best_for(request)
-        if best is None:
+        looked = found.best_for(request)
+        if looked is None:
             if not found.waiting:
                 return None
             _look(found, request, model, cluster)
             continue
-        tier, fitting = best
-        ranked = rank(fitting, request)
-        if needed(ranked[0]) < replays_from * estimate_of(ranked[0]).capacity_bytes:
-            return tier, ranked
-        chosen = replayed(ranked[0].config, request, model, cluster)
+        ranked = rank([*looked.fitting, *looked.near], request)
+        best = ranked[0]
+        others = [one for one in ranked[1:] if one.rejection is None]
+        if best.rejection is None and needed(best) < replays_from * estimate_of(best).capacity_bytes:
+            return looked.tier, [best, *others]
+        chosen = replayed(best.config, request, model, cluster)
+        (looked.fitting if best.rejection is None else looked.near).remove(best)
         if chosen.rejection is None:
-            return tier, [chosen, *ranked[1:]]
-        fitting.remove(ranked[0])
-        found.reject(RejectedGroup(chosen.rejection, chosen.config, 1))
-        _drop_what_lacks_as_much(chosen, needed(ranked[0]), fitting, found)
+            looked.fitting.append(chosen)
+            return looked.tier, [chosen, *others]
+        found.refuse(chosen)
+        _drop_what_lacks_as_much(chosen, best, looked, found)
 
 
-def _drop_what_lacks_as_much(refused: Candidate, fitted_bytes: int, fitting: list[Candidate], found: Findings) -> None:
-    """Reject what does not fit either if the fit lacks as many bytes for it as for ``refused``, which shards alike.
+def _drop_what_lacks_as_much(refused: Candidate, fitted: Candidate, looked: Looked, found: Findings) -> None:
+    """Reject what cannot fit either: of those that shard as ``refused`` does, what the fit says needs as much or more,
+    or would need too much if as many bytes came on top.
 
     A replay takes seconds where a model is large, and there may be dozens of micro-batches.
     """
-    told, config = estimate_of(refused), refused.config
     assert refused.rejection is not None
-    lacking = told.needed_bytes - fitted_bytes
     available = refused.rejection.available_bytes
-    if refused.rejection.rule != "memory" or available is None or lacking <= 0:
+    if refused.rejection.rule != "memory" or available is None:
         return
-    for one in list(fitting):
-        alike = (one.config.sharding, one.config.offload) == (config.sharding, config.offload)
-        if alike and needed(one) + lacking > available:
-            fitting.remove(one)
-            rejection = replace(refused.rejection, needed_bytes=needed(one) + lacking)
-            found.reject(RejectedGroup(rejection, one.config, 1))
+    lacking = needed(refused) - needed(fitted)
+    for some in (looked.fitting, looked.near):
+        for one in list(some):
+            alike = (one.config.sharding, one.config.offload) == (refused.config.sharding, refused.config.offload)
+            more = needed(one) >= needed(fitted) or needed(one) + lacking > available
+            if alike and more:
+                some.remove(one)
+                bytes_needed = max(needed(one) + lacking, available + 1)
+                found.refuse(replace(one, rejection=replace(refused.rejection, needed_bytes=bytes_needed)))
 
 
 def replayed(config: RunConfig, request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Candidate:
@@ -200,14 +225,15 @@ def _highest_rank(
     )
     for lora_rank in HIGHER_RANKS:
         higher = replace(tier, lora_rank=lora_rank)
-        fitting = list(examined(higher, asked, model, cluster, found))
-        for one in rank(fitting, asked):
+        looked = _looked(higher, asked, model, cluster, found)
+        for one in rank(looked.fitting, asked):
             if speed(one) < (1 - RANK_MAY_COST) * speed(chosen):
                 break
             best = replayed(one.config, request, model, cluster)
             if best.rejection is None:
-                found.tiers.append((higher, fitting))
+                found.tiers.append(looked)
                 return higher, [best, *ranked]
+        found.tiers.append(looked)
     return tier, ranked
 
 
@@ -225,28 +251,42 @@ def _look(found: Findings, request: PlanRequest, model: ModelProfile, cluster: C
         if tier.method in found.methods_that_fit or (found.best_tier and "optimizer+params" in tier.offloads[:1]):
             found.waiting.append(tier)
             continue
-        fitting = list(examined(tier, request, model, cluster, found))
-        found.tiers.append((tier, fitting))
+        found.tiers.append(_looked(tier, request, model, cluster, found))
+
+
+def _looked(tier: Tier, request: PlanRequest, model: ModelProfile, cluster: Cluster, found: Findings) -> Looked:
+    looked = Looked(tier, [], [])
+    for one in examined(tier, request, model, cluster, found):
+        (looked.fitting if one.rejection is None else looked.near).append(one)
+    return looked
 
 
 def examined(
-    tier: Tier, request: PlanRequest, model: ModelProfile, cluster: Cluster, found: Findings | None = None
+    tier: Tier, request: PlanRequest, model: ModelProfile, cluster: Cluster, found: Findings
 ) -> Iterator[Candidate]:
-    """Each candidate of ``tier`` that fits; in ``found`` those that do not are noted with their reason."""
-    found = found if found is not None else Findings()
+    """Each candidate of ``tier`` that fits or nearly does; in ``found`` the others are noted with their reason."""
     for family in families(tier, request, model, cluster):
         found.looked_at += len(family.splits)
         rejection = _of_family(family, request, model, cluster)
         if rejection is not None:
-            found.reject(rejection)
+            found.refused.append(rejection)
             continue
         for tried, config in enumerate(family.members()):
             candidate = examine(config, request, model, cluster)
             found.estimated += 1
-            if candidate.rejection is not None:
-                found.reject(RejectedGroup(candidate.rejection, config, len(family.splits) - tried))
+            if candidate.rejection is not None and not _may_fit(candidate):
+                found.refuse(candidate, len(family.splits) - tried)
                 break
             yield candidate
+
+
+def _may_fit(candidate: Candidate) -> bool:
+    """Whether what lacks memory by the fit may have it in truth: its tensors and what is beside them fit."""
+    rejection, told = candidate.rejection, candidate.estimate
+    if rejection is None or told is None or rejection.rule != "memory" or rejection.available_bytes is None:
+        return False
+    at_least = told.peak_allocated_bytes + told.process_bytes - told.peak_reserved_bytes
+    return at_least <= rejection.available_bytes and told.needed_bytes <= NEAR_MISS * rejection.available_bytes
 
 
 def _of_family(family: Family, request: PlanRequest, model: ModelProfile, cluster: Cluster) -> RejectedGroup | None:
@@ -274,7 +314,8 @@ def contenders(chosen: Plan, model: ModelProfile, cluster: Cluster, most: int) -
     """What may be as fast as a plan in truth: the plan first, then by predicted speed what differs from it.
 
     Of each kind (sharding, offload, checkpointing, kernels) the best and the two micro-batches beside the plan's; only
-    of the plan's method, rank and optimizer, so that any of them trains the same model.
+    of the plan's method, rank and optimizer, so that any of them trains the same model, and offload only where the plan
+    has it: to measure that takes longest.
     """
     assert chosen.config is not None
     plan_config = chosen.config
@@ -299,7 +340,8 @@ def _kind(config: RunConfig) -> tuple[object, ...]:
 
 def _trains_alike(one: RunConfig, other: RunConfig) -> bool:
     fields = ("method", "lora_rank", "lora_targets", "optimizer", "seq_len")
-    return all(getattr(one, field) == getattr(other, field) for field in fields)
+    offloads_more = other.offload == "none" != one.offload
+    return not offloads_more and all(getattr(one, field) == getattr(other, field) for field in fields)
 
 
 def _is_near(one: RunConfig, other: RunConfig) -> bool:
