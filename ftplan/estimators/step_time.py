@@ -141,7 +141,8 @@ def _communication_seconds(work: Workload, gpu: GpuProfile) -> tuple[float, floa
         moved = ring * (gathers * whole + gradients)
     if work.zero_stage == 3:
         exposed = _modules(work) * _passes(work) * _constant("zero3_per_module")
-    return moved / (link * _constant("link_efficiency")), exposed
+    through_host = link <= gpu.pcie_bytes_per_second and gpu.peer_bytes_per_second is None
+    return moved / (link * _constant("pcie_link_efficiency" if through_host else "link_efficiency")), exposed
 
 
 def _modules(work: Workload) -> int:

@@ -16,8 +16,8 @@ NEAR_EQUAL: Final = 0.03
 SAME_SPEED: Final = 0.01
 """Among speeds this close the smaller configuration is chosen."""
 
-WORTH_MACHINERY: Final = 0.05
-"""Sharding must be this much faster to be chosen over less."""
+WORTH_MACHINERY: Final = 0.1
+"""Sharding must be this much faster to be chosen over less: estimates of a step are no better than that."""
 
 WORTH_OFFLOAD: Final = 0.3
 """Offload must be this much faster: what the host and its link do is what estimates know least about."""
