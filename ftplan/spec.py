@@ -20,6 +20,7 @@ Offload = Literal["none", "optimizer", "optimizer+params"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Kernels = Literal["none", "liger"]
 LossPath = Literal["full", "chunked", "liger"]
+Link = Literal["auto", "nvlink", "pcie"]
 StackName = Literal["trainer", "trl", "llamafactory"]
 Objective = Literal["throughput", "memory", "headroom", "cost"]
 
@@ -142,6 +143,8 @@ class Inventory(Spec):
     groups: tuple[DeviceGroup, ...] = Field(strict=False, min_length=1)
     nodes: PositiveInt = 1
     host_memory_bytes: int | None = Field(default=None, description="RAM of each node; None: the default host's")
+    link: Link = Field(default="auto", description="between the cards of a node; auto: what the cards have themselves")
+    network_bytes_per_second: float | None = Field(default=None, gt=0, description="of each node to the others")
 
     @property
     def devices_per_node(self) -> int:

@@ -16,6 +16,12 @@ Gpus = Annotated[
     typer.Option("--gpus", help="2x24GB, 8xRTX4090, 1xA100-80GB+1xRTX3090, 2x8xH100 (nodes x GPUs), 2xcpu:4GB, local."),
 ]
 HostMemory = Annotated[str | None, typer.Option("--host-memory", help="RAM of each node, such as 64GB.")]
+Link = Annotated[
+    str | None, typer.Option("--link", help="Between the cards of a node: auto (the cards' own), nvlink or pcie.")
+]
+Network = Annotated[
+    str | None, typer.Option("--network", help="Bytes a second of each node to the others, such as 25GB.")
+]
 LoraRank = Annotated[int | None, typer.Option("--lora-rank", min=1, help="Rank of the adapters.")]
 LoraRankOrAuto = Annotated[
     str | None,
@@ -86,7 +92,9 @@ TRAINING: Final = ("samples", "epochs", "mean_tokens", "price")
 NOT_FIELDS: Final = frozenset({"gpus", "host_memory", "batch", "as_json", "margin", "estimator", "confirm", *TRAINING})
 """Options of a command that are no fields of RunConfig."""
 
-NOT_PINS: Final = frozenset({"model", "method", "global_batch", "objective", "out", "seq_len", "lora_rank"})
+NOT_PINS: Final = frozenset(
+    {"model", "method", "global_batch", "objective", "out", "seq_len", "lora_rank", "link", "network"}
+)
 """Fields and options of a command that asks the planner, which are no pins."""
 
 

@@ -29,6 +29,12 @@ LearningRate = Annotated[
 ]
 Confirm = Annotated[bool, typer.Option("--confirm", help="Trace the choice, and plan again if it does not fit.")]
 
+ASKED = (
+    *("model", "method", "global_batch", "seq_len", "max_seq", "objective", "margin", "lora_rank"),
+    *("host_memory", "link", "network"),
+)
+"""Options that `planning.plan_request` takes as they are."""
+
 WAS = {"was_gpus": "gpus", "was_batch": "samples", "learning_rate": "learning_rate"}
 """Options about the configuration before, and the fields of `FormerBatch` they are."""
 
@@ -43,6 +49,8 @@ def command(
     objective: Objective = None,
     margin: options.Margin = None,
     host_memory: options.HostMemory = None,
+    link: options.Link = None,
+    network: options.Network = None,
     was_gpus: WasGpus = None,
     was_batch: WasBatch = None,
     learning_rate: LearningRate = None,
@@ -109,7 +117,6 @@ def command(
 def _asked(values: dict[str, Any]) -> dict[str, Any]:
     """What `planning.plan_request` is told, from the command's ``locals()``."""
     pins = options.given_pins(values, "max_seq", *WAS)
-    names = ("model", "method", "global_batch", "seq_len", "max_seq", "objective", "margin", "host_memory", "lora_rank")
-    asked = {name: values[name] for name in names if values[name] is not None}
+    asked = {name: values[name] for name in ASKED if values[name] is not None}
     was = {field: values[name] for name, field in WAS.items() if values[name] is not None}
     return {**asked, "pins": pins, "training": options.given_training(values), "was": was}

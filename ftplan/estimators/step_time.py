@@ -7,6 +7,7 @@ constants are in ``profiles/data/runtime.json`` (``step_time``) with the cases t
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from ftplan.estimators import sharding, states
@@ -125,24 +126,45 @@ def _communication_seconds(work: Workload, gpu: GpuProfile) -> tuple[float, floa
     """(overlapped, exposed) seconds of a micro-batch: bytes over the slowest link, and ZeRO-3's gathers by module."""
     if work.world == 1:
         return 0.0, 0.0
-    link = gpu.link_bytes_per_second
-    if len(work.cluster.nodes) > 1:
-        hosts = min(node.host.network_bytes_per_second for node in work.cluster.nodes)
-        link = min(link, hosts / work.ranks_per_node)
-    ring = (work.world - 1) / work.world
+    inside, across = _link_rate(gpu), _network_rate(work)
+    everywhere = min(inside, across)
     gradients = work.trainable * work.compute_bytes
-    moved = 2 * ring * gradients / work.config.accumulation
-    exposed = 0.0
-    if work.parameter_shards > 1:
-        whole = total_params(work.model) * work.compute_bytes
-        if work.quantized:
-            whole = states.whole_weight_bytes(work)
-        gathers = 1 if work.config.sharding == "fsdp2-grad-op" else _passes(work)
-        moved = ring * (gathers * whole + gradients)
-    if work.zero_stage == 3:
-        exposed = _modules(work) * _passes(work) * _constant("zero3_per_module")
+    if work.parameter_shards == 1:
+        return 2 * _ring(work.world) * gradients / work.config.accumulation / everywhere, 0.0
+    whole = total_params(work.model) * work.compute_bytes
+    if work.quantized:
+        whole = states.whole_weight_bytes(work)
+    gathers = 1 if work.config.sharding == "fsdp2-grad-op" else _passes(work)
+    moved = _ring(work.shard_ranks) * (gathers * whole + gradients)
+    exposed = _modules(work) * _passes(work) * _constant("zero3_per_module") if work.zero_stage == 3 else 0.0
+    if work.shard_ranks == work.world:
+        return moved / everywhere, exposed
+    # HSDP gathers inside a node; across nodes only its share of the gradients is summed.
+    copies = work.world // work.shard_ranks
+    return moved / inside + 2 * _ring(copies) * gradients / across, exposed
+
+
+def _ring(ranks: int) -> float:
+    """The part of a buffer that a rank sends while it goes round once."""
+    return (ranks - 1) / ranks
+
+
+def _link_rate(gpu: GpuProfile) -> float:
+    """Bytes a second that a collective inside a node moves for a rank."""
+    link = gpu.link_bytes_per_second
     through_host = link <= gpu.pcie_bytes_per_second and gpu.peer_bytes_per_second is None
-    return moved / (link * _constant("pcie_link_efficiency" if through_host else "link_efficiency")), exposed
+    return link * _constant("pcie_link_efficiency" if through_host else "link_efficiency")
+
+
+def _network_rate(work: Workload) -> float:
+    """The same across nodes: as many rings as a node has adapters run side by side, and each crosses it once.
+
+    So that a collective's bus bandwidth is that of all adapters of a node together (nccl-tests, doc/PERFORMANCE.md).
+    """
+    if len(work.cluster.nodes) == 1:
+        return math.inf
+    slowest = min(node.host.network_bytes_per_second for node in work.cluster.nodes)
+    return slowest * _constant("link_efficiency")
 
 
 def _modules(work: Workload) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ftplan.errors import InventoryError
+from ftplan.errors import InputError, InventoryError
 from ftplan.profiles.gpus import load_cpu, load_gpu
 from ftplan.profiles.hosts import default_host, load_host
 from ftplan.profiles.schema import Cluster, GpuProfile, HostProfile, Node
-from ftplan.spec import DeviceGroup, Inventory
+from ftplan.spec import DeviceGroup, Inventory, Link
 
 
 def resolve_inventory(inventory: Inventory) -> Cluster:
@@ -21,8 +21,10 @@ def resolve_inventory(inventory: Inventory) -> Cluster:
     if inventory.groups[0].device == "cpu":
         node = _cpu_node(inventory)
     else:
-        gpus = tuple(gpu for group in inventory.groups for gpu in (_card(group),) * group.count)
+        gpus = tuple(gpu for group in inventory.groups for gpu in (_card(group, inventory.link),) * group.count)
         node = Node(gpus=gpus, host=default_host(gpus, memory_bytes=inventory.host_memory_bytes))
+    if inventory.network_bytes_per_second is not None:
+        node = replace(node, host=replace(node.host, network_bytes_per_second=inventory.network_bytes_per_second))
     return Cluster(nodes=(node,) * inventory.nodes, text=inventory.text)
 
 
@@ -33,9 +35,20 @@ def _local_node(inventory: Inventory) -> Node:
     return replace(node, host=_with_memory(node.host, inventory.host_memory_bytes))
 
 
-def _card(group: DeviceGroup) -> GpuProfile:
-    gpu = load_gpu(group.device)
+def _card(group: DeviceGroup, link: Link) -> GpuProfile:
+    gpu = _linked(load_gpu(group.device), link)
     return gpu if group.memory_bytes is None else replace(gpu, usable_bytes=min(group.memory_bytes, gpu.usable_bytes))
+
+
+def _linked(gpu: GpuProfile, link: Link) -> GpuProfile:
+    """``gpu`` with the link that is stated; raises InputError for a card that cannot have it."""
+    if link == "pcie":
+        return replace(gpu, nvlink_bytes_per_second=0.0)
+    if link == "nvlink" and not gpu.nvlink_bytes_per_second:
+        if not gpu.nvlink_bridge_bytes_per_second:
+            raise InputError(f"{gpu.name} has no NVLink, nor a bridge for it", hint="--link pcie", field="link")
+        return replace(gpu, nvlink_bytes_per_second=gpu.nvlink_bridge_bytes_per_second)
+    return gpu
 
 
 def _cpu_node(inventory: Inventory) -> Node:

@@ -12,6 +12,7 @@ from ftplan.planner.space import DEFAULT_RANK, HIGHER_RANKS, Tier
 from ftplan.profiles.schema import Cluster
 from ftplan.results import Candidate, Compared, Reason, RejectedGroup
 from ftplan.spec import PlanRequest, RunConfig
+from ftplan.units import GB
 
 COMPARED: Final = ("offload", "gradient_checkpointing", "kernels", "micro_batch")
 """Fields the search chose by speed, explained by what the next best value would cost."""
@@ -50,6 +51,7 @@ def explain(choice: Choice, request: PlanRequest, cluster: Cluster) -> tuple[Rea
     reasons += _adapters(choice, request)
     reasons += _numbers(config, request, cluster)
     reasons += _rest(config, request)
+    reasons += _links(config, request, cluster)
     return tuple(reasons)
 
 
@@ -247,3 +249,20 @@ def _rest(config: RunConfig, request: PlanRequest) -> Iterator[Reason]:
         )
     if config.expandable_segments:
         yield Reason("expandable_segments", "True", "the allocator wastes little: a card is usable to a few percent")
+
+
+def _links(config: RunConfig, request: PlanRequest, cluster: Cluster) -> Iterator[Reason]:
+    """What gradients and parameters travel over, where several devices take part."""
+    if config.sharding == "none" or cluster.world_size == 1 or cluster.gpus[0].kind == "cpu":
+        return
+    if len(cluster.nodes[0].gpus) > 1:
+        slowest = min(cluster.gpus, key=lambda gpu: gpu.link_bytes_per_second)
+        kind = "NVLink" if slowest.nvlink_bytes_per_second else "PCIe"
+        rate = f"{slowest.link_bytes_per_second / GB:,.0f} GB/s one way"
+        because = "as stated" if request.inventory.link != "auto" else f"what {slowest.name} has; --link states another"
+        yield Reason("link", kind, f"{rate} between the cards of a node: {because}")
+    if len(cluster.nodes) > 1:
+        network = min(node.host.network_bytes_per_second for node in cluster.nodes)
+        stated = request.inventory.network_bytes_per_second is not None
+        because = "as stated" if stated else "assumed; --network states it"
+        yield Reason("network", f"{network / GB:,.0f} GB/s", f"of each node to the others: {because}")

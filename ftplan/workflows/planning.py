@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import ValidationError
 
@@ -20,7 +20,7 @@ from ftplan.planner.search import plan as search_plan
 from ftplan.profiles.models import load_model
 from ftplan.profiles.schema import ModelProfile
 from ftplan.results import Advice, Estimate, Plan, from_json, to_json
-from ftplan.spec import PlanRequest, RunConfig
+from ftplan.spec import Inventory, Link, PlanRequest, RunConfig
 from ftplan.units import HOUR_SECONDS, parse_size
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.inputs import input_error, training_request
@@ -138,6 +138,8 @@ def plan_request(
     gpus: str,
     *,
     host_memory: str | None = None,
+    link: str | None = None,
+    network: str | None = None,
     training: Mapping[str, Any] | None = None,
     lora_rank: str | None = None,
     max_seq: int | None = None,
@@ -154,6 +156,7 @@ def plan_request(
     if host_memory is not None and not memory:
         raise InputError(f"host memory {host_memory!r} is no size", hint="for example 64GB", field="host_memory")
     inventory = parse_inventory(gpus, host_memory_bytes=memory)
+    inventory = _with_links(inventory, link, network)
     if lora_rank is not None:
         fields = _with_rank(fields, lora_rank)
     if max_seq is not None:
@@ -170,6 +173,18 @@ def plan_request(
         )
     except ValidationError as error:
         raise input_error(error) from error
+
+
+def _with_links(inventory: Inventory, link: str | None, network: str | None) -> Inventory:
+    """The inventory with the links that are stated; raises InputError for what is none."""
+    links = get_args(Link)
+    if link is not None and link not in links:
+        raise InputError(f"link {link!r} is unknown", hint=f"valid: {', '.join(links)}", field="link")
+    speed = parse_size(network) if network is not None else None
+    if network is not None and not speed:
+        raise InputError(f"network {network!r} is no rate", hint="bytes a second, such as 25GB", field="network")
+    stated = {"link": link, "network_bytes_per_second": float(speed) if speed else None}
+    return inventory.model_copy(update={name: value for name, value in stated.items() if value is not None})
 
 
 def _with_rank(fields: Mapping[str, Any], lora_rank: str) -> dict[str, Any]:
