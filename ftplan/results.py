@@ -342,6 +342,16 @@ class Advice:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A configuration by what it costs: bytes that the worst rank needs, and its speed."""
+
+    config: RunConfig
+    needed_bytes: int
+    step_seconds: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
 class SearchStats:
     """How much the search looked at: ``candidates`` it decided, of which it estimated ``estimated``.
 
@@ -368,7 +378,7 @@ class Plan:
     alternatives: tuple[Candidate, ...]
     rejections: tuple[RejectedGroup, ...]
     search: SearchStats
-    pareto: tuple[Candidate, ...] = ()
+    pareto: tuple[Point, ...] = ()
     advice: tuple[Advice, ...] = ()
 
 

@@ -67,6 +67,26 @@ def traced_table() -> str:
     return "\n".join(rows) + f"\n\nSmallest cap, {capped['runs']} capped runs: {'; '.join(mistakes)}."
 
 
+def regret_table() -> str:
+    """What plans reach beside the best that was measured and beside fixed advice, in tokens per second."""
+    rows = json.loads(output("-m", "benchmarks.regret").splitlines()[-1])["rows"]
+    lines = [
+        "| cards | model, method | the plan | part of the best | LLaMA-Factory's example | the articles' advice |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        part = "not measured" if row["plan"] is None else f"{row['plan'] / row['best']:.1%}"
+        told = " | ".join((_speed(row["plan"]), part, _speed(row["llamafactory example"]), _speed(row["advice"])))
+        lines.append(f"| {row['cards']} | {row['model']}, {row['method']} | {told} |")
+    return "\n".join(lines)
+
+
+def _speed(tokens_per_second: float | None) -> str:
+    if tokens_per_second is None:
+        return "not measured"
+    return f"{tokens_per_second:,.0f}" if tokens_per_second else "out of memory"
+
+
 def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between the markers of ``name``."""
     block = f"<!-- {name} -->\n{content}\n<!-- end -->"
@@ -82,6 +102,7 @@ def main() -> None:
     text = fill(text, "plan", f"```\n$ ftplan plan --model Qwen-7B --gpus 2x24GB\n{plan}\n```")
     text = fill(text, "run", f"```\n{run}\n```")
     text = fill(text, "traced", traced_table())
+    text = fill(text, "regret", regret_table())
     README.write_text(fill(text, "accuracy", accuracy_table()), "utf-8")
 
 

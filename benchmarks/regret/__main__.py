@@ -8,7 +8,7 @@ JSON in the last line.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -75,8 +75,8 @@ class Outcome:
         return self.plan.estimate.needed_bytes / self.plan.estimate.capacity_bytes
 
 
-def outcomes() -> list[Outcome]:
-    """Every combination that was measured, planned anew."""
+def outcomes(ids: Collection[str] = ()) -> list[Outcome]:
+    """Every combination that was measured (of ``ids``, if any are named), planned anew."""
     rows: dict[str, list[Row]] = {}
     for line in DATA.read_text("utf-8").splitlines():
         row = json.loads(line)
@@ -84,7 +84,7 @@ def outcomes() -> list[Outcome]:
     return [
         Outcome(combination, planned(combination, CARDS[combination.gpus]), tuple(rows[combination.id]))
         for combination in COMBINATIONS
-        if combination.id in rows
+        if combination.id in rows and (not ids or combination.id in ids)
     ]
 
 
@@ -125,6 +125,7 @@ def main() -> None:
     }
     summary = {
         "benchmark": "regret",
+        "rows": [_summed(outcome) for outcome in found],
         "combinations": len(parts),
         "mean_part_of_best": round(fmean(parts), 4),
         "worst_part_of_best": round(min(parts), 4),
@@ -133,6 +134,19 @@ def main() -> None:
         "verdicts": verdicts(found),
     }
     print(json.dumps(summary))
+
+
+def _summed(outcome: Outcome) -> dict[str, Any]:
+    asked = outcome.combination
+    return {
+        "cards": f"{asked.gpus} x {asked.gigabytes} GB",
+        "model": asked.model,
+        "method": asked.method,
+        "plan": outcome.planned,
+        "best": outcome.best,
+        "card_used": round(outcome.used, 3),
+        **{name: outcome.named(name) for name in ADVICE},
+    }
 
 
 def _speed(value: float | None) -> str:

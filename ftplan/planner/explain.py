@@ -166,7 +166,7 @@ def _shown(field: str, value: str) -> str:
     if field == "gradient_checkpointing":
         return "activation checkpointing" if value == "True" else "no activation checkpointing"
     if field == "kernels":
-        return "Liger's kernels" if value == "liger" else "transformers' own kernels"
+        return "Liger" if value == "liger" else "plain transformers"
     if field == "micro_batch":
         return f"micro-batch {value}"
     return f"{field} {value}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ftplan.planner.space import KERNELS, OFFLOADS, SHARDINGS
-from ftplan.results import Candidate, Estimate, RejectedGroup
+from ftplan.results import Candidate, Estimate, Point, RejectedGroup
 from ftplan.spec import PlanRequest, RunConfig
 
 NEAR_EQUAL: Final = 0.03
@@ -97,13 +97,19 @@ def _is_dominated(candidate: Candidate, chosen: Candidate) -> bool:
     return same_method and speed(candidate) <= speed(chosen) and needed(candidate) >= needed(chosen)
 
 
-def pareto(fitting: Iterable[Candidate]) -> tuple[Candidate, ...]:
+def pareto(fitting: Iterable[Candidate]) -> tuple[Point, ...]:
     """Those than which none is both smaller and at least as fast, smallest first."""
     front: list[Candidate] = []
     for one in sorted(fitting, key=lambda one: (needed(one), -speed(one))):
         if not front or speed(one) > speed(front[-1]):
             front.append(one)
-    return tuple(front)
+    return tuple(point(one) for one in front)
+
+
+def point(candidate: Candidate) -> Point:
+    """A candidate that fits, without its terms."""
+    told = estimate_of(candidate)
+    return Point(candidate.config, told.needed_bytes, told.step_seconds, told.tokens_per_second)
 
 
 def grouped(rejected: Iterable[RejectedGroup]) -> tuple[RejectedGroup, ...]:

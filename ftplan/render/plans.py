@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
+from ftplan.planner.ranking import point
 from ftplan.render.console import duration, err, out, size, words
 from ftplan.render.estimates import print_memory, print_notes, summary, time_line, verdict
 from ftplan.render.training import print_training
-from ftplan.results import Candidate, Plan, RejectedGroup
+from ftplan.results import Plan, Point, RejectedGroup
 
 REJECTIONS_SHOWN = 8
 PARETO_SHOWN = 8
@@ -38,7 +39,7 @@ def print_plan(plan: Plan, written: Sequence[Path] = ()) -> None:
         console.print(words((f"{advice.topic.replace('_', ' ')}: ", "bold"), advice.text))
     if plan.alternatives:
         console.print()
-        console.print(_fitting("alternatives that fit", plan.alternatives))
+        console.print(_fitting("alternatives that fit", map(point, plan.alternatives)))
     if len(plan.pareto) > 1:
         console.print()
         console.print(_fitting("none is faster and smaller than", _spread(plan.pareto)))
@@ -81,24 +82,19 @@ def _reasons(plan: Plan) -> Table:
     return table
 
 
-def _fitting(title: str, candidates: Sequence[Candidate]) -> Table:
+def _fitting(title: str, points: Iterable[Point]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column(title, overflow="fold")
     table.add_column("needs", justify="right")
     table.add_column("step", justify="right")
     table.add_column("tokens/s", justify="right")
-    for one in candidates:
-        assert one.estimate is not None
-        table.add_row(
-            summary(one.config),
-            size(one.estimate.needed_bytes),
-            duration(one.estimate.step_seconds),
-            f"{one.estimate.tokens_per_second:,.0f}",
-        )
+    for one in points:
+        speed = f"{one.tokens_per_second:,.0f}"
+        table.add_row(summary(one.config), size(one.needed_bytes), duration(one.step_seconds), speed)
     return table
 
 
-def _spread(candidates: Sequence[Candidate]) -> list[Candidate]:
+def _spread(candidates: Sequence[Point]) -> list[Point]:
     """A few of many, from the first to the last."""
     if len(candidates) <= PARETO_SHOWN:
         return list(candidates)

@@ -19,30 +19,54 @@ RUN_CONFIG = """
     evaluates
 """
 
-PLAN_REQUEST = "model inventory method global_batch seq_len seq_len_is_default objective margin pins training"
+PLAN_REQUEST = """
+    model inventory method global_batch seq_len seq_len_is_default seq_len_is_limit highest_rank objective
+    margin pins training missing_packages was
+"""
 
 COMMANDS = {
     "plan": """
-        --model --gpus --method --global-batch --seq-len --objective --margin --host-memory --lora-rank
-        --lora-alpha --lora-targets --lora-dropout --weights-dtype --precision --optimizer
-        --gradient-checkpointing --no-gradient-checkpointing --micro-batch --accumulation --packing --no-packing
-        --attention --kernels --sharding --offload --expandable-segments --no-expandable-segments --samples --epochs
-        --mean-tokens --price --confirm --out --json
+        --model --gpus --method --global-batch --seq-len --max-seq --objective --margin --host-memory --link
+        --network --was-gpus --was-batch --learning-rate --lora-rank --rank --lora-alpha --lora-targets
+        --lora-dropout --adapter-dtype --quantization --double-quantization --no-double-quantization
+        --prepare-kbit --no-prepare-kbit --weights-dtype --precision --optimizer --gradient-checkpointing
+        --no-gradient-checkpointing --micro-batch --accumulation --padding --no-padding --packing
+        --no-packing --attention --kernels --loss-path --sharding --offload --sync-each-batch
+        --no-sync-each-batch --stack --expandable-segments --no-expandable-segments --evaluates
+        --no-evaluates --samples --epochs --mean-tokens --price --confirm --out --json
     """,
     "estimate": """
         --model --gpus --method --lora-rank --lora-alpha --lora-targets --lora-dropout --adapter-dtype
         --quantization --double-quantization --no-double-quantization --prepare-kbit --no-prepare-kbit
-        --weights-dtype --precision --optimizer --gradient-checkpointing --no-gradient-checkpointing --seq-len
-        --micro-batch --accumulation --padding --no-padding --packing --no-packing --attention --kernels
-        --loss-path --sharding --offload --sync-each-batch --no-sync-each-batch --stack --expandable-segments
-        --no-expandable-segments --evaluates --no-evaluates --samples --epochs --mean-tokens --price --estimator
-        --batch --margin --json
+        --weights-dtype --precision --optimizer --gradient-checkpointing --no-gradient-checkpointing
+        --seq-len --micro-batch --accumulation --padding --no-padding --packing --no-packing --attention
+        --kernels --loss-path --sharding --offload --sync-each-batch --no-sync-each-batch --stack
+        --expandable-segments --no-expandable-segments --evaluates --no-evaluates --samples --epochs
+        --mean-tokens --price --estimator --batch --margin --json
+    """,
+    "need": """
+        --model --method --cards --max-devices --global-batch --seq-len --margin --host-memory --lora-rank
+        --rank --lora-targets --weights-dtype --precision --optimizer --gradient-checkpointing
+        --no-gradient-checkpointing --micro-batch --packing --no-packing --attention --kernels --sharding
+        --offload --expandable-segments --no-expandable-segments --json
+    """,
+    "max": """
+        --model --gpus --method --global-batch --seq-len --margin --host-memory --lora-rank --rank
+        --lora-targets --weights-dtype --precision --optimizer --gradient-checkpointing
+        --no-gradient-checkpointing --micro-batch --packing --no-packing --attention --kernels --sharding
+        --offload --expandable-segments --no-expandable-segments --json
+    """,
+    "tune": """
+        --model --gpus --method --global-batch --seq-len --margin --host-memory --lora-rank --rank
+        --lora-targets --weights-dtype --precision --optimizer --gradient-checkpointing
+        --no-gradient-checkpointing --micro-batch --packing --no-packing --attention --kernels --sharding
+        --offload --expandable-segments --no-expandable-segments --trials --budget --folder --out --json
     """,
     "run": """
-        --demo --resume --model --gpus --data --data-format --eval-fraction --method --global-batch --seq-len
-        --lora-rank --lora-targets --sharding --offload --micro-batch --gradient-checkpointing
+        --demo --resume --model --gpus --data --data-format --eval-fraction --method --global-batch
+        --seq-len --lora-rank --lora-targets --sharding --offload --micro-batch --gradient-checkpointing
         --no-gradient-checkpointing --packing --no-packing --epochs --max-steps --learning-rate --save-steps
-        --keep --seed --weights --tokenizer --run-dir --dry-run --force --json
+        --keep --seed --weights --tokenizer --run-dir --dry-run --force --tune --json
     """,
     "calibrate": "--gpus --show --reset --json",
     "models": "--min-params --max-params --json",
@@ -80,6 +104,10 @@ def test_estimate_has_every_option_of_the_design():
     assert set(TABLE_OF_DESIGN.split()) <= set(options_of("estimate"))
 
 
+def test_every_field_of_a_configuration_can_be_pinned():
+    assert {f"--{name.replace('_', '-')}" for name in RunConfig.model_fields} <= set(options_of("plan"))
+
+
 def test_every_field_of_a_configuration_is_an_option_of_estimate():
     assert {f"--{name.replace('_', '-')}" for name in RunConfig.model_fields} <= set(options_of("estimate"))
 
@@ -89,8 +117,9 @@ def test_every_command_has_json(name):
     assert "--json" in options_of(name)
 
 
-def test_run_takes_a_plan_file():
-    arguments = [each.name for each in command_of("run").params if each.param_type_name == "argument"]
+@pytest.mark.parametrize("name", ["run", "tune"])
+def test_what_starts_training_takes_a_plan_file(name):
+    arguments = [each.name for each in command_of(name).params if each.param_type_name == "argument"]
     assert arguments == ["plan_file"]
 
 

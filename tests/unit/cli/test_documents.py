@@ -84,9 +84,9 @@ def test_a_plan_has_what_scripts_rely_on(cli):
     document = answer.document
     assert set(document) >= PLAN_KEYS
     assert set(document["estimate"]) >= ESTIMATE_KEYS
-    assert set(document["search"]) == {"candidates", "seconds"}
+    assert set(document["search"]) == {"candidates", "seconds", "estimated"}
     assert document["global_batch"] == 32
-    assert all(set(reason) == {"field", "value", "because"} for reason in document["reasons"])
+    assert all(set(reason) == {"field", "value", "because", "compared"} for reason in document["reasons"])
     RunConfig.model_validate(document["config"])
     for one in document["alternatives"]:
         RunConfig.model_validate(one["config"])

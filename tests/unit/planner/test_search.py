@@ -280,8 +280,8 @@ def test_where_only_a_small_rank_fits_the_highest_is_that():
 
 def test_the_front_of_speed_and_memory_rises_in_both():
     plan = planned("2xA6000")
-    needs = [one.estimate.needed_bytes for one in plan.pareto]
-    speeds = [one.estimate.tokens_per_second for one in plan.pareto]
+    needs = [one.needed_bytes for one in plan.pareto]
+    speeds = [one.tokens_per_second for one in plan.pareto]
     assert len(needs) > 2
     assert needs == sorted(needs)
     assert speeds == sorted(speeds)

@@ -35,7 +35,7 @@ def _all(request):
     from ftplan.profiles.models import load_model
 
     found = search(request, load_model(request.model), confirming._cluster(request))
-    return [candidate for _, fitting in found.tiers for candidate in fitting] + found.rejected
+    return [*found.fitting, *(candidate for looked in found.tiers for candidate in looked.near)]
 
 
 def test_a_plan_that_fits_has_the_traced_estimate(plan, monkeypatch):
