@@ -17,7 +17,7 @@ Trials = Annotated[int, typer.Option("--trials", min=1, max=64, help="How many p
 Budget = Annotated[str, typer.Option("--budget", help="Time for all trials: 90s, 5m.")]
 Folder = Annotated[
     Path | None,
-    typer.Option("--folder", help="Keeps the results (default ftplan-tune/KEY): the same call goes on there."),
+    typer.Option("--folder", help="Keeps the results (default ftplan-tune): the same call goes on there."),
 ]
 
 

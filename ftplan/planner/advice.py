@@ -55,16 +55,17 @@ def _batch(request: PlanRequest, config: RunConfig) -> Iterator[Advice]:
 
 def _moved(request: PlanRequest, was: FormerBatch, config: RunConfig) -> Iterator[Advice]:
     """A configuration that was kept as it is on another number of devices has another batch."""
-    now = request.inventory.world_size
+    now = 1 if config.sharding == "none" else request.inventory.world_size
     if was.gpus is None or was.micro_batch is None or was.accumulation is None or was.gpus == now:
         return
     unchanged = was.micro_batch * was.accumulation * now
-    times = f"{unchanged / was.samples:g} times"
+    times = f"{unchanged / was.samples:.3g} times"
+    steps = "fewer" if unchanged > was.samples else "more"
     yield Advice(
         "batch",
         f"kept as it was, micro-batch {was.micro_batch} x {was.accumulation} would make a step of {unchanged} samples "
-        f"on {now} devices, {times} the {was.samples} on {was.gpus}: fewer steps an epoch, and a learning rate that no "
-        f"longer fits; micro-batch {config.micro_batch} x {config.accumulation} makes {request.global_batch}",
+        f"on {now} devices, {times} the {was.samples} on {was.gpus}: {steps} steps an epoch, and a learning rate that "
+        f"no longer fits; micro-batch {config.micro_batch} x {config.accumulation} makes {request.global_batch}",
         {
             "samples_before": was.samples,
             "samples_unchanged": unchanged,

@@ -8,6 +8,13 @@ from functools import cache
 from typing import Any
 
 from ftplan.errors import BatchError, InputError
+from ftplan.spec import PlanRequest
+
+
+def check_batch(request: PlanRequest) -> None:
+    """Raise BatchError if the global batch does not split over the ranks, InputError if a pinned part does not."""
+    ranks = 1 if request.pins.get("sharding") == "none" else request.inventory.world_size
+    check_pinned_split(check_global_batch(request.global_batch, ranks), request.pins)
 
 
 def check_global_batch(global_batch: int, ranks: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ftplan.errors import BatchError, InputError
+from ftplan.planner.batch import check_batch
 from ftplan.planner.inventory import parse_inventory, resolve_inventory
 from ftplan.planner.search import plan
 from ftplan.profiles.schema import Cluster, ModelProfile
@@ -71,21 +72,25 @@ def needs(
 
 def _sufficient(request: PlanRequest, model: ModelProfile, card: str, most: int, cluster_of: ClusterOf) -> Sufficient:
     nearest: RejectedGroup | None = None
-    tried = 0
+    tried, refused = 0, None
     for inventory in inventories(card, most):
         asked = request.model_copy(update={"inventory": inventory})
-        cluster = cluster_of(inventory)
         try:
-            chosen = plan(asked, model, cluster, replays_from=ROOMY)
-        except BatchError:
-            continue  # a larger number may split it
+            check_batch(asked)
+        except InputError as error:
+            refused = refused or error
+            continue  # another number may split it
         tried += 1
+        cluster = cluster_of(inventory)
+        chosen = plan(asked, model, cluster, replays_from=ROOMY)
         if chosen.config is not None:
             price = _price(cluster)
             candidate = Candidate(chosen.config, chosen.estimate)
             return Sufficient(request.method, card, inventory.text, inventory.world_size, candidate, None, price)
         nearest = chosen.rejections[0] if chosen.rejections else nearest
     if not tried:
+        if refused is not None and not isinstance(refused, BatchError):
+            raise refused
         message = f"a global batch of {request.global_batch} splits over no number of cards up to {most}"
         raise InputError(message, hint="use a multiple of 8, such as 32", field="global_batch")
     return Sufficient(request.method, card, None, 0, None, nearest, None)

@@ -12,7 +12,7 @@ from typing import Final
 from ftplan.estimators.analytic import estimate, held_bytes
 from ftplan.estimators.training_time import with_training
 from ftplan.planner.advice import advise
-from ftplan.planner.batch import check_global_batch, check_pinned_split
+from ftplan.planner.batch import check_batch
 from ftplan.planner.explain import Choice, explain
 from ftplan.planner.ranking import alternatives, estimate_of, faster_method, grouped, needed, pareto, rank, speed
 from ftplan.planner.rules import first_rejection, memory_rejection, package_rejection, weights_rejection
@@ -29,6 +29,9 @@ NEAR_MISS: Final = 1.15
 
 RANK_MAY_COST: Final = 0.05
 """Speed that a higher rank may cost where the highest is asked for."""
+
+ALIKE: Final = ("method", "lora_rank", "lora_targets", "optimizer", "seq_len")
+"""Fields that decide what is trained: configurations to be measured against each other have them in common."""
 
 
 @dataclass
@@ -113,8 +116,7 @@ def _without_collections() -> Iterator[None]:
 
 def _plan(request: PlanRequest, model: ModelProfile, cluster: Cluster, replays_from: float) -> Plan:
     started = time.perf_counter()
-    ranks = 1 if request.pins.get("sharding") == "none" else cluster.world_size
-    check_pinned_split(check_global_batch(request.global_batch, ranks), request.pins)
+    check_batch(request)
     found = search(request, model, cluster)
     best = _replayed_best(found, request, model, cluster, replays_from)
     if best is None:
@@ -320,7 +322,7 @@ def contenders(chosen: Plan, model: ModelProfile, cluster: Cluster, most: int) -
     assert chosen.config is not None
     plan_config = chosen.config
     with _without_collections():
-        found = search(chosen.request, model, cluster)
+        found = search(_with_rank(chosen.request, plan_config), model, cluster)
     alike = [one for one in found.fitting if _trains_alike(one.config, plan_config) and one.config != plan_config]
     seen: set[tuple[object, ...]] = {_kind(plan_config)}
     first, beside = [], []
@@ -334,14 +336,20 @@ def contenders(chosen: Plan, model: ModelProfile, cluster: Cluster, most: int) -
     return [Candidate(plan_config, chosen.estimate), *rest][:most]
 
 
+def _with_rank(request: PlanRequest, config: RunConfig) -> PlanRequest:
+    """``request``, where the rank was left to the planner for the one it took."""
+    if not request.highest_rank or not config.trains_adapters:
+        return request
+    return request.model_copy(update={"pins": {**request.pins, "lora_rank": config.lora_rank}})
+
+
 def _kind(config: RunConfig) -> tuple[object, ...]:
     return (config.sharding, config.offload, config.gradient_checkpointing, config.kernels)
 
 
 def _trains_alike(one: RunConfig, other: RunConfig) -> bool:
-    fields = ("method", "lora_rank", "lora_targets", "optimizer", "seq_len")
     offloads_more = other.offload == "none" != one.offload
-    return not offloads_more and all(getattr(one, field) == getattr(other, field) for field in fields)
+    return not offloads_more and all(getattr(one, field) == getattr(other, field) for field in ALIKE)
 
 
 def _is_near(one: RunConfig, other: RunConfig) -> bool:

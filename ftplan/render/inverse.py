@@ -23,11 +23,12 @@ def print_needs(request: PlanRequest, found: Iterable[Sufficient]) -> bool:
     title = (
         f"{request.model}, global batch {request.global_batch}, {request.seq_len} tokens: the fewest cards that suffice"
     )
-    console.print(words(title, style="bold"))
     any_fits = False
     method = ""
     rows: list[Sufficient] = []
     for row in found:
+        if not method:
+            console.print(words(title, style="bold"))  # not before: bad input shows with the first row
         if row.method != method:
             _print_method(rows)
             method, rows = row.method, []
@@ -43,13 +44,13 @@ def _print_method(rows: list[Sufficient]) -> None:
     console = out()
     console.print()
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column(rows[0].method)
-    table.add_column("needs", justify="right")
-    table.add_column("tokens/s", justify="right")
+    table.add_column(rows[0].method, overflow="fold")
+    table.add_column("needs", justify="right", overflow="fold")
+    table.add_column("tokens/s", justify="right", overflow="fold")
     priced = any(row.dollars_per_hour is not None for row in rows)
     if priced:
-        table.add_column("$/h", justify="right")
-        table.add_column("$/M tokens", justify="right")
+        table.add_column("$/h", justify="right", overflow="fold")
+        table.add_column("$/M tokens", justify="right", overflow="fold")
     table.add_column("how", overflow="fold")
     refused = []
     for row in rows:
@@ -68,7 +69,10 @@ def _print_method(rows: list[Sufficient]) -> None:
 
 
 def _dollars(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+    """Cents; of less than ten of them two digits, because small models train for less than one."""
+    if value is None:
+        return ""
+    return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
 
 
 def print_reach(reach: Reach) -> None:
@@ -90,9 +94,9 @@ def print_reach(reach: Reach) -> None:
 
 def _limits(found: Limits) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    table.add_column("needs", justify="right")
+    table.add_column("what", overflow="fold")
+    table.add_column("value", justify="right", overflow="fold")
+    table.add_column("needs", justify="right", overflow="fold")
     table.add_column("how", overflow="fold")
     for limit in found.limits:
         if limit.candidate is None or limit.candidate.estimate is None:

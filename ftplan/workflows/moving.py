@@ -30,13 +30,18 @@ def moved(fields: Mapping[str, Any], was: Mapping[str, Any], ranks: int) -> dict
     ``was`` holds what is known of it: ``gpus`` it ran on, its ``samples`` a step, its ``learning_rate``. A micro-batch
     and accumulation among the pins are those of the former configuration: the accumulation follows from the new
     devices, ``ranks`` in number, and the micro-batch is kept where it divides what each of them takes. Raises
-    InputError if the former batch is not known.
+    InputError if the former batch is not known, or told in two ways that differ.
     """
     pins = dict(fields.get("pins", {}))
+    ranks = 1 if pins.get("sharding") == "none" else ranks
     micro, accumulation = pins.get("micro_batch"), pins.get("accumulation")
-    samples = was.get("samples")
-    if samples is None and was.get("gpus") is not None and micro is not None and accumulation is not None:
-        samples = micro * accumulation * was["gpus"]
+    made = None
+    if was.get("gpus") is not None and micro is not None and accumulation is not None:
+        made = micro * accumulation * was["gpus"]
+    samples = was.get("samples", made)
+    if made is not None and made != samples:
+        message = f"micro-batch {micro} x {accumulation} on {was['gpus']} devices made {made} samples, not {samples}"
+        raise InputError(message, hint="leave --was-batch out, or correct it", field="was_batch")
     if samples is None:
         raise InputError(
             "what a step was before is not known",

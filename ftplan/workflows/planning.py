@@ -10,7 +10,7 @@ from typing import Any, Final, get_args
 
 from pydantic import ValidationError
 
-from ftplan.errors import BatchError, DoesNotFitError, InputError
+from ftplan.errors import DoesNotFitError, InputError
 from ftplan.estimators.training_time import device_prices
 from ftplan.files import write_atomic
 from ftplan.planner.inventory import parse_inventory, part_of, smaller_inventories
@@ -43,27 +43,20 @@ def plan(request: PlanRequest) -> Plan:
     """The best configuration for ``request``; raises InputError for what cannot be planned."""
     model = load_model(request.model)
     try:
-        if request.objective == "cost":
-            return _cheapest(request, model)
-        chosen = search_plan(request, model, known_cluster(request.inventory))
-        if chosen.config is None and request.seq_len_is_limit:
-            chosen = _longest(chosen, model)
-        return _without_the_slow_cards(chosen, model)
+        chosen = _chosen(request, model)
+        if chosen.config is not None or not request.seq_len_is_limit:
+            return chosen
+        found = longest_sequence(request, model, known_cluster(request.inventory))
+        return chosen if found is None else _chosen(request.model_copy(update={"seq_len": found}), model)
     except ValidationError as error:
         raise input_error(error) from error
 
 
-def _longest(refused: Plan, model: ModelProfile) -> Plan:
-    """The plan for the longest sequence, below the one asked for, that has any."""
-    request = refused.request
-    cluster = known_cluster(request.inventory)
-    try:
-        found = longest_sequence(request, model, cluster)
-    except DoesNotFitError:
-        return refused
-    if found is None:
-        return refused
-    return search_plan(request.model_copy(update={"seq_len": found}), model, cluster)
+def _chosen(request: PlanRequest, model: ModelProfile) -> Plan:
+    """The plan for the length asked for."""
+    if request.objective == "cost":
+        return _cheapest(request, model)
+    return _without_the_slow_cards(search_plan(request, model, known_cluster(request.inventory)), model)
 
 
 def _cheapest(request: PlanRequest, model: ModelProfile) -> Plan:
@@ -73,7 +66,7 @@ def _cheapest(request: PlanRequest, model: ModelProfile) -> Plan:
     """
     plans = [search_plan(request, model, known_cluster(request.inventory))]
     for inventory in smaller_inventories(request.inventory):
-        with suppress(BatchError):
+        with suppress(InputError):  # the batch, or a pinned part of it, does not split over these
             asked = request.model_copy(update={"inventory": inventory})
             plans.append(search_plan(asked, model, known_cluster(inventory)))
     fitting = [one for one in plans if one.config is not None]
@@ -115,7 +108,7 @@ def _without_the_slow_cards(chosen: Plan, model: ModelProfile) -> Plan:
     found: dict[str, float] = {}
     for group in groups:
         inventory = part_of(chosen.request.inventory, (group,))
-        with suppress(BatchError):
+        with suppress(InputError):  # the batch, or a pinned part of it, does not split over these
             alone = search_plan(
                 chosen.request.model_copy(update={"inventory": inventory}), model, known_cluster(inventory)
             )

@@ -17,7 +17,7 @@ from ftplan.errors import InputError, RunFailedError
 from ftplan.estimators.analytic import estimate
 from ftplan.files import write_atomic
 from ftplan.launcher.trials import Trial, Trialled, TrialsSetup, run_trials
-from ftplan.planner.search import contenders
+from ftplan.planner.search import ALIKE, contenders
 from ftplan.profiles import store
 from ftplan.profiles.calibration import RecordedRun, RunFigures
 from ftplan.profiles.detect import detect_gpus
@@ -77,8 +77,8 @@ def tune(
     cluster = known_cluster(chosen.request.inventory)
     require_devices(chosen.request.inventory, cluster)
     tried_configs = contenders(chosen, load_model(config.model), cluster, trials)
-    candidates = {_trial_id(number, one): one for number, one in enumerate(tried_configs)}
-    folder = folder or FOLDER / _key(chosen)
+    candidates = {_trial_id(one): one for one in tried_configs}
+    folder = (folder or FOLDER) / _key(chosen)
     tried: list[Tried] = []
     known = {run.run_id for run in store.load().runs}
 
@@ -136,16 +136,20 @@ def _setup(model: str, folder: Path, cluster: Cluster) -> TrialsSetup:
 
 
 def _key(chosen: Plan) -> str:
-    """What makes a plan's trials comparable with those of an interrupted call: the question and this version."""
-    asked = chosen.request.model_dump_json() + __version__
+    """What makes a plan's trials comparable with those of an interrupted call: the question, all that its trials have
+    in common, and this version.
+    """
+    config, _ = require_config(chosen)
+    asked = chosen.request.model_dump_json() + config.model_dump_json(include=set(ALIKE)) + __version__
     return hashlib.sha256(asked.encode()).hexdigest()[:12]
 
 
-def _trial_id(number: int, candidate: Candidate) -> str:
+def _trial_id(candidate: Candidate) -> str:
+    """What tells a trial from the others of its folder, whatever place it has among them."""
     config = candidate.config
     kept = "checkpointing" if config.gradient_checkpointing else "none"
     batch = f"{config.micro_batch}x{config.accumulation}"
-    return f"{number}-{config.sharding}-{config.offload}-{kept}-{config.kernels}-{batch}"
+    return f"{config.sharding}-{config.offload}-{kept}-{config.kernels}-{batch}"
 
 
 def _cap_bytes(inventory: Inventory) -> int | None:
