@@ -159,12 +159,13 @@ class TestCost:
     """Two RTX 4090 have no fast link: four of them cost more for each token than they save."""
 
     def test_cards_that_do_not_pay_are_left_out(self):
-        chosen = plan("4xRTX4090", "Qwen2.5-7B", objective="cost", method="lora")
+        asked = {"method": "full", "global_batch": 8, "seq_len": 512}
+        chosen = plan("4xRTX4090", "Qwen2.5-0.5B", objective="cost", **asked)
         assert chosen.request.inventory.text in ("2xRTX4090", "1xRTX4090")
         told = advice(chosen, "cost")
         assert told.figures["cost_ratio 4xRTX4090"] > 1
         assert told.text.startswith(f"a token costs least on {chosen.request.inventory.text}")
-        every = plan("4xRTX4090", "Qwen2.5-7B", method="lora")
+        every = plan("4xRTX4090", "Qwen2.5-0.5B", **asked)
         assert planning.cost(every) / planning.cost(chosen) == pytest.approx(told.figures["cost_ratio 4xRTX4090"])
 
     def test_what_costs_about_the_same_keeps_its_cards(self):
