@@ -57,7 +57,7 @@ def without_trailing_blanks(text):
 
 
 def untimed(text):
-    return re.sub(r"(looked at \d+ configurations in) [\d.]+ \w+", r"\1 TIME", text)
+    return re.sub(r"(decided \d+ configurations in) [\d.]+ \w+", r"\1 TIME", text)
 
 
 def brief(document):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from ftplan.estimators.trace.addresses import AddressSpace, Ascending
 from ftplan.estimators.trace.allocator import Block, CachingAllocator, SimulatedOutOfMemory
@@ -22,6 +23,10 @@ class Replay:
     """The event that first reached the allocated peak; the reset, or 0, if none exceeded what was held then."""
     phases: dict[int, tuple[int, int]]
     """Highest (allocated, reserved) while each mark held, over its recurrences."""
+
+
+COARSE: Final = 0.03
+"""Of the allocated peak: how exactly the smallest limit is sought where it is known to be small enough."""
 
 
 def replay(
@@ -44,8 +49,11 @@ def smallest_limit(
     resolution: float = 0.001,
     event_delay: int = 0,
     addresses: type[AddressSpace] = AddressSpace,
+    enough_bytes: int = 0,
 ) -> int:
     """The smallest limit, not below its allocated peak, that a stream survives; to ``resolution`` of that peak.
+
+    Up to ``enough_bytes`` nobody asks for more than `COARSE` of it, which takes half the time.
 
     A limit only matters where it is compared. So a replay goes the same under every limit from the most that it was
     granted to just below the least that it was refused, and moves the bracket there instead of to its own limit. That
@@ -55,8 +63,8 @@ def smallest_limit(
     unlimited = CachingAllocator(expandable_segments, event_delay=event_delay, addresses=addresses())
     lowest = _play(events, unlimited).peak_allocated_bytes
     low, high = lowest - 1, max(lowest, unlimited.most_granted_bytes)
-    while high - low > max(1, int(resolution * lowest)):
-        limit = (low + high) // 2
+    limit = enough_bytes if low < enough_bytes < high else (low + high) // 2
+    while high - low > max(1, int((COARSE if high <= enough_bytes else resolution) * lowest)):
         allocator = CachingAllocator(expandable_segments, limit, event_delay=event_delay, addresses=addresses())
         try:
             _play(events, allocator)
@@ -64,6 +72,7 @@ def smallest_limit(
             low = allocator.least_refused_bytes - 1
         else:
             high = max(lowest, allocator.most_granted_bytes)
+        limit = (low + high) // 2
     return high
 
 
@@ -92,7 +101,11 @@ def needed(
             if reserved <= room_bytes:
                 return reserved
         least = smallest_limit(
-            events, expandable_segments=expandable_segments, resolution=resolution, addresses=addresses
+            events,
+            expandable_segments=expandable_segments,
+            resolution=resolution,
+            addresses=addresses,
+            enough_bytes=int(room_bytes / (1 + margin)),
         )
         return round(least * (1 + margin))
 
