@@ -4,7 +4,7 @@ import pytest
 
 from ftplan.results import Phase, Timeline
 from ftplan.units import GB, GIB
-from ftplan.workflows import estimating, planning
+from ftplan.workflows import estimating, inverse, planning
 
 
 def plan(gpus, model, **fields):
@@ -224,3 +224,51 @@ class TestTwoMachines:
         pinned = plan("2x8xH100", "Llama-3.1-70B", method="lora", pins={"sharding": "hsdp"})
         weights = next(term for term in pinned.estimate.terms if term.name == "weights")
         assert "8 ranks" in weights.reason
+
+    def test_where_the_network_is_slow_only_gradients_cross_it(self):
+        """Gathers stay inside a node under HYBRID_SHARD; on a network like NVLink plain sharding needs less."""
+        slow, fast = (plan("2x8xH100", "Llama-3.1-70B", method="lora", network=rate) for rate in ("5GB", "400GB"))
+        assert slow.config.sharding == "hsdp"
+        assert fast.config.sharding == "fsdp2"
+        assert because(slow, "network") == "of each node to the others: as stated"
+
+
+class TestFromOneGpuToEightWithTheSameConfiguration:
+    """8. Accumulation 8 was kept, the batch grew eight times, and the loss stalled."""
+
+    def moved(self, **fields):
+        pins = {"micro_batch": 1, "accumulation": 8}
+        return plan("8xA100-80GB", "Llama-3.1-8B", method="lora", pins=pins, **fields)
+
+    def test_the_batch_is_kept_with_accumulation_1(self):
+        chosen = self.moved(was={"gpus": 1, "learning_rate": 1e-4})
+        assert (chosen.config.micro_batch, chosen.config.accumulation) == (1, 1)
+        assert chosen.global_batch == 8
+        (told,) = [one for one in chosen.advice if one.topic == "batch"]
+        assert told.figures["samples_unchanged"] == 64
+        assert "8 times the 8 on 1" in told.text
+
+    def test_or_the_learning_rate_is_scaled_and_the_rule_is_named(self):
+        chosen = self.moved(was={"gpus": 1, "learning_rate": 1e-4}, global_batch=64)
+        assert chosen.global_batch == 64
+        (told,) = [one for one in chosen.advice if one.topic == "learning_rate"]
+        assert told.figures["learning_rate_linear"] == pytest.approx(8e-4)
+        assert told.figures["learning_rate_square_root"] == pytest.approx(8e-4 / 8**0.5)
+        assert "square root scaling" in told.text
+        assert "linear scaling" in told.text
+
+
+class TestWhichCardDoINeed:
+    """13. The smallest inventories that fit, by method."""
+
+    def fewest(self, model, method, *cards):
+        request = planning.plan_request("24GB", model=model, method=method)
+        return {row.card: row.inventory for row in inverse.needed_cards(request, cards, 8)}
+
+    def test_70b_in_4_bit(self):
+        assert self.fewest("Llama-3.1-70B", "qlora", "24GB", "80GB") == {"24GB": None, "80GB": "1x80GB"}
+
+    def test_all_of_8b(self):
+        found = self.fewest("Llama-3.1-8B", "full", "24GB", "80GB")
+        assert found["80GB"] in ("1x80GB", "2x80GB")
+        assert found["24GB"] in ("4x24GB", "8x24GB")
