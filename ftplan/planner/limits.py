@@ -9,8 +9,9 @@ from typing import Final, Protocol
 
 from ftplan.errors import DoesNotFitError
 from ftplan.planner.batch import check_batch
+from ftplan.planner.findings import Findings
 from ftplan.planner.ranking import estimate_of, needed, rank
-from ftplan.planner.search import Findings, examined, replayed
+from ftplan.planner.search import examined, replayed
 from ftplan.planner.space import Tier, tiers
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Candidate

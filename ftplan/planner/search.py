@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from ftplan.estimators.analytic import estimate, held_bytes
@@ -14,6 +14,7 @@ from ftplan.estimators.training_time import with_training
 from ftplan.planner.advice import advise
 from ftplan.planner.batch import check_batch
 from ftplan.planner.explain import Choice, explain
+from ftplan.planner.findings import Findings, Looked
 from ftplan.planner.ranking import alternatives, estimate_of, faster_method, grouped, needed, pareto, rank, speed
 from ftplan.planner.rules import first_rejection, memory_rejection, package_rejection, weights_rejection
 from ftplan.planner.space import DEFAULT_RANK, DEFAULT_TARGETS, HIGHER_RANKS, Family, Tier, families, tiers
@@ -30,67 +31,6 @@ NEAR_MISS: Final = 1.15
 RANK_MAY_COST: Final = 0.05
 """Speed that a higher rank may cost where the highest is asked for."""
 
-ALIKE: Final = ("method", "lora_rank", "lora_targets", "optimizer", "seq_len")
-"""Fields that decide what is trained: configurations to be measured against each other have them in common."""
-
-
-@dataclass
-class Looked:
-    """A tier with its candidates: those that fit, and those that only a replay can tell, which the fit puts near."""
-
-    tier: Tier
-    fitting: list[Candidate]
-    near: list[Candidate]
-
-
-@dataclass
-class Findings:
-    """What the search has seen, tier by tier in their order.
-
-    ``waiting`` are tiers not looked at, because something fits in a better one. ``looked_at`` counts every
-    configuration that was decided, ``estimated`` those that took an estimate.
-    """
-
-    waiting: list[Tier] = field(default_factory=list)
-    tiers: list[Looked] = field(default_factory=list)
-    refused: list[RejectedGroup] = field(default_factory=list)
-    looked_at: int = 0
-    estimated: int = 0
-
-    @property
-    def best_tier(self) -> Looked | None:
-        """The first tier in which something fits."""
-        return next((looked for looked in self.tiers if looked.fitting), None)
-
-    @property
-    def methods_that_fit(self) -> set[str]:
-        """The methods with a candidate that fits."""
-        return {looked.tier.method for looked in self.tiers if looked.fitting}
-
-    @property
-    def fitting(self) -> Iterator[Candidate]:
-        """Every candidate that fits."""
-        return (one for looked in self.tiers for one in looked.fitting)
-
-    @property
-    def rejected(self) -> tuple[RejectedGroup, ...]:
-        """All that is out, with what is near and was not replayed."""
-        near = (one for looked in self.tiers for one in looked.near)
-        groups = (RejectedGroup(one.rejection, one.config, 1) for one in near if one.rejection is not None)
-        return (*self.refused, *groups)
-
-    def best_for(self, request: PlanRequest) -> Looked | None:
-        """The tier to choose from: the first in which something may fit, or that with least memory if that is asked."""
-        if request.objective != "memory":
-            return next((looked for looked in self.tiers if looked.fitting or looked.near), None)
-        fitting = [looked for looked in self.tiers if looked.fitting]
-        return min(fitting, key=lambda looked: min(map(needed, looked.fitting)), default=None)
-
-    def refuse(self, candidate: Candidate, count: int = 1) -> None:
-        """Take note of a candidate that is out, and of ``count`` less one that are for the same reason."""
-        assert candidate.rejection is not None
-        self.refused.append(RejectedGroup(candidate.rejection, candidate.config, count))
-
 
 def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster, *, replays_from: float = 0.0) -> Plan:
     """The best configuration for ``request``, with reasons, alternatives and what was rejected.
@@ -98,12 +38,12 @@ def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster, *, replays
     What is chosen is played through the simulated allocator where it needs at least ``replays_from`` of a card.
     Raises BatchError if the global batch does not split over the ranks, InputError for pins that name nothing.
     """
-    with _without_collections():
+    with without_collections():
         return _plan(request, model, cluster, replays_from)
 
 
 @contextmanager
-def _without_collections() -> Iterator[None]:
+def without_collections() -> Iterator[None]:
     """Without Python's cyclic collector, which looks at all that a search remembers: a third of its time."""
     enabled = gc.isenabled()
     gc.disable()
@@ -310,47 +250,3 @@ def examine(config: RunConfig, request: PlanRequest, model: ModelProfile, cluste
         return Candidate(config, None, rejection)
     estimated = estimate(config, model, cluster, margin=request.margin)
     return Candidate(config, estimated, memory_rejection(estimated, request.margin))
-
-
-def contenders(chosen: Plan, model: ModelProfile, cluster: Cluster, most: int) -> list[Candidate]:
-    """What may be as fast as a plan in truth: the plan first, then by predicted speed what differs from it.
-
-    Of each kind (sharding, offload, checkpointing, kernels) the best and the two micro-batches beside the plan's; only
-    of the plan's method, rank and optimizer, so that any of them trains the same model, and offload only where the plan
-    has it: to measure that takes longest.
-    """
-    assert chosen.config is not None
-    plan_config = chosen.config
-    with _without_collections():
-        found = search(_with_rank(chosen.request, plan_config), model, cluster)
-    alike = [one for one in found.fitting if _trains_alike(one.config, plan_config) and one.config != plan_config]
-    seen: set[tuple[object, ...]] = {_kind(plan_config)}
-    first, beside = [], []
-    for one in sorted(alike, key=speed, reverse=True):
-        if _kind(one.config) not in seen:
-            seen.add(_kind(one.config))
-            first.append(one)
-        elif _kind(one.config) == _kind(plan_config) and _is_near(one.config, plan_config):
-            beside.append(one)
-    rest = sorted((*first, *beside), key=speed, reverse=True)
-    return [Candidate(plan_config, chosen.estimate), *rest][:most]
-
-
-def _with_rank(request: PlanRequest, config: RunConfig) -> PlanRequest:
-    """``request``, where the rank was left to the planner for the one it took."""
-    if not request.highest_rank or not config.trains_adapters:
-        return request
-    return request.model_copy(update={"pins": {**request.pins, "lora_rank": config.lora_rank}})
-
-
-def _kind(config: RunConfig) -> tuple[object, ...]:
-    return (config.sharding, config.offload, config.gradient_checkpointing, config.kernels)
-
-
-def _trains_alike(one: RunConfig, other: RunConfig) -> bool:
-    offloads_more = other.offload == "none" != one.offload
-    return not offloads_more and all(getattr(one, field) == getattr(other, field) for field in ALIKE)
-
-
-def _is_near(one: RunConfig, other: RunConfig) -> bool:
-    return one.micro_batch in (other.micro_batch * 2, other.micro_batch // 2)

@@ -17,7 +17,7 @@ from ftplan.errors import InputError, RunFailedError
 from ftplan.estimators.analytic import estimate
 from ftplan.files import write_atomic
 from ftplan.launcher.trials import Trial, Trialled, TrialsSetup, run_trials
-from ftplan.planner.search import ALIKE, contenders
+from ftplan.planner.contenders import ALIKE, contenders
 from ftplan.profiles import store
 from ftplan.profiles.calibration import RecordedRun, RunFigures
 from ftplan.profiles.detect import detect_gpus

@@ -8,7 +8,7 @@ import pytest
 from ftplan.errors import InputError, RunFailedError
 from ftplan.launcher import demo
 from ftplan.launcher.trials import Trialled
-from ftplan.planner.search import ALIKE, contenders
+from ftplan.planner.contenders import ALIKE, contenders
 from ftplan.profiles import store
 from ftplan.profiles.gpus import load_gpu
 from ftplan.profiles.models import load_model
