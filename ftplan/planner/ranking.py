@@ -20,7 +20,8 @@ WORTH_MACHINERY: Final = 0.1
 """Sharding must be this much faster to be chosen over less: estimates of a step are no better than that."""
 
 WORTH_OFFLOAD: Final = 0.3
-"""Offload must be this much faster: what the host and its link do is what estimates know least about."""
+"""On several cards offload must be this much faster, because estimates know least about what the host and its link do;
+on one card, where it shares no work, it is for what does not fit."""
 
 BY_MEMORY: Final = ("memory", "headroom")
 """Objectives that rank by bytes instead of speed."""
@@ -40,8 +41,8 @@ def rank(fitting: Iterable[Candidate], request: PlanRequest) -> list[Candidate]:
     ordered = sorted(fitting, key=speed, reverse=True)
     if not ordered:
         return []
-    contenders = [one for one in ordered if one.config.offload == "none"]
-    if not contenders or speed(ordered[0]) >= (1 + WORTH_OFFLOAD) * speed(contenders[0]):
+    contenders = [one for one in ordered if one.config.offload == "none"] or ordered
+    if len(estimate_of(ordered[0]).ranks) > 1 and speed(ordered[0]) >= (1 + WORTH_OFFLOAD) * speed(contenders[0]):
         contenders = ordered
     contenders = [one for one in contenders if speed(one) >= (1 - WORTH_MACHINERY) * speed(contenders[0])]
     simplest = min(_moving_parts(one.config) for one in contenders)
