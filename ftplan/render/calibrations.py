@@ -4,34 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from rich.table import Table
 
 from ftplan.launcher.probing import Part
 from ftplan.profiles.calibration import Calibration, DeviceFigures, Kept, RecordedRun
-from ftplan.render.console import duration, err, number, off, out, size, words
+from ftplan.render.console import SignOfLife, duration, err, number, off, out, size, words
 from ftplan.units import GB
 
 HINT = "measure this machine: ftplan calibrate"
 
 
-class CalibrationDisplay:
+class CalibrationDisplay(SignOfLife):
     """Progress on stderr: a line for each part as it ends, and on a terminal a sign of life."""
 
     def __init__(self) -> None:
-        self._status = err().status("measuring, two minutes at most")
-
-    def __enter__(self) -> Self:
-        if err().is_terminal:
-            self._status.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._status.stop()
+        super().__init__("measuring, two minutes at most")
 
     def show(self, device: str, part: Part) -> None:
         """Show one part that ended; a group's has no device."""

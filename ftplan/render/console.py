@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.text import Text
@@ -32,6 +34,23 @@ class _Output(Console):
 def err() -> Console:
     """Standard error."""
     return Console(stderr=True, highlight=False)
+
+
+class SignOfLife:
+    """A spinner on stderr while something goes on, on a terminal only."""
+
+    def __init__(self, text: str) -> None:
+        self._status = err().status(text)
+
+    def __enter__(self) -> Self:
+        if err().is_terminal:
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._status.stop()
 
 
 def plain(text: str) -> str:

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from rich.table import Table
 
-from ftplan.render.console import duration, err, off, out, size, words
+from ftplan.render.console import SignOfLife, duration, err, off, out, size, words
 from ftplan.render.estimates import summary
 from ftplan.workflows.tuning import Tried, Tuned
 
 STATUS = {"out_of_memory": "out of memory", "failed": "failed", "no_time": "no time was left for it"}
 
 
-class TuneDisplay:
+class TuneDisplay(SignOfLife):
     """Progress on stderr: a line for each trial as it ends, and on a terminal a sign of life."""
 
     def __init__(self, budget_seconds: float) -> None:
-        self._status = err().status(f"measuring, {duration(budget_seconds)} at most")
-
-    def __enter__(self) -> Self:
-        if err().is_terminal:
-            self._status.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._status.stop()
+        super().__init__(f"measuring, {duration(budget_seconds)} at most")
 
     def show(self, tried: Tried) -> None:
         """Show one trial that ended."""
