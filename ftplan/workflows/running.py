@@ -228,12 +228,16 @@ def launch(job: TrainJob, chosen: Plan | None, on_event: OnEvent) -> RunRecord:
 
 def check_devices(job: TrainJob) -> None:
     """Raise InputError if this machine has fewer GPUs than the job has ranks on it."""
-    if job.device == "cpu":
-        return
+    if job.device != "cpu":
+        require_gpus(job.inventory, job.nproc_per_node)
+
+
+def require_gpus(inventory: str, count: int) -> None:
+    """Raise InputError if this machine has fewer GPUs than the ``count`` of ``inventory``."""
     found = len(detect_gpus())
-    if found < job.nproc_per_node:
+    if found < count:
         raise InputError(
-            f"the plan is for {job.inventory}: {job.nproc_per_node} GPUs, and this machine has {found}",
+            f"the plan is for {inventory}: {count} GPUs, and this machine has {found}",
             hint="run it where they are, or plan with --gpus local",
             field="gpus",
         )

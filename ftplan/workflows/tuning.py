@@ -20,13 +20,13 @@ from ftplan.launcher.trials import Trial, Trialled, TrialsSetup, run_trials
 from ftplan.planner.contenders import ALIKE, contenders
 from ftplan.profiles import store
 from ftplan.profiles.calibration import RecordedRun, RunFigures
-from ftplan.profiles.detect import detect_gpus
 from ftplan.profiles.models import load_hf_config, load_model
 from ftplan.profiles.schema import Cluster
 from ftplan.results import Candidate, Compared, Plan, Reason, to_json
 from ftplan.spec import Inventory
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.planning import require_config
+from ftplan.workflows.running import require_gpus
 
 TRIALS: Final = 4
 BUDGET_SECONDS: Final = 110.0
@@ -108,16 +108,8 @@ def require_devices(inventory: Inventory, cluster: Cluster) -> None:
     """Raise InputError for devices that are not this machine's."""
     if len(cluster.nodes) > 1:
         raise InputError("only the devices of one machine can be tried", hint="tune on one of the nodes", field="gpus")
-    if cluster.gpus[0].kind == "cpu":
-        return
-    here = [gpu.name for gpu in detect_gpus()]
-    wanted = [gpu.name for gpu in cluster.gpus]
-    if len(here) < len(wanted):
-        raise InputError(
-            f"{inventory.text} has {len(wanted)} GPUs, and this machine {len(here)}",
-            hint="tune where they are, or name the devices here: --gpus local",
-            field="gpus",
-        )
+    if cluster.gpus[0].kind != "cpu":
+        require_gpus(inventory.text, cluster.world_size)
 
 
 def _setup(model: str, folder: Path, cluster: Cluster) -> TrialsSetup:

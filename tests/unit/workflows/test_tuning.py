@@ -14,7 +14,7 @@ from ftplan.profiles.gpus import load_gpu
 from ftplan.profiles.models import load_model
 from ftplan.results import Plan, from_json, to_json
 from ftplan.units import GIB
-from ftplan.workflows import planning, tuning
+from ftplan.workflows import planning, running, tuning
 from ftplan.workflows.clusters import known_cluster
 
 RTX4090 = load_gpu("RTX4090")
@@ -29,7 +29,7 @@ def machine(monkeypatch, tmp_path):
     """A machine with four RTX 4090 whose trials end as they are told to; returns what was asked for."""
     monkeypatch.setenv("FTPLAN_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tuning, "detect_gpus", lambda: (RTX4090,) * 4)
+    monkeypatch.setattr(running, "detect_gpus", lambda: (RTX4090,) * 4)
     asked = []
 
     def play(*results):
@@ -179,7 +179,7 @@ def test_a_whole_card_has_no_cap_nor_has_a_process_on_cpus(machine):
 
 
 @pytest.mark.parametrize(
-    ("gpus", "message"), [("8xRTX4090", "8 GPUs, and this machine 4"), ("2x2xRTX4090", "of one machine")]
+    ("gpus", "message"), [("8xRTX4090", "8 GPUs, and this machine has 4"), ("2x2xRTX4090", "of one machine")]
 )
 def test_devices_that_are_not_here_cannot_be_tried(machine, gpus, message):
     asked = machine(measured(1000.0))
