@@ -18,7 +18,7 @@ Our own bugs are ``assert`` statements, never one of these.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class FtplanError(Exception):
@@ -77,6 +77,24 @@ class BatchError(InputError):
         choices = " or ".join(str(batch) for batch in nearest)
         super().__init__(message, hint=f"use a global batch of {choices}", field="global_batch")
         self.nearest = tuple(nearest)
+
+
+class ConfigFileError(InputError):
+    """A framework's file or command line that cannot be read or used; ``line`` counts from 1, 0 if there is none."""
+
+    def __init__(self, message: str, *, file: str, line: int = 0, hint: str = "", field: str = "") -> None:
+        super().__init__(f"{message} (line {line})" if line else message, hint=hint, field=field)
+        self.file, self.line = file, line
+
+
+class CannotExpressError(InputError):
+    """A configuration that a framework's files cannot say; ``fields`` names what."""
+
+    def __init__(self, framework: str, fields: Mapping[str, object], *, hint: str = "") -> None:
+        told = ", ".join(f"{name} {value}" for name, value in fields.items())
+        hint = hint or f"pin another value, or choose another --format than {framework}"
+        super().__init__(f"{framework} cannot express {told}", hint=hint, field=next(iter(fields), ""))
+        self.framework, self.fields = framework, tuple(fields)
 
 
 class DataError(InputError):

@@ -25,6 +25,7 @@ StackName = Literal["trainer", "trl", "llamafactory"]
 Objective = Literal["throughput", "memory", "headroom", "cost"]
 
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+Elements = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Spec(BaseModel):
@@ -64,6 +65,16 @@ class RunConfig(Spec):
     loss_path: LossPath = "full"
     sharding: Sharding = "none"
     offload: Offload = "none"
+    zero_reduce_bucket: PositiveInt | None = Field(
+        default=None, description="elements of DeepSpeed's reduce_bucket_size; None: the hidden size squared"
+    )
+    zero_prefetch_bucket: Elements | None = Field(
+        default=None, description="elements of stage3_prefetch_bucket_size; None: 0.9 times the hidden size squared"
+    )
+    zero_persistence_threshold: Elements | None = Field(
+        default=None, description="elements of stage3_param_persistence_threshold; None: 10 times the hidden size"
+    )
+    zero_overlap: bool = Field(default=True, description="DeepSpeed's overlap_comm")
     sync_each_batch: bool = Field(
         default=False, description="accelerate reduces gradients after every micro-batch, so FSDP2 keeps them sharded"
     )

@@ -149,7 +149,7 @@ def plan_request(
     if host_memory is not None and not memory:
         raise InputError(f"host memory {host_memory!r} is no size", hint="for example 64GB", field="host_memory")
     inventory = parse_inventory(gpus, host_memory_bytes=memory)
-    inventory = _with_links(inventory, link, network)
+    inventory = with_links(inventory, link, network)
     if lora_rank is not None:
         fields = _with_rank(fields, lora_rank)
     if max_seq is not None:
@@ -168,7 +168,7 @@ def plan_request(
         raise input_error(error) from error
 
 
-def _with_links(inventory: Inventory, link: str | None, network: str | None) -> Inventory:
+def with_links(inventory: Inventory, link: str | None, network: str | None) -> Inventory:
     """The inventory with the links that are stated; raises InputError for what is none."""
     links = get_args(Link)
     if link is not None and link not in links:

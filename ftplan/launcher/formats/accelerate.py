@@ -1,0 +1,182 @@
+"""accelerate's YAML, in both directions: how many processes, and which sharding they use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from ftplan.errors import CannotExpressError
+from ftplan.launcher.formats import deepspeed
+from ftplan.launcher.formats.audit import audit
+from ftplan.launcher.formats.document import Document
+from ftplan.launcher.formats.files import Files
+from ftplan.launcher.formats.fsdp import FsdpAsked, fsdp_partial
+from ftplan.launcher.formats.partial import Partial, Shape
+from ftplan.launcher.formats.settings import Setting, Settings, document_settings
+from ftplan.profiles.frameworks import load_vocabulary
+from ftplan.spec import RunConfig
+from ftplan.verdicts import Problem, Severity
+
+NAME: Final = "accelerate"
+FSDP: Final = "fsdp_config.fsdp_"
+DEEPSPEED: Final = "deepspeed_config."
+MODELLED: Final = frozenset(
+    {
+        *(
+            "distributed_type",
+            "mixed_precision",
+            f"{FSDP}version",
+            f"{FSDP}backward_prefetch",
+            f"{FSDP}forward_prefetch",
+        ),
+        *(f"{FSDP}sharding_strategy", f"{FSDP}reshard_after_forward", f"{FSDP}offload_params"),
+    }
+)
+"""Keys that are read here; how FSDP1 prefetches is in what its being estimated as FSDP2 may be off by."""
+
+
+def parse(document: Document, files: Files) -> Partial:
+    """What an accelerate configuration says; a DeepSpeed file that it names is read too."""
+    return parse_settings(document_settings(document, nested=True), files, document.path)
+
+
+def launch_settings(options: Settings) -> Settings:
+    """``accelerate launch``'s own options under the names that its file has for them."""
+    found: dict[str, Setting] = {}
+    for key, setting in options.items():
+        if key.startswith("fsdp_"):
+            found[f"fsdp_config.{key}"] = setting
+        elif key in ("zero_stage", "offload_optimizer_device", "offload_param_device", "deepspeed_config_file"):
+            found[f"{DEEPSPEED}{key}"] = setting
+        elif key in ("mixed_precision", "num_processes", "num_machines", "gradient_accumulation_steps"):
+            found[key] = setting
+    if options.flag("use_deepspeed"):
+        found["distributed_type"] = Setting("distributed_type", "DEEPSPEED", options.place("use_deepspeed"))
+    if options.flag("use_fsdp"):
+        found["distributed_type"] = Setting("distributed_type", "FSDP", options.place("use_fsdp"))
+    return Settings(found)
+
+
+def parse_settings(settings: Settings, files: Files, base: Path) -> Partial:
+    """As `parse`, from settings by dotted key."""
+    kind = settings.text("distributed_type", "").upper()
+    if not kind:
+        kind = "DEEPSPEED" if any(key.startswith(DEEPSPEED) for key in settings) else ""
+        kind = kind or ("FSDP" if any(key.startswith("fsdp_config.") for key in settings) else "NO")
+    problems = [*audit(settings, load_vocabulary(NAME), MODELLED)]
+    nodes = settings.integer("num_machines", 1, least=0) or 1
+    total = settings.integer("num_processes", 0, least=0) or None
+    shape = Shape(nodes if "num_machines" in settings or total else None, total // nodes if total else None, total)
+    fields: dict[str, Any] = {}
+    origins: dict[str, Setting] = {}
+    precision = settings.text("mixed_precision", "").lower()
+    if precision in ("bf16", "fp16"):
+        fields["precision"] = precision
+        origins["precision"] = settings["mixed_precision"]
+    own = Partial(fields, origins, shape, tuple(problems))
+    if kind == "DEEPSPEED":
+        return own.over(_deepspeed(settings, files, base))
+    if kind == "FSDP":
+        return own.over(_fsdp(settings))
+    if kind in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        several = (total or 0) > 1 or kind == "MULTI_GPU"
+        return own.over(Partial({"sharding": "ddp" if several else "none"} if "distributed_type" in settings else {}))
+    return own.having(_no_model_of(settings, kind))
+
+
+def _no_model_of(settings: Settings, kind: str) -> Problem:
+    return Problem(
+        "unmodelled",
+        Severity.WARNING,
+        f"distributed_type {kind[:40]} is not modelled",
+        hint="modelled: NO, MULTI_GPU, FSDP, DEEPSPEED",
+        key="distributed_type",
+        place=settings.place("distributed_type"),
+        may_need_more=True,
+        may_need_less=True,
+    )
+
+
+def _deepspeed(settings: Settings, files: Files, base: Path) -> Partial:
+    file_key = f"{DEEPSPEED}deepspeed_config_file"
+    if settings.value(file_key):
+        named = settings.text(file_key)
+        document = files.document(files.find(named, base), asked_by=settings.place(file_key).file)
+        return deepspeed.parse(document)
+    stage = settings.integer(f"{DEEPSPEED}zero_stage", 2)
+    inside: dict[str, Setting] = {}
+    for key, old in (
+        ("stage", "zero_stage"),
+        ("offload_optimizer.device", "offload_optimizer_device"),
+        ("offload_param.device", "offload_param_device"),
+    ):
+        if f"{DEEPSPEED}{old}" in settings:
+            inside[f"{deepspeed.ZERO}.{key}"] = settings[f"{DEEPSPEED}{old}"]
+    inside.setdefault(f"{deepspeed.ZERO}.stage", Setting("zero_stage", stage))
+    # The plugin names no buckets, so that DeepSpeed's own defaults hold (utils/dataclasses.py, DeepSpeedPlugin).
+    found = deepspeed.parse_settings(Settings(inside))
+    steps = settings.value(f"{DEEPSPEED}gradient_accumulation_steps")
+    if isinstance(steps, int):
+        origin = settings[f"{DEEPSPEED}gradient_accumulation_steps"]
+        return Partial({"accumulation": steps}, {"accumulation": origin}).over(found)
+    return found
+
+
+def _fsdp(settings: Settings) -> Partial:
+    named = {key.removeprefix(FSDP): setting for key, setting in settings.items() if key.startswith(FSDP)}
+    asked = Settings(named)
+    version = asked.integer("version", 1, least=1)
+    return fsdp_partial(FsdpAsked(version, asked, default_place=settings.place("distributed_type")))
+
+
+def content(config: RunConfig, *, nodes: int, per_node: int, deepspeed_file: str = "") -> dict[str, Any]:
+    """accelerate's settings that start ``config`` on ``nodes`` machines of ``per_node`` processes each."""
+    total = nodes * per_node
+    base: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": _kind(config, total),
+        "mixed_precision": "no" if config.precision == "none" else config.precision,
+        "num_machines": nodes,
+        "num_processes": total,
+        "machine_rank": 0,
+        "main_training_function": "main",
+        "rdzv_backend": "static",
+        "same_network": True,
+        "use_cpu": False,
+    }
+    if base["distributed_type"] == "DEEPSPEED":
+        base["deepspeed_config"] = {
+            "deepspeed_config_file": deepspeed_file,
+            "zero3_init_flag": config.sharding == "zero3",
+        }
+    if base["distributed_type"] == "FSDP":
+        base["fsdp_config"] = fsdp_content(config)
+    return base
+
+
+def fsdp_content(config: RunConfig) -> dict[str, Any]:
+    """The ``fsdp_config`` of accelerate's file."""
+    if config.offload == "optimizer":
+        raise CannotExpressError(
+            NAME, {"offload": config.offload}, hint="FSDP2 offloads parameters and optimizer together"
+        )
+    return {
+        "fsdp_version": 2,
+        "fsdp_reshard_after_forward": config.sharding != "fsdp2-grad-op",
+        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_offload_params": config.offload != "none",
+        "fsdp_cpu_ram_efficient_loading": config.quantization == "none",
+        "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+    }
+
+
+def _kind(config: RunConfig, total: int) -> str:
+    if config.sharding in deepspeed.STAGES:
+        return "DEEPSPEED"
+    if config.sharding in ("fsdp2", "fsdp2-grad-op"):
+        return "FSDP"
+    if config.sharding == "hsdp":
+        raise CannotExpressError(NAME, {"sharding": "hsdp"}, hint="use fsdp2: its file has no replicated groups")
+    if config.offload != "none":
+        raise CannotExpressError(NAME, {"offload": config.offload})
+    return "MULTI_GPU" if total > 1 else "NO"

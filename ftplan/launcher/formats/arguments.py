@@ -1,0 +1,81 @@
+"""A program's command-line arguments as settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+import yaml
+
+from ftplan.launcher.formats.settings import Setting, Settings
+from ftplan.launcher.formats.words import Word
+from ftplan.verdicts import Place
+
+_OVERRIDE: Final = re.compile(r"~?\+{0,2}([A-Za-z_][\w.\-]*)=(.*)", re.DOTALL)
+_LONGEST: Final = 4096
+
+
+def argument_settings(words: Sequence[Word], script: str = "") -> tuple[Settings, tuple[Word, ...]]:
+    """Settings of ``--key value``, ``--key=value``, ``--key`` and ``key=value``, and the words that are none of these.
+
+    Hyphens in a name count as underscores. Several values make a list, and ``--no_key`` sets ``key`` to false unless
+    values follow.
+    """
+    found: dict[str, Setting] = {}
+    others: list[Word] = []
+    at = 0
+    while at < len(words):
+        word = words[at]
+        at += 1
+        place = Place(script, word.line)
+        if _is_option(word):
+            name, equals, value = word.text.lstrip("-").partition("=")
+            key = name.replace("-", "_")
+            taken: list[Word] = []
+            while not equals and at < len(words) and not _is_option(words[at]):
+                taken.append(words[at])
+                at += 1
+            missing = word.unresolved or next((each.unresolved for each in taken if each.unresolved), "")
+            if not equals and not taken and key.startswith("no_"):
+                found[key[3:]] = Setting(key[3:], False, place)
+            else:
+                plain = plain_value(value) if equals else _values([each.text for each in taken])
+                found[key] = Setting(key, plain, place, missing)
+        elif (match := _OVERRIDE.fullmatch(word.text)) and not word.text.startswith("-"):
+            found[match[1]] = Setting(match[1], plain_value(match[2]), place, word.unresolved)
+        else:
+            others.append(word)
+    return Settings(found), tuple(others)
+
+
+def _is_option(word: Word) -> bool:
+    return bool(re.match(r"--[A-Za-z_]|-[A-Za-z]", word.text))
+
+
+def _values(texts: Sequence[str]) -> Any:
+    if not texts:
+        return True
+    return plain_value(texts[0]) if len(texts) == 1 else [plain_value(text) for text in texts]
+
+
+def plain_value(text: str) -> Any:
+    """The number, truth value or list that ``text`` spells in YAML, else the text itself."""
+    if len(text) > _LONGEST or any(mark in text for mark in ("&", "*", "!", "\n")):
+        return text
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    if isinstance(value, dict):
+        return value if text.lstrip().startswith("{") else text
+    return (
+        value
+        if isinstance(value, bool | int | float | str | list)
+        else (None if text in ("null", "None", "~") else text)
+    )
+
+
+def leading_files(words: Sequence[Word], suffixes: Collection[str]) -> tuple[Word, ...]:
+    """The words that name a file by one of ``suffixes``."""
+    return tuple(word for word in words if word.text.lower().endswith(tuple(suffixes)))

@@ -1,0 +1,141 @@
+"""Every setting against the framework's vocabulary: nothing that somebody wrote is passed over in silence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from ftplan.launcher.formats.settings import FALSE, Setting, Settings
+from ftplan.profiles.frameworks import Costly, Vocabulary
+from ftplan.verdicts import Problem, Severity
+
+
+def audit(settings: Settings, vocabulary: Vocabulary, modelled: Collection[str] = ()) -> Iterator[Problem]:
+    """Problems with keys: unknown, renamed, gone, or costing memory that no estimator models.
+
+    ``modelled`` names keys that the format's reader takes into account itself, whatever they hold.
+    """
+    for key, setting in settings.items():
+        if setting.unresolved:
+            yield _unresolved(setting)
+        elif key in vocabulary.removed and key not in vocabulary.defaults:
+            yield _removed(setting, vocabulary)
+        elif key not in vocabulary:
+            yield _unknown(setting, vocabulary)
+        else:
+            if key in vocabulary.renamed:
+                yield from _renamed(setting, vocabulary)
+            name = vocabulary.canonical(key)
+            if name not in modelled and not modelled_parent(name, modelled):
+                yield from _costly(setting, _costly_of(name, vocabulary))
+
+
+def _unresolved(setting: Setting) -> Problem:
+    return Problem(
+        "unresolved",
+        Severity.WARNING,
+        f"{setting.key} depends on {setting.unresolved[:60]}, which only a shell knows",
+        hint=f"set it in front of the command, or give the value with --set {setting.key}=...",
+        key=setting.key,
+        place=setting.place,
+        may_need_more=True,
+        may_need_less=True,
+    )
+
+
+def _unknown(setting: Setting, vocabulary: Vocabulary) -> Problem:
+    near = difflib.get_close_matches(setting.key, vocabulary.defaults, n=2, cutoff=0.75)
+    return Problem(
+        "unknown-key",
+        Severity.WARNING,
+        f"{vocabulary.name} {vocabulary.version} knows no key {setting.key[:80]!r}",
+        hint=f"did you mean {' or '.join(near)}?" if near else "it is left out of the estimate",
+        key=setting.key,
+        place=setting.place,
+        source=vocabulary.source,
+    )
+
+
+def _removed(setting: Setting, vocabulary: Vocabulary) -> Problem:
+    gone = vocabulary.removed[setting.key]
+    return Problem(
+        "removed-key",
+        Severity.WARNING,
+        f"{setting.key} is gone since release {gone.since}",
+        hint=f"use {gone.instead}" if gone.instead else "leave it out",
+        key=setting.key,
+        place=setting.place,
+        source=vocabulary.source,
+    )
+
+
+def _renamed(setting: Setting, vocabulary: Vocabulary) -> Iterator[Problem]:
+    new = vocabulary.renamed[setting.key]
+    gone = f", and gone since {new.removed}" if new.removed else ""
+    yield Problem(
+        "renamed-key",
+        Severity.WARNING if new.removed else Severity.NOTE,
+        f"{setting.key} is called {new.to} since release {new.since}{gone}",
+        hint=f"write {new.to}",
+        key=setting.key,
+        place=setting.place,
+        source=vocabulary.source,
+    )
+
+
+def modelled_parent(key: str, modelled: Collection[str]) -> bool:
+    """Whether a mapping that holds ``key`` is read whole."""
+    return any(key.startswith(f"{each}.") for each in modelled)
+
+
+def _costly_of(key: str, vocabulary: Vocabulary) -> Costly | None:
+    """What ``key`` costs, or the mapping that holds it: its own entry first."""
+    while key not in vocabulary.costly:
+        key, dot, _ = key.rpartition(".")
+        if not dot:
+            return None
+    return vocabulary.costly[key]
+
+
+def _costly(setting: Setting, costly: Costly | None) -> Iterator[Problem]:
+    if costly is None or is_harmless(setting.value, costly.harmless):
+        return
+    yield Problem(
+        "unmodelled",
+        Severity.WARNING,
+        f"{setting.key} {shown_value(setting.value)} is not modelled: {costly.why}",
+        hint="the verdict is unknown where this could change it",
+        key=setting.key,
+        place=setting.place,
+        may_need_more=costly.effect in ("more", "either"),
+        may_need_less=costly.effect in ("less", "either"),
+    )
+
+
+def is_harmless(value: Any, harmless: Collection[Any]) -> bool:
+    """Whether ``value`` is one of ``harmless``, however it is spelled; null always is."""
+    if value is None:
+        return True
+    if any(_same(value, each) for each in harmless):
+        return True
+    # An empty list or mapping asks for nothing.
+    return isinstance(value, list | dict) and not value
+
+
+def _same(value: Any, other: Any) -> bool:
+    if isinstance(other, bool):
+        word = str(value).strip().lower()
+        return word in FALSE if not other else word in ("true", "yes", "on", "1")
+    if isinstance(value, bool) or other is None:
+        return False
+    if isinstance(value, int | float) and isinstance(other, int | float):
+        return float(value) == float(other)
+    return bool(str(value).strip().lower() == str(other).strip().lower())
+
+
+def shown_value(value: Any) -> str:
+    """A value as a message shows it: short."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    text = "".join(char if char.isprintable() else "?" for char in text)
+    return text if len(text) <= 40 else text[:37] + "..."

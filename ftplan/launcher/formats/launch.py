@@ -1,0 +1,245 @@
+"""How processes are started: launchers peeled off a command line, what they say of devices, and the program inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from ftplan.errors import ConfigFileError
+from ftplan.launcher.formats.settings import Setting, Settings
+from ftplan.launcher.formats.words import Command, Word
+from ftplan.verdicts import Place
+
+WRAPPERS: Final[Mapping[str, frozenset[str]]] = {
+    "env": frozenset({"-u", "--unset", "-C"}),
+    "nohup": frozenset(),
+    "time": frozenset({"-o", "-f"}),
+    "srun": frozenset({"-N", "-n", "-p", "-J", "-o", "-e", "-w", "-A", "-c", "-t", "-G"}),
+    "numactl": frozenset(),
+    "stdbuf": frozenset(),
+    "nice": frozenset({"-n"}),
+    "uv": frozenset({"--with", "--python", "-p"}),
+    "poetry": frozenset(),
+    "conda": frozenset({"-n", "-p", "--name", "--prefix"}),
+    "bash": frozenset(),
+    "sh": frozenset(),
+}
+"""Commands that run another one, with those of their options that take a value."""
+
+TORCHRUN_FLAGS: Final = frozenset(
+    {"standalone", "no_python", "run_path", "m", "module", "use_env", "virtual_local_rank"}
+)
+ACCELERATE_FLAGS: Final = frozenset(
+    {
+        *("cpu", "multi_gpu", "tpu", "ipex", "use_xpu", "quiet", "module", "m", "no_python", "debug", "same_network"),
+        *("use_deepspeed", "use_fsdp", "use_megatron_lm", "use_parallelism_config", "tpu_use_cluster", "tpu_use_sudo"),
+        *("enable_cpu_affinity", "downcast_bf16", "no_tpu_cluster", "dynamo_use_fullgraph", "dynamo_use_dynamic"),
+    }
+)
+DEEPSPEED_FLAGS: Final = frozenset(
+    {
+        "force_multi",
+        "enable_each_rank_log",
+        "no_local_rank",
+        "no_python",
+        "module",
+        "bind_cores_to_rank",
+        "elastic_training",
+    }
+)
+PYTHON_VALUES: Final = frozenset({"-W", "-X"})
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A command line taken apart.
+
+    ``launcher`` is torchrun, accelerate, deepspeed, srun or the program's own name, empty where nothing is known of how
+    processes start. ``per_node`` and ``nodes`` are None where the command does not say. ``options`` are the launcher's
+    own; ``program`` is the script, module or command with its subcommand; ``arguments`` are what that gets.
+    """
+
+    launcher: str = ""
+    nodes: int | None = None
+    per_node: int | None = None
+    visible: tuple[str, ...] | None = None
+    environment: Mapping[str, Word] = field(default_factory=dict)
+    options: Settings = field(default_factory=Settings)
+    program: str = ""
+    is_module: bool = False
+    arguments: tuple[Word, ...] = ()
+    script: str = ""
+
+    def variable(self, name: str) -> str:
+        """The value of an environment variable, empty if it is not set or cannot be told."""
+        word = self.environment.get(name)
+        return word.text if word is not None and not word.unresolved else ""
+
+
+def taken_apart(command: Command, script: str = "") -> Launch:
+    """The launch that ``command`` is; ``script`` is the file it stands in."""
+    words, environment, through = _unwrapped(list(command.words), dict(command.environment))
+    launch = Launch(environment=environment, script=script, launcher=through)
+    launch = replace(launch, visible=_visible(launch))
+    return _from_environment(_program(words, launch))
+
+
+def _visible(launch: Launch) -> tuple[str, ...] | None:
+    named = launch.variable("CUDA_VISIBLE_DEVICES")
+    return tuple(each.strip() for each in named.split(",") if each.strip()) if named else None
+
+
+def _unwrapped(words: list[Word], environment: dict[str, Word]) -> tuple[list[Word], dict[str, Word], str]:
+    """The words without what only runs the rest, and what ran it where that starts processes."""
+    through = ""
+    while words:
+        name = _name(words[0])
+        if name in ("bash", "sh") and not any(word.text == "-c" for word in words[:2]):
+            break
+        if name not in WRAPPERS:
+            break
+        valued = WRAPPERS[name]
+        through = "srun" if name == "srun" else through
+        words.pop(0)
+        while words and (words[0].text.startswith("-") or "=" in words[0].text or words[0].text == "run"):
+            word = words.pop(0)
+            if not word.text.startswith("-") and "=" in word.text:
+                key, _, value = word.text.partition("=")
+                environment[key] = replace(word, text=value)
+            elif word.text in valued and words:
+                words.pop(0)
+            elif word.text == "-c" and name in ("bash", "sh"):
+                break
+    return words, environment, through
+
+
+def _name(word: Word) -> str:
+    return word.text.rsplit("/", 1)[-1]
+
+
+def _program(words: list[Word], launch: Launch) -> Launch:
+    if not words:
+        return launch
+    name = _name(words[0])
+    if name.startswith("python") or name == "torchrun":
+        return _python(words, launch)
+    if name == "accelerate" and len(words) > 1 and words[1].text == "launch":
+        return _accelerate(words[2:], launch)
+    if name == "deepspeed":
+        return _deepspeed(words[1:], launch)
+    if name == "tune" and len(words) > 1 and words[1].text == "run":
+        options, rest = _options(words[2:], TORCHRUN_FLAGS, launch)
+        return _torchrun_shape(replace(launch, launcher="tune", options=options), rest, "tune run")
+    return replace(launch, launcher=launch.launcher or name, program=name, arguments=tuple(words[1:]))
+
+
+def _python(words: list[Word], launch: Launch) -> Launch:
+    name = _name(words[0])
+    rest = words[1:]
+    is_module = False
+    if name != "torchrun":
+        while rest and rest[0].text.startswith("-"):
+            flag = rest.pop(0).text
+            if flag == "-m":
+                is_module = True
+                break
+            if flag in PYTHON_VALUES and rest:
+                rest.pop(0)
+        if not rest:
+            return launch
+        if not (is_module and rest[0].text in ("torch.distributed.run", "torch.distributed.launch")):
+            return _inside(rest, replace(launch, launcher=launch.launcher or "python"), is_module=is_module)
+        rest = rest[1:]
+    options, rest = _options(rest, TORCHRUN_FLAGS, launch)
+    return _torchrun_shape(replace(launch, launcher="torchrun", options=options), rest)
+
+
+def _torchrun_shape(launch: Launch, rest: list[Word], program: str = "") -> Launch:
+    options = launch.options
+    nodes = options.text("nnodes").split(":")[-1]
+    ranks = options.text("nproc_per_node")
+    launch = replace(launch, nodes=_count(nodes, options, "nnodes"), per_node=_count(ranks, options, "nproc_per_node"))
+    if launch.launcher == "torchrun":
+        launch = replace(launch, nodes=launch.nodes or 1)
+        if "nproc_per_node" not in options:
+            launch = replace(launch, per_node=1)
+    if program:
+        return replace(launch, program=program, arguments=tuple(rest))
+    return _inside(rest, launch, is_module="module" in options or "m" in options)
+
+
+def _accelerate(words: list[Word], launch: Launch) -> Launch:
+    options, rest = _options(words, ACCELERATE_FLAGS, launch)
+    nodes = _count(options.text("num_machines"), options, "num_machines")
+    total = _count(options.text("num_processes"), options, "num_processes")
+    per_node = total // (nodes or 1) if total else None
+    launch = replace(launch, launcher="accelerate", options=options, nodes=nodes, per_node=per_node)
+    return _inside(rest, launch, is_module="module" in options or "m" in options)
+
+
+def _deepspeed(words: list[Word], launch: Launch) -> Launch:
+    options, rest = _options(words, DEEPSPEED_FLAGS, launch)
+    nodes = _count(options.text("num_nodes"), options, "num_nodes")
+    per_node = _count(options.text("num_gpus"), options, "num_gpus")
+    included = options.text("include")
+    if ":" in included and "@" not in included:
+        per_node = len([each for each in included.split(":", 1)[1].split(",") if each])
+    launch = replace(launch, launcher="deepspeed", options=options, nodes=nodes, per_node=per_node)
+    return _inside(rest, launch, is_module="module" in options)
+
+
+def _inside(words: list[Word], launch: Launch, *, is_module: bool) -> Launch:
+    """The program that a launcher starts; a console script such as ``$(which axolotl)`` counts by its name."""
+    if not words:
+        return launch
+    return replace(launch, program=words[0].text, is_module=is_module, arguments=tuple(words[1:]))
+
+
+def _options(words: Sequence[Word], flags: frozenset[str], launch: Launch) -> tuple[Settings, list[Word]]:
+    """A launcher's own options, which end with the first word that is none."""
+    found: dict[str, Setting] = {}
+    rest = list(words)
+    while rest and rest[0].text.startswith("-"):
+        word = rest.pop(0)
+        name, equals, value = word.text.lstrip("-").partition("=")
+        key = name.replace("-", "_")
+        place = Place(launch.script, word.line)
+        if equals:
+            found[key] = Setting(key, value, place, word.unresolved)
+        elif key in flags or not rest or rest[0].text.startswith("--"):
+            found[key] = Setting(key, True, place)
+        else:
+            taken = rest.pop(0)
+            found[key] = Setting(key, taken.text, place, taken.unresolved)
+    return Settings(found), rest
+
+
+def _count(text: str, options: Settings, key: str) -> int | None:
+    """A number of processes or machines; None where it is left to the launcher (auto, gpu) or to a shell."""
+    if not text or text.startswith("$") or text in ("auto", "gpu", "cpu", "True"):
+        return None
+    if text.isdecimal() and 0 < int(text) < 100_000:
+        return int(text)
+    place = options.place(key)
+    where = place.file or "the command line"
+    raise ConfigFileError(f"{where}: {key} is {text[:40]!r}, not a number", file=place.file, line=place.line, field=key)
+
+
+def _from_environment(launch: Launch) -> Launch:
+    """Numbers that programs read from the environment (llamafactory-cli, swift), where the command has none."""
+    nodes = launch.nodes
+    per_node = launch.per_node
+    if nodes is None and launch.variable("NNODES").isdecimal():
+        nodes = int(launch.variable("NNODES")) or None
+    if per_node is None and launch.variable("NPROC_PER_NODE").isdecimal():
+        per_node = int(launch.variable("NPROC_PER_NODE")) or None
+    return replace(launch, nodes=nodes, per_node=per_node)
+
+
+def launches(found: Iterator[Command], script: str) -> Iterator[Launch]:
+    """Every command that could be a training, taken apart."""
+    for command in found:
+        launch = taken_apart(command, script)
+        if launch.program:
+            yield launch

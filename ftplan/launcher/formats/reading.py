@@ -1,0 +1,51 @@
+"""Reading a file that somebody else wrote: small, regular, text. Nothing in it is trusted, nothing is executed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from ftplan.errors import ConfigFileError
+from ftplan.units import KIB
+
+LARGEST_FILE: Final = 256 * KIB
+"""Twenty times the longest example of any framework; a file of this size is read in a fraction of a second."""
+
+
+def read_config(path: Path, *, asked_by: str = "") -> str:
+    """The text of a configuration file; raises ConfigFileError for anything that is not one.
+
+    ``asked_by`` names the file that refers to this one. A device, a pipe or a folder is refused before it is opened for
+    reading, so that nothing waits for it.
+    """
+    told = f" (named in {asked_by})" if asked_by else ""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
+        raise ConfigFileError(f"cannot read {shown(path)}{told}: {reason}", file=str(path)) from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigFileError(f"{shown(path)}{told} is no regular file", file=str(path))
+        data = file.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        hint = "a configuration file has a few kilobytes; data and checkpoints are not read"
+        raise ConfigFileError(
+            f"{shown(path)}{told} is larger than {LARGEST_FILE // KIB} KiB", hint=hint, file=str(path)
+        )
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigFileError(f"{shown(path)}{told} is no UTF-8 text", file=str(path)) from error
+    if "\0" in text:
+        raise ConfigFileError(f"{shown(path)}{told} is no text: it holds a null character", file=str(path))
+    return text.replace("\r\n", "\n")
+
+
+def shown(path: Path) -> str:
+    """``path`` as it may be printed: without control characters, and not endless."""
+    text = "".join(char if char.isprintable() else "?" for char in str(path))
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,117 @@
+"""A configuration as the files of a framework, read back before they are given out: what they say is what was meant."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from ftplan import __version__
+from ftplan.errors import CannotExpressError, InputError
+from ftplan.launcher.formats.files import Files
+from ftplan.launcher.formats.given import ACCELERATE_FILE, DEEPSPEED_FILE, LAUNCH_FILE, Emitted, Format, Target
+from ftplan.launcher.formats.sources import opened
+from ftplan.profiles.frameworks import load_vocabulary
+from ftplan.spec import RunConfig
+
+PARTIAL: Final = ("deepspeed", "accelerate")
+"""Formats whose files say only a part of a configuration."""
+_FOLDER: Final = Path("emitted")
+
+
+def rendered(chosen: Format, config: RunConfig, target: Target) -> dict[str, str]:
+    """The files by name; raises CannotExpressError with the fields that they cannot say."""
+    if chosen.emit is None:
+        raise InputError(f"{chosen.title} is read, not written", field="format")
+    version = target.version or load_vocabulary(chosen.vocabulary).version
+    emitted = chosen.emit(config, target)
+    files = _files(emitted, f"{chosen.title} {version}")
+    lost = {field: getattr(config, field) for field in _lost(chosen, config, target, files)}
+    if lost:
+        raise CannotExpressError(chosen.title, lost)
+    return files
+
+
+def _files(emitted: Emitted, what: str) -> dict[str, str]:
+    title = f"Written by ftplan {__version__} for {what}."
+    found: dict[str, str] = {}
+    if emitted.main_name:
+        found[emitted.main_name] = _text(emitted.main_name, emitted.main, title)
+    if emitted.deepspeed is not None:
+        found[DEEPSPEED_FILE] = _text(DEEPSPEED_FILE, emitted.deepspeed, title)
+    if emitted.accelerate is not None:
+        found[ACCELERATE_FILE] = _text(ACCELERATE_FILE, emitted.accelerate, title)
+    found[LAUNCH_FILE] = _script(emitted, title)
+    return found
+
+
+def _text(name: str, content: Mapping[str, Any], title: str) -> str:
+    if name.endswith(".json"):
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    body = yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return f"# {title}\n{body}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes floats so that YAML 1.1 reads them as such: 1e-05 is text to it, 1.0e-05 a number."""
+
+
+def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
+    text = repr(value)
+    if "e" in text and "." not in text:
+        text = text.replace("e", ".0e")
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+_Dumper.add_representer(float, _float)
+
+
+def _script(emitted: Emitted, title: str) -> str:
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# {title}",
+        "set -euo pipefail",
+        'cd "$(dirname "$0")"',
+        *(f"export {name}={shlex.quote(value)}" for name, value in emitted.environment.items()),
+        "exec " + " ".join(shlex.quote(word) for word in emitted.command) + ' "$@"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _lost(chosen: Format, config: RunConfig, target: Target, files: Mapping[str, str]) -> list[str]:
+    """The fields that the files do not say, or say otherwise."""
+    said = read_back(chosen, target, files)
+    ignored = _without_effect(config)
+    if chosen.name in PARTIAL:
+        return [field for field, value in said.items() if field not in ignored and getattr(config, field) != value]
+    try:
+        back = RunConfig.model_validate(said)
+    except ValueError:
+        return sorted(said.keys() ^ set(RunConfig.model_fields)) or ["model"]
+    fields = RunConfig.model_fields
+    return [each for each in fields if each not in ignored and getattr(back, each) != getattr(config, each)]
+
+
+def _without_effect(config: RunConfig) -> frozenset[str]:
+    """Fields that mean nothing for this method, so that no file has to say them."""
+    none: set[str] = set()
+    if not config.trains_adapters:
+        none |= {"lora_rank", "lora_alpha", "lora_targets", "lora_dropout", "adapter_dtype"}
+    if config.quantization == "none":
+        none |= {"double_quantization", "prepare_kbit"}
+    return frozenset(none)
+
+
+def read_back(chosen: Format, target: Target, files: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of `RunConfig` that ``files`` say, read as `ftplan check` would read them."""
+    texts = {_FOLDER / name: text for name, text in files.items()}
+    source = opened([str(_FOLDER / LAUNCH_FILE)], Files(texts), chosen.name)
+    said = dict(source.understood(target.ranks).fields)
+    said.setdefault("sharding", "ddp" if target.ranks > 1 else "none")
+    if chosen.name in PARTIAL:
+        said.pop("stack", None)
+    return {name: value for name, value in said.items() if name in RunConfig.model_fields}

@@ -1,0 +1,207 @@
+"""From what a user gives, files or a command line, to one framework's settings with everything that they refer to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from ftplan.errors import ConfigFileError, UnknownNameError
+from ftplan.launcher.formats import accelerate, deepspeed
+from ftplan.launcher.formats.arguments import argument_settings
+from ftplan.launcher.formats.document import Document
+from ftplan.launcher.formats.files import Files
+from ftplan.launcher.formats.given import Format, Given
+from ftplan.launcher.formats.launch import Launch, launches, taken_apart
+from ftplan.launcher.formats.partial import NOTHING, Partial, Shape
+from ftplan.launcher.formats.python_source import read_script
+from ftplan.launcher.formats.recognising import framework_of, framework_of_launch
+from ftplan.launcher.formats.registry import FORMATS
+from ftplan.launcher.formats.settings import Setting, Settings, document_settings
+from ftplan.launcher.formats.words import Word, as_command, commands
+
+CONFIG_SUFFIXES: Final = (".yaml", ".yml", ".json")
+SCRIPT_SUFFIXES: Final = (".sh", ".bash", ".slurm", ".sbatch", ".sub")
+NOT_A_TRAINING: Final = {
+    "plan": "",
+    "llamafactory-v1": "LLaMA-Factory's v1 trainer has a vocabulary of its own, which is not read yet",
+}
+TRAINING_WORDS: Final = {"llamafactory": ("train",), "swift": ("sft", "pt"), "trl": ("sft",), "axolotl": ("train",)}
+"""Subcommands that train by supervised fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A configuration as it was given, by ``words``.
+
+    ``around`` is what launcher and library files say beside the framework's own.
+    """
+
+    format: Format
+    given: Given
+    around: Partial = NOTHING
+    words: tuple[str, ...] = ()
+    framework: str = ""
+
+    @property
+    def shape(self) -> Shape:
+        """Processes as the command or the launcher's file states them."""
+        launch = self.given.launch
+        visible = len(launch.visible) if launch.visible is not None else None
+        stated = Shape(launch.nodes, launch.per_node).over(self.around.shape)
+        return replace(stated, per_node=stated.per_node or visible)
+
+    def understood(self, ranks: int) -> Partial:
+        """The fields that all of it says for so many processes."""
+        part = self.format.parse(replace(self.given, ranks=ranks)).over(self.around)
+        if self.around.fields.get("gradient_checkpointing"):
+            # FSDP's own checkpointing counts, whatever the trainer's is.
+            part = replace(part, fields={**part.fields, "gradient_checkpointing": True})
+        return part
+
+
+def opened(words: Sequence[str], files: Files, framework: str = "") -> Source:
+    """The source that ``words`` are: configuration files with ``key=value`` overrides, a script, or a command line.
+
+    ``framework`` says whose files they are where that cannot be told. Raises ConfigFileError.
+    """
+    if framework and framework not in FORMATS:
+        raise UnknownNameError("framework", framework, FORMATS, field="from")
+    return replace(_opened(words, files, framework), words=tuple(words), framework=framework)
+
+
+def _opened(words: Sequence[str], files: Files, framework: str) -> Source:
+    first = Path(words[0])
+    if len(words) == 1 and first.suffix.lower() in SCRIPT_SUFFIXES:
+        return _script(first, files, framework)
+    if first.suffix.lower() in CONFIG_SUFFIXES:
+        return _documents(words, files, framework)
+    if first.suffix.lower() == ".py":
+        words = ["python", *words]
+    launch = taken_apart(as_command(list(words)))
+    found = _started(launch, files, Path.cwd(), framework)
+    if found is None:
+        shown = " ".join(words)[:80]
+        hint = f"say whose it is with --from: {', '.join(FORMATS)}"
+        raise ConfigFileError(f"{shown!r} starts no training that is known", file="", hint=hint)
+    return found
+
+
+def _script(path: Path, files: Files, framework: str) -> Source:
+    """The last training that a shell script starts."""
+    text = files.text(path)
+    found = None
+    for launch in launches(commands(text), str(path)):
+        found = _started(launch, files, path, framework) or found
+    if found is None:
+        hint = f"say whose it is with --from: {', '.join(FORMATS)}"
+        raise ConfigFileError(f"{path} starts no training that is known", file=str(path), hint=hint)
+    return found
+
+
+def _started(launch: Launch, files: Files, base: Path, framework: str) -> Source | None:
+    """The training that ``launch`` starts; None where it starts none."""
+    if launch.program in ("bash", "sh"):
+        inner = next((word for word in launch.arguments if not word.text.startswith("-")), None)
+        if inner is not None and inner.text.lower().endswith(SCRIPT_SUFFIXES):
+            return _script(files.find(inner.text, base), files, framework)
+        return None
+    settings, others = argument_settings(launch.arguments, launch.script)
+    name = framework or framework_of_launch(launch, frozenset(settings))
+    named = [word for word in others if word.text.lower().endswith(CONFIG_SUFFIXES)]
+    if "config" in settings and str(settings["config"].value).lower().endswith(CONFIG_SUFFIXES):
+        named.append(Word(str(settings["config"].value), settings["config"].place.line))
+    wanted = TRAINING_WORDS.get(name)
+    command = next((word.text for word in others if word not in named), "")
+    if wanted and launch.program in ("llamafactory-cli", "lmf", "swift", "trl", "axolotl") and command not in wanted:
+        return None
+    documents = [files.document(files.find(word.text, base), asked_by=launch.script or "the command") for word in named]
+    if not name and documents:
+        name = framework_of(documents[0].data)
+    if launch.program.endswith(".py") and (not name or name in ("transformers", "trl")):
+        return _python(launch, settings, documents, files, base, framework or name)
+    if name not in FORMATS:
+        return None
+    return _source(FORMATS[name], settings, documents, launch, files, base)
+
+
+def _python(
+    launch: Launch, settings: Settings, documents: list[Document], files: Files, base: Path, name: str
+) -> Source | None:
+    """A script of somebody's own: its literal arguments, read without running it, under those of the command."""
+    path = files.find(launch.program, base)
+    if not path.is_file():
+        return _source(FORMATS[name], settings, documents, launch, files, base) if name in FORMATS else None
+    found = read_script(files.text(path), path)
+    if not found.settings and not name:
+        return None
+    known = found.framework or name or "transformers"
+    return _source(FORMATS[known], found.settings.replaced(settings), documents, launch, files, base)
+
+
+def _source(
+    chosen: Format, flags: Settings, documents: list[Document], launch: Launch, files: Files, base: Path
+) -> Source:
+    main = documents[0] if documents else None
+    nested = chosen.name == "torchtune"
+    written = document_settings(main, nested=nested) if main else Settings()
+    flags = Settings({key: each for key, each in flags.items() if key != "config" or main is None})
+    here = main.path if main else base
+    given = Given(written.replaced(flags), here, files, launch, main)
+    return Source(chosen, given, _around(launch, files, base))
+
+
+def _around(launch: Launch, files: Files, base: Path) -> Partial:
+    """What the launcher's own options and its configuration file say."""
+    if launch.launcher != "accelerate":
+        return Partial()
+    options = accelerate.launch_settings(launch.options)
+    named = launch.options.text("config_file")
+    document = files.document(files.find(named, base), asked_by=launch.script or "the command") if named else None
+    written = document_settings(document, nested=True) if document else Settings()
+    both = written.replaced(options)
+    return accelerate.parse_settings(both, files, document.path if document else base) if both else Partial()
+
+
+def _documents(words: Sequence[str], files: Files, framework: str) -> Source:
+    """Files given together: a framework's own, with accelerate's or DeepSpeed's beside it."""
+    overrides, others = argument_settings([Word(word) for word in words])
+    documents = [files.document(Path(word.text)) for word in others]
+    around = Partial()
+    main: Document | None = None
+    name = ""
+    for document in documents:
+        kind = framework_of(document.data) or framework
+        if kind == "accelerate" and framework != "accelerate":
+            around = accelerate.parse(document, files).over(around)
+        elif kind == "deepspeed" and framework != "deepspeed":
+            around = deepspeed.parse(document).over(around)
+        elif main is not None:
+            raise ConfigFileError(f"{document.name} and {main.name} are both a training's own file", file=document.name)
+        else:
+            main, name = document, framework or kind
+    return _of_documents(name, main, around, overrides, documents, files)
+
+
+def _of_documents(
+    name: str, main: Document | None, around: Partial, overrides: Settings, documents: list[Document], files: Files
+) -> Source:
+    if main is None:
+        kind = framework_of(documents[0].data)
+        given = Given(overrides, documents[0].path, files, document=documents[0])
+        return Source(FORMATS[kind], given, around)
+    if NOT_A_TRAINING.get(name):
+        raise ConfigFileError(f"{main.name}: {NOT_A_TRAINING[name]}", file=main.name)
+    if name not in FORMATS:
+        hint = f"say whose it is with --from: {', '.join(FORMATS)}"
+        raise ConfigFileError(f"{main.name} is no framework's training configuration", file=main.name, hint=hint)
+    chosen = FORMATS[name]
+    found = _source(chosen, overrides, [main], Launch(), files, main.path)
+    return Source(chosen, found.given, around)
+
+
+def overridden(source: Source, given: dict[str, Setting]) -> Source:
+    """``source`` with settings that the user states beside it."""
+    settings = source.given.settings.replaced(given)
+    return replace(source, given=replace(source.given, settings=settings))

@@ -1,0 +1,235 @@
+"""transformers' TrainingArguments, which most frameworks pass on: batch, precision, optimizer, DeepSpeed, FSDP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ftplan.errors import ConfigFileError
+from ftplan.launcher.formats import deepspeed
+from ftplan.launcher.formats.audit import audit
+from ftplan.launcher.formats.fsdp import FsdpAsked, fsdp_partial
+from ftplan.launcher.formats.given import DEEPSPEED_FILE, Given, Target
+from ftplan.launcher.formats.partial import Partial
+from ftplan.launcher.formats.settings import FALSE, Setting, Settings
+from ftplan.profiles.frameworks import load_vocabulary
+from ftplan.spec import RunConfig
+from ftplan.verdicts import Place, Problem, Severity
+
+NAME: Final = "transformers"
+BATCH: Final[Mapping[str, str]] = {
+    "per_device_train_batch_size": "micro_batch",
+    "gradient_accumulation_steps": "accumulation",
+}
+FSDP_KEYS: Final = ("fsdp", "fsdp_config", "fsdp_transformer_layer_cls_to_wrap", "fsdp_min_num_params")
+MODELLED: Final = frozenset(
+    {*BATCH, *FSDP_KEYS, "deepspeed", "bf16", "fp16", "gradient_checkpointing", "activation_checkpointing"}
+)
+"""Keys that are read here, whatever they hold."""
+
+
+def canonical(settings: Settings) -> Settings:
+    """``settings`` with present names in the place of older ones; transformers' defaults are not filled in."""
+    vocabulary = load_vocabulary(NAME)
+    renamed = {
+        vocabulary.canonical(key): Setting(vocabulary.canonical(key), each.value, each.place, each.unresolved)
+        for key, each in settings.items()
+        if key in vocabulary.renamed and vocabulary.canonical(key) not in settings
+    }
+    return settings.replaced(renamed)
+
+
+def parse_arguments(given: Given) -> Partial:
+    """Batch, optimizer, precision, checkpointing, kernels and sharding of TrainingArguments."""
+    settings = canonical(given.settings)
+    fields: dict[str, Any] = {}
+    origins: dict[str, Setting] = {}
+    defaults = load_vocabulary(NAME).defaults
+
+    def take(key: str, field: str, value: Any) -> None:
+        fields[field] = value
+        origins[field] = settings[key] if key in settings else Setting(key, None)
+
+    for key, field in BATCH.items():
+        take(key, field, settings.integer(key, defaults[key], least=1))
+    take("optim", "optimizer", settings.text("optim", str(defaults["optim"])))
+    for key in ("bf16", "fp16"):
+        if settings.flag(key):
+            take(key, "precision", key)
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in settings else "gradient_checkpointing"
+    take(checkpointing, "gradient_checkpointing", settings.flag(checkpointing))
+    liger = settings.flag("use_liger_kernel")
+    take("use_liger_kernel", "kernels", "liger" if liger else "none")
+    take("eval_strategy", "evaluates", settings.text("eval_strategy", "no") not in ("no", "False"))
+    take("accelerator_config", "sync_each_batch", _syncs(settings))
+    beside: dict[str, float] = {
+        "eval_micro_batch": settings.integer("per_device_eval_batch_size", defaults["per_device_eval_batch_size"])
+    }
+    if settings.value("learning_rate") is not None:
+        beside["learning_rate"] = settings.number("learning_rate", 0.0)
+    own = Partial(fields, origins, problems=tuple(_conflicts(settings)), beside=beside)
+    return own.over(sharding(settings, given))
+
+
+def sharding(settings: Settings, given: Given) -> Partial:
+    """DeepSpeed or FSDP as the training's own arguments ask for it; nothing if they do not."""
+    named = settings.value("deepspeed")
+    if named:
+        return _checked_batch(_deepspeed(settings, given), settings)
+    asked = settings.value("fsdp")
+    if asked is None or asked is False or (isinstance(asked, str) and asked.strip().lower() in FALSE):
+        return Partial()
+    return _fsdp(settings, given)
+
+
+def _deepspeed(settings: Settings, given: Given) -> Partial:
+    named, place = settings.value("deepspeed"), settings.place("deepspeed")
+    if isinstance(named, Mapping):
+        return deepspeed.parse_settings(Settings(_flat(named, place)))
+    document = given.files.document(given.files.find(str(named), given.base), asked_by=place.file or "the command line")
+    return deepspeed.parse(document)
+
+
+def _flat(values: Mapping[str, Any], place: Place, prefix: str = "") -> dict[str, Setting]:
+    found: dict[str, Setting] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, place, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = Setting(f"{prefix}{key}", value, place)
+    return found
+
+
+def _checked_batch(found: Partial, settings: Settings) -> Partial:
+    """transformers refuses a DeepSpeed file whose batch differs from its own arguments (integrations/deepspeed.py)."""
+    problems = []
+    fields = dict(found.fields)
+    for key, field in BATCH.items():
+        stated = fields.pop(field, None)
+        mine = settings.integer(key, load_vocabulary(NAME).defaults[key], least=1)
+        if stated is not None and stated != mine:
+            origin = found.origins[field]
+            problems.append(
+                Problem(
+                    "conflict",
+                    Severity.ERROR,
+                    f"{origin.key} is {stated} in DeepSpeed's file, and {key} is {mine}",
+                    hint='write "auto" into DeepSpeed\'s file',
+                    key=origin.key,
+                    place=origin.place,
+                    source="transformers 5.23 integrations/deepspeed.py, trainer_config_finalize",
+                )
+            )
+    return Partial(fields, found.origins, found.shape, (*found.problems, *problems), found.beside)
+
+
+def _fsdp(settings: Settings, given: Given) -> Partial:
+    place = settings.place("fsdp")
+    inside = settings.value("fsdp_config", {})
+    if isinstance(inside, str):
+        inside = given.files.document(given.files.find(inside, given.base), asked_by=place.file).data
+    if not isinstance(inside, Mapping):
+        raise ConfigFileError(f"{place.file}: fsdp_config is no mapping", file=place.file, line=place.line)
+    named = {key.removeprefix("fsdp_"): value for key, value in inside.items()}
+    words = [] if isinstance(settings.value("fsdp"), bool) else str(settings.value("fsdp")).replace(",", " ").split()
+    words = [word.strip("[]'\"").lower() for word in words]
+    strategy = next((word.upper() for word in words if word in _OLD_WORDS), "")
+    if "offload" in words:
+        named["cpu_offload"] = True
+    asked = Settings(_flat(named, settings.place("fsdp_config")))
+    version = asked.integer("version", 2, least=1)
+    strategy = {"HYBRID_SHARD_ZERO2": "HYBRID_SHARD"}.get(strategy, strategy)
+    return fsdp_partial(FsdpAsked(version, asked, strategy, place))
+
+
+_OLD_WORDS: Final = frozenset({"full_shard", "shard_grad_op", "no_shard", "hybrid_shard", "hybrid_shard_zero2"})
+
+
+def _syncs(settings: Settings) -> bool:
+    config = settings.value("accelerator_config", {})
+    inside = config.get("gradient_accumulation_kwargs") if isinstance(config, Mapping) else None
+    return bool(isinstance(inside, Mapping) and inside.get("sync_each_batch"))
+
+
+def _conflicts(settings: Settings) -> list[Problem]:
+    if settings.flag("bf16") and settings.flag("fp16"):
+        return [
+            Problem(
+                "conflict",
+                Severity.ERROR,
+                "bf16 and fp16 are both set",
+                hint="set one",
+                key="fp16",
+                place=settings.place("fp16"),
+                source="transformers 5.23 training_args.py, __post_init__",
+            )
+        ]
+    return []
+
+
+def arguments(config: RunConfig, target: Target, *, version: str = "") -> dict[str, Any]:
+    """TrainingArguments that say what `parse_arguments` reads back."""
+    found: dict[str, Any] = {
+        "output_dir": target.output_dir,
+        "per_device_train_batch_size": config.micro_batch,
+        "gradient_accumulation_steps": config.accumulation,
+        "learning_rate": rate_of(config, target),
+        "num_train_epochs": target.epochs,
+        "lr_scheduler_type": "cosine",
+        "optim": config.optimizer,
+    }
+    if config.precision != "none":
+        found[config.precision] = True
+    if config.gradient_checkpointing:
+        found["gradient_checkpointing"] = True
+    if config.kernels == "liger":
+        found["use_liger_kernel"] = True
+    if config.evaluates:
+        found |= {eval_key(version): "steps", "per_device_eval_batch_size": config.micro_batch}
+    if config.sync_each_batch:
+        found["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    if config.sharding in deepspeed.STAGES:
+        found["deepspeed"] = DEEPSPEED_FILE
+    return found
+
+
+def eval_key(version: str) -> str:
+    """``eval_strategy``, which transformers before 4.41 called ``evaluation_strategy``."""
+    return "evaluation_strategy" if version and release(version) < (4, 41) else "eval_strategy"
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers of a release, to compare."""
+    numbers = []
+    for part in version.split("."):
+        if not part.isdecimal():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+def rate_of(config: RunConfig, target: Target) -> float:
+    """The learning rate asked for, or the usual one: 1e-4 for adapters, 1e-5 for all weights, as in examples."""
+    if target.learning_rate is not None:
+        return target.learning_rate
+    return 1e-4 if config.trains_adapters else 1e-5
+
+
+def fsdp_arguments(config: RunConfig) -> dict[str, Any]:
+    """``fsdp`` and ``fsdp_config`` of TrainingArguments from 5.15 on."""
+    return {
+        "fsdp": True,
+        "fsdp_config": {
+            "version": 2,
+            "reshard_after_forward": config.sharding != "fsdp2-grad-op",
+            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "cpu_offload": config.offload != "none",
+            "cpu_ram_efficient_loading": config.quantization == "none",
+            "state_dict_type": "SHARDED_STATE_DICT",
+        },
+    }
+
+
+def audited(given: Given, vocabulary: str, modelled: frozenset[str]) -> tuple[Problem, ...]:
+    """Problems with the keys of ``given``."""
+    return tuple(audit(given.settings, load_vocabulary(vocabulary), MODELLED | modelled))

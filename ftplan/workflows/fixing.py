@@ -1,0 +1,132 @@
+"""Fixes in the words of somebody's own files, and writing them there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ftplan.errors import InputError
+from ftplan.files import write_atomic
+from ftplan.launcher.formats.files import Files
+from ftplan.launcher.formats.given import Target
+from ftplan.launcher.formats.patching import ENVIRONMENT, Patch, patch
+from ftplan.launcher.formats.sources import Source
+from ftplan.planner.mending import Mended, mended
+from ftplan.planner.waste import wasted
+from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.results import Estimate
+from ftplan.spec import RunConfig
+from ftplan.verdicts import Fix, Problem, Severity
+from ftplan.workflows.rewriting import says
+
+NOT_A_CHOICE: Final = ("padding", "loss_path", "sync_each_batch")
+"""Fields that follow from others, and are no news to a user."""
+
+
+def target_of(cluster: Cluster) -> Target:
+    """What a written configuration is for: the devices of ``cluster``."""
+    return Target(nodes=len(cluster.nodes), per_node=len(cluster.nodes[0].gpus))
+
+
+def fixes(
+    source: Source,
+    config: RunConfig,
+    told: Estimate,
+    model: ModelProfile,
+    cluster: Cluster,
+    margin: float,
+    files: Files,
+) -> tuple[Fix, ...]:
+    """What makes ``config`` fit, fastest first, each with its edits where the files' own words can say it."""
+    target = target_of(cluster)
+    known: dict[RunConfig, Patch | None] = {}
+
+    def found(new: RunConfig) -> Patch | None:
+        if new not in known:
+            made = patch(source, config, new, target, files)
+            known[new] = made if made is not None and says(source, made, new, target) else None
+        return known[new]
+
+    answers = mended(config, model, cluster, margin=margin, allowed=lambda new: found(new) is not None)
+    if not answers:
+        answers = mended(config, model, cluster, margin=margin)
+    return tuple(_fix(one, config, told, found(one.config)) for one in answers)
+
+
+def _fix(one: Mended, config: RunConfig, told: Estimate, made: Patch | None) -> Fix:
+    return Fix(
+        what=", ".join(move.what for move in one.moves),
+        fields=_changed_fields(config, one.config),
+        changes=made.changes if made is not None else (),
+        config=one.config,
+        estimate=one.estimate,
+        speed_ratio=one.estimate.tokens_per_second / told.tokens_per_second,
+        keeps_result=one.keeps_result,
+        new_files=dict(made.new_files) if made is not None else {},
+    )
+
+
+def _changed_fields(old: RunConfig, new: RunConfig) -> dict[str, Any]:
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    return {name: value for name, value in after.items() if before[name] != value and name not in NOT_A_CHOICE}
+
+
+def waste_problems(
+    source: Source, config: RunConfig, told: Estimate, model: ModelProfile, cluster: Cluster, margin: float
+) -> list[Problem]:
+    """What the configuration pays without need, as problems with the gain."""
+    found = []
+    for one in wasted(config, told, model, cluster, margin=margin):
+        key = _key_of(source, one.move.fields)
+        found.append(
+            Problem(
+                "inefficiency",
+                Severity.NOTE,
+                f"{one.move.what} fits too, and is about {one.speed_ratio - 1:.0%} faster",
+                hint="the global batch and the result stay the same",
+                key=key,
+                needed_bytes=one.estimate.needed_bytes,
+                available_bytes=one.estimate.capacity_bytes,
+            )
+        )
+    return found
+
+
+def _key_of(source: Source, fields: Mapping[str, Any]) -> str:
+    """The user's own word for the first field that changes."""
+    part = source.understood(1)
+    origin = next((part.origins[name] for name in fields if name in part.origins), None)
+    return origin.key if origin is not None else ""
+
+
+def write_fix(source: Source, config: RunConfig, fix: Fix, cluster: Cluster, files: Files) -> tuple[Path, ...]:
+    """Write ``fix`` into the user's files and return what was written; raises InputError where its edits are none.
+
+    Every file is replaced whole or not at all. What belongs into the environment or onto a command line is left to the
+    user, who is told.
+    """
+    made = patch(source, config, fix.config, target_of(cluster), files)
+    if made is None or not (made.texts or made.new_files):
+        raise InputError("this fix cannot be written into the files", hint="make the change by hand", field="fix")
+    base = source.given.base if not source.given.base.suffix else source.given.base.parent
+    new = {base / name: text for name, text in made.new_files.items()}
+    taken = [path for path in new if path.exists()]
+    if taken:
+        raise InputError(f"{taken[0]} is there already", hint="move it away, or make the change by hand", field="fix")
+    written = {**new, **made.texts}
+    try:
+        for path, text in written.items():
+            write_atomic(path, text)
+    except OSError as error:
+        raise InputError(f"cannot write: {error.strerror}", hint="make the change by hand", field="fix") from error
+    return tuple(written)
+
+
+def by_hand(fix: Fix) -> tuple[str, ...]:
+    """What of a fix is not in a file: environment variables and commands."""
+    return tuple(
+        f"{change.key}={change.new}" if change.file == ENVIRONMENT else f"{change.key} {change.new}"
+        for change in fix.changes
+        if change.file in (ENVIRONMENT, "command line")
+    )
