@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 from ftplan.errors import InputError
 from ftplan.estimators.analytic import estimate
 from ftplan.estimators.checkpoint_shards import dies_in, shards
 from ftplan.estimators.combined import worst_of
+from ftplan.estimators.targets import targeted_linears
 from ftplan.launcher.formats.arguments import plain_value
 from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.partial import Partial
@@ -23,9 +25,9 @@ from ftplan.profiles.models import load_model
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Advice, Candidate, Estimate, Phase, Timeline
 from ftplan.spec import Inventory, PlanRequest, RunConfig
-from ftplan.verdicts import Check, Fix, PhaseVerdict, Place, Problem, Severity, Verdict
+from ftplan.verdicts import NOWHERE, Check, Fix, PhaseVerdict, Place, Problem, Severity, Verdict
 from ftplan.workflows.clusters import known_cluster
-from ftplan.workflows.fixing import fixes, waste_problems
+from ftplan.workflows.fixing import fixes, waste_problems, write_fix
 from ftplan.workflows.inputs import run_config
 from ftplan.workflows.placing import placed
 from ftplan.workflows.planning import with_links
@@ -57,11 +59,18 @@ class Asked:
 
 @dataclass(frozen=True)
 class Checked:
-    """A check with what `fixing` needs to write its fixes."""
+    """A check with what it takes to write its fixes."""
 
     check: Check
     source: Source
     files: Files
+    cluster: Cluster
+
+
+def write(checked: Checked, fix: Fix) -> tuple[Path, ...]:
+    """Write ``fix`` into the files that were checked; raises InputError where it is no edit of theirs."""
+    assert checked.check.config is not None
+    return write_fix(checked.source, checked.check.config, fix, checked.cluster, checked.files)
 
 
 def check(asked: Asked) -> Checked:
@@ -79,11 +88,17 @@ def check(asked: Asked) -> Checked:
     config = _config(part, asked, there.ranks)
     model = load_model(config.model)
     cluster = known_cluster(there.inventory)
+    config, wrong_names = _existing_targets(config, model, part)
     told = _estimated(config, part, model, cluster, asked.margin)
-    problems = (*there.problems, *part.problems, *_named(config), *_conflicts(config, model, cluster))
-    return Checked(
-        _check(source, config, model, cluster, there.inventory, told, problems, part, asked, files), source, files
+    problems = (
+        *there.problems,
+        *part.problems,
+        *wrong_names,
+        *_named(config),
+        *_conflicts(config, model, cluster),
     )
+    found = _check(source, config, model, cluster, there.inventory, told, problems, part, asked, files)
+    return Checked(found, source, files, cluster)
 
 
 def _config(part: Partial, asked: Asked, ranks: int) -> RunConfig:
@@ -95,6 +110,27 @@ def _config(part: Partial, asked: Asked, ranks: int) -> RunConfig:
     if fields["sharding"] in ("none", "ddp"):
         fields["sharding"] = "ddp" if ranks > 1 else "none"
     return run_config({name: value for name, value in fields.items() if name in RunConfig.model_fields})
+
+
+def _existing_targets(config: RunConfig, model: ModelProfile, part: Partial) -> tuple[RunConfig, tuple[Problem, ...]]:
+    """``config`` with targets that the model has: where it lacks those named, the nearest, and the refusal."""
+    try:
+        targeted_linears(model, config)
+    except InputError as error:
+        names = set(config.target_names)
+        nearest = "qv" if names <= {"q_proj", "v_proj"} else "all-linear"
+        origin = part.origins.get("lora_targets")
+        problem = Problem(
+            "conflict",
+            Severity.ERROR,
+            f"{error.message}: peft refuses it; the estimate is for {nearest}",
+            hint=error.hint,
+            key=origin.key if origin is not None else "lora_targets",
+            place=origin.place if origin is not None else NOWHERE,
+            source="peft 0.21 tuners/tuners_utils.py, inject_adapter: target modules not found in the base model",
+        )
+        return config.model_copy(update={"lora_targets": nearest}), (problem,)
+    return config, ()
 
 
 @dataclass(frozen=True)
@@ -135,7 +171,7 @@ def _check(
     mending: tuple[Fix, ...] = ()
     if not estimated.fits or verdict is Verdict.OOM:
         mending = fixes(source, config, estimated, model, cluster, asked.margin, files)
-    elif not any(each.severity is Severity.ERROR for each in found):
+    else:
         found += waste_problems(source, config, estimated, model, cluster, asked.margin)
     global_batch = config.micro_batch * config.accumulation * (1 if config.sharding == "none" else cluster.world_size)
     return Check(
@@ -239,7 +275,7 @@ def _memory(
             hint="fewer ranks on a host, less offload, or state its RAM with --host-memory"
             if told.host.capacity_assumed
             else "more RAM, fewer ranks on a host, less offload",
-            needed_bytes=told.host.peak_bytes,
+            needed_bytes=told.host.needed_bytes,
             available_bytes=told.host.capacity_bytes,
         )
 

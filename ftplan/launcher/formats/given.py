@@ -81,7 +81,8 @@ class Format:
         vocabulary: the name of its vocabulary in profiles.
         parse: what settings say; raises ConfigFileError for what cannot be used.
         emit: a configuration in its words; raises CannotExpressError.
-        pins: fields that its files cannot choose, with the only value they have.
+        pins: fields that its files cannot choose, with the only value they have, for a method.
+        cannot_say: values of fields that its files have no words for.
         shape: processes that it starts by itself where the command does not say; None: one a device.
 
     """
@@ -92,4 +93,5 @@ class Format:
     parse: Callable[[Given], Partial]
     emit: Callable[[RunConfig, Target], Emitted] | None
     pins: Callable[[str], Mapping[str, Any]] = lambda _: {}
+    cannot_say: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     shape: Shape = ANY_SHAPE
