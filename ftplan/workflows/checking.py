@@ -22,12 +22,13 @@ from ftplan.planner.inventory import parse_inventory
 from ftplan.planner.rules import first_rejection
 from ftplan.profiles.frameworks import load_vocabulary
 from ftplan.profiles.models import load_model
+from ftplan.profiles.runtime import runtime_figure
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Advice, Candidate, Estimate, Phase, Timeline
 from ftplan.spec import Inventory, PlanRequest, RunConfig
 from ftplan.verdicts import NOWHERE, Check, Fix, PhaseVerdict, Place, Problem, Severity, Verdict
 from ftplan.workflows.clusters import known_cluster
-from ftplan.workflows.fixing import fixes, waste_problems, write_fix
+from ftplan.workflows.fixing import batch_fixes, fixes, waste_problems, write_fix
 from ftplan.workflows.inputs import run_config
 from ftplan.workflows.placing import placed
 from ftplan.workflows.planning import with_links
@@ -88,10 +89,12 @@ def check(asked: Asked) -> Checked:
     config = _config(part, asked, there.ranks)
     model = load_model(config.model)
     cluster = known_cluster(there.inventory)
+    config = _supported_attention(config, model, part)
     config, wrong_names = _existing_targets(config, model, part)
     told = _estimated(config, part, model, cluster, asked.margin)
     problems = (
         *there.problems,
+        *_launching(source, inventory, cluster, told.estimate),
         *part.problems,
         *wrong_names,
         *_named(config),
@@ -110,6 +113,15 @@ def _config(part: Partial, asked: Asked, ranks: int) -> RunConfig:
     if fields["sharding"] in ("none", "ddp"):
         fields["sharding"] = "ddp" if ranks > 1 else "none"
     return run_config({name: value for name, value in fields.items() if name in RunConfig.model_fields})
+
+
+def _supported_attention(config: RunConfig, model: ModelProfile, part: Partial) -> RunConfig:
+    """Where the files leave attention to transformers, what it takes: eager for architectures without sdpa."""
+    origin = part.origins.get("attention")
+    is_open = origin is None or origin.value in (None, "auto")
+    if is_open and config.attention == "sdpa" and "sdpa" not in model.layers[0].attention.supports:
+        return config.model_copy(update={"attention": "eager"})
+    return config
 
 
 def _existing_targets(config: RunConfig, model: ModelProfile, part: Partial) -> tuple[RunConfig, tuple[Problem, ...]]:
@@ -168,9 +180,9 @@ def _check(
     phases = _phases(config, told, asked.margin)
     verdict = _verdict(estimated, phases, problems, asked.margin)
     found = [*_memory(config, estimated, model, phases, asked.margin), *problems]
-    mending: tuple[Fix, ...] = ()
+    mending: tuple[Fix, ...] = batch_fixes(source, config, estimated, model, cluster, asked.margin, files, asked.was)
     if not estimated.fits or verdict is Verdict.OOM:
-        mending = fixes(source, config, estimated, model, cluster, asked.margin, files)
+        mending += fixes(source, config, estimated, model, cluster, asked.margin, files)
     else:
         found += waste_problems(source, config, estimated, model, cluster, asked.margin)
     global_batch = config.micro_batch * config.accumulation * (1 if config.sharding == "none" else cluster.world_size)
@@ -292,6 +304,41 @@ def _shard(config: RunConfig, told: Estimate, model: ModelProfile) -> str:
     about = "" if files.known else "about "
     every = " on every rank, because nothing shards it" if config.sharding in ("ddp", "zero1", "zero2") else ""
     return f": loading a whole copy{every}, the card is full in shard {at} of {about}{files.count}"
+
+
+def _launching(source: Source, inventory: Inventory, cluster: Cluster, told: Estimate) -> Iterator[Problem]:
+    """What one process takes beside itself: other cards in sight, or a process group of its own."""
+    launch = source.given.launch
+    in_sight = len(launch.visible) if launch.visible is not None else inventory.devices_per_node
+    if source.is_alone and in_sight > 1:
+        refuses = source.format.name == "llamafactory"
+        yield Problem(
+            "conflict" if refuses else "unmodelled",
+            Severity.ERROR if refuses else Severity.WARNING,
+            "one process sees several GPUs: "
+            + (
+                "LLaMA-Factory refuses that"
+                if refuses
+                else "transformers' Trainer splits each batch over them (DataParallel)"
+            ),
+            hint="start it with torchrun or accelerate launch, or show it one card with CUDA_VISIBLE_DEVICES=0",
+            source="LLaMA-Factory hparams/parser.py" if refuses else "transformers trainer.py, args.n_gpu > 1",
+            may_need_more=not refuses,
+            may_need_less=not refuses,
+        )
+    forced = launch.variable("FORCE_TORCHRUN").lower() in ("1", "true")
+    grouped = launch.launcher == "torchrun" or (launch.launcher != "python" and forced)
+    if grouped and len(told.ranks) == 1 and cluster.gpus[0].kind != "cpu":
+        own = runtime_figure("nccl_bytes")
+        yield Problem(
+            "assumption",
+            Severity.NOTE,
+            "a single process under torchrun makes a process group, and NCCL takes memory for it",
+            hint="start one process without torchrun",
+            source=own.source,
+            may_need_more=True,
+            within=own.value / told.needed_bytes,
+        )
 
 
 def _named(config: RunConfig) -> Iterator[Problem]:
