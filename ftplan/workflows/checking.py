@@ -34,6 +34,8 @@ from ftplan.workflows.placing import placed
 from ftplan.workflows.planning import with_links
 
 DEFAULT_MARGIN: Final = 0.03
+HOPELESS: Final = 1.3
+"""What needs this many times the card by the closed form needs no allocator to tell."""
 QUANTIZED_NAMES: Final = ("gptq", "awq", "aqlm", "gguf", "-fp8", "int4", "int8", "bnb-4bit", "mxfp4", "nvfp4")
 """Parts of the names of checkpoints that are already quantized."""
 
@@ -156,12 +158,20 @@ class _Told:
 def _estimated(config: RunConfig, part: Partial, model: ModelProfile, cluster: Cluster, margin: float) -> _Told:
     own = int(part.beside.get("eval_micro_batch", config.micro_batch) or config.micro_batch)
     if not config.evaluates or own == config.micro_batch:
-        return _Told(estimate(config, model, cluster, margin=margin, replays=True))
+        return _Told(_exactly(config, model, cluster, margin))
     training = config.model_copy(update={"evaluates": False})
-    told = estimate(training, model, cluster, margin=margin, replays=True)
+    told = _exactly(training, model, cluster, margin)
     evaluation = estimate(config.model_copy(update={"micro_batch": own}), model, cluster, margin=margin)
     worst = worst_of(evaluation.ranks)
     return _Told(told, Timeline(worst.terms).bytes_at(Phase.EVAL) + worst.process_bytes - worst.peak_reserved_bytes)
+
+
+def _exactly(config: RunConfig, model: ModelProfile, cluster: Cluster, margin: float) -> Estimate:
+    """The estimate, played through the simulated allocator unless it is far beyond the card."""
+    told = estimate(config, model, cluster, margin=margin)
+    if told.needed_bytes > HOPELESS * told.capacity_bytes:
+        return told
+    return estimate(config, model, cluster, margin=margin, replays=True)
 
 
 def _check(
