@@ -48,7 +48,9 @@ class StackProfile:
     def reenters(self, config: RunConfig) -> bool:
         """Whether activation checkpointing of ``config`` is the reentrant one."""
         forced = self.reentrant_adapters_under_zero3 and config.sharding == "zero3" and config.trains_adapters
-        return self.reentrant_checkpointing or forced
+        # LLaMA-Factory gives it up under FSDP2 (model/model_utils/checkpointing.py).
+        usual = self.reentrant_checkpointing and config.sharding not in ("fsdp2", "fsdp2-grad-op", "hsdp")
+        return usual or forced
 
     def holds_frozen(self, config: RunConfig) -> bool:
         """Whether ZeRO-3 keeps frozen weights whole to the end of the backward, once it has run their layer again.
