@@ -1,7 +1,8 @@
 """Frozen inputs: what to train (`RunConfig`), what is asked (`PlanRequest`), and on which devices (`Inventory`).
 
-Light to import: pydantic and the standard library only. Nothing in a `RunConfig` is "auto"; a field that is left out
-when one is built takes the default documented here, which may follow from other fields (`_DERIVED`).
+Light to import: pydantic and the standard library only. Nothing in a `RunConfig` is "auto" but the sizes of DeepSpeed's
+buckets, which follow from the model (`OF_THE_MODEL`); a field that is left out when one is built takes the default
+documented here, which may follow from other fields (`_DERIVED`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ StackName = Literal["trainer", "trl", "llamafactory"]
 Objective = Literal["throughput", "memory", "headroom", "cost"]
 
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+Elements = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Spec(BaseModel):
@@ -64,6 +66,16 @@ class RunConfig(Spec):
     loss_path: LossPath = "full"
     sharding: Sharding = "none"
     offload: Offload = "none"
+    zero_reduce_bucket: PositiveInt | None = Field(
+        default=None, description="elements of DeepSpeed's reduce_bucket_size; None: the hidden size squared"
+    )
+    zero_prefetch_bucket: Elements | None = Field(
+        default=None, description="elements of stage3_prefetch_bucket_size; None: 0.9 times the hidden size squared"
+    )
+    zero_persistence_threshold: Elements | None = Field(
+        default=None, description="elements of stage3_param_persistence_threshold; None: 10 times the hidden size"
+    )
+    zero_overlap: bool = Field(default=True, description="DeepSpeed's overlap_comm")
     sync_each_batch: bool = Field(
         default=False, description="accelerate reduces gradients after every micro-batch, so FSDP2 keeps them sharded"
     )
@@ -115,6 +127,9 @@ class RunConfig(Spec):
         """Tokens one rank puts through one forward."""
         return self.micro_batch * self.seq_len
 
+
+OF_THE_MODEL: Final = frozenset({"zero_reduce_bucket", "zero_prefetch_bucket", "zero_persistence_threshold"})
+"""Fields that may be None: a multiple of the model's hidden size, as transformers fills in "auto"."""
 
 _DERIVED: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     "quantization": lambda given: "nf4" if given.get("method") == "qlora" else "none",
