@@ -79,11 +79,13 @@ def reduces_late(work: Workload) -> bool:
 def zero_partition(work: Workload) -> int:
     """The partition of the gradients that ZeRO-1 and 2 make in the backward; accumulating, ZeRO-2 has it already.
 
-    It is made as the first bucket is reduced: at the end where one takes all gradients, see `zero_at_end`.
+    It is made as the first bucket is reduced: at the end where one takes all gradients, see `zero_reducing`. Of those
+    that stage 1 accumulated what is in the bucket is gone by then.
     """
     if not _makes_partition(work) or _reduces_at_end(work):
         return 0
-    return _own_part(work)
+    gone = _copied(work) * work.gradient_bytes if _copied_from(work) else 0
+    return max(0, _own_part(work) - gone)
 
 
 def zero_reducing(work: Workload, in_backward: int, kept: int) -> int:
@@ -99,7 +101,7 @@ def zero_reducing(work: Workload, in_backward: int, kept: int) -> int:
     copy = bucket * work.gradient_bytes
     if not _reduces_at_end(work):
         gone = max(bucket / work.updated, 1 / work.world)
-        return max(0, copy - int(gone * kept))
+        return max(0, copy - int(gone * (kept + _copied_from(work))))
     made = _own_part(work) if _makes_partition(work) else 0
     return max(0, _waiting(work) + max(copy, made) - in_backward - _copied_from(work))
 
@@ -141,13 +143,17 @@ def _copied_from(work: Workload) -> int:
 
 
 def _waiting(work: Workload) -> int:
-    """Bytes of the gradients that are not in the bucket as it is reduced first, at the end of the backward.
+    """Bytes of the gradients that are not in the bucket as it is reduced first, at the end of the backward."""
+    return (work.updated - _copied(work)) * work.gradient_bytes
 
-    How far it is full then is not known: at least to where the largest would not fit.
+
+def _copied(work: Workload) -> int:
+    """Elements in the bucket as it is reduced first.
+
+    How far it is full then is not known: at least to where the largest gradient would not fit.
     """
     bucket = reduce_bucket(work)
-    copied = work.updated if work.updated <= bucket else max(0, bucket - largest_trainable(work))
-    return (work.updated - copied) * work.gradient_bytes
+    return work.updated if work.updated <= bucket else max(0, bucket - largest_trainable(work))
 
 
 def layer_weight_bytes(work: Workload) -> int:

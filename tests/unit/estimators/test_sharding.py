@@ -75,6 +75,12 @@ def test_a_smaller_bucket_is_copied_beside_what_layers_kept():
     assert sharding.zero_reducing(work, 0, 2 * PARAMS) == 0
 
 
+def test_what_stage_1_accumulated_is_gone_as_it_is_in_the_bucket():
+    work = on_four("zero1", accumulation=4, zero_reduce_bucket=PARAMS - 1, **FULL)
+    assert sharding.zero_partition(work) == 0
+    assert sharding.zero_reducing(work, 0, 0) <= 2
+
+
 def test_without_overlap_stage_1_has_all_gradients_when_it_makes_its_partition():
     work = on_four("zero1", zero_overlap=False, **FULL)
     assert sharding.zero_partition(work) == 0
