@@ -1,7 +1,8 @@
 """Frozen inputs: what to train (`RunConfig`), what is asked (`PlanRequest`), and on which devices (`Inventory`).
 
-Light to import: pydantic and the standard library only. Nothing in a `RunConfig` is "auto"; a field that is left out
-when one is built takes the default documented here, which may follow from other fields (`_DERIVED`).
+Light to import: pydantic and the standard library only. Nothing in a `RunConfig` is "auto" but the sizes of DeepSpeed's
+buckets, which follow from the model (`OF_THE_MODEL`); a field that is left out when one is built takes the default
+documented here, which may follow from other fields (`_DERIVED`).
 """
 
 from __future__ import annotations
@@ -126,6 +127,9 @@ class RunConfig(Spec):
         """Tokens one rank puts through one forward."""
         return self.micro_batch * self.seq_len
 
+
+OF_THE_MODEL: Final = frozenset({"zero_reduce_bucket", "zero_prefetch_bucket", "zero_persistence_threshold"})
+"""Fields that may be None: a multiple of the model's hidden size, as transformers fills in "auto"."""
 
 _DERIVED: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     "quantization": lambda given: "nf4" if given.get("method") == "qlora" else "none",
