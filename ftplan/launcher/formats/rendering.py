@@ -126,3 +126,8 @@ def read_back(chosen: Format, target: Target, files: Mapping[str, str]) -> dict[
     if chosen.name in PARTIAL:
         said.pop("stack", None)
     return {name: value for name, value in said.items() if name in RunConfig.model_fields}
+
+
+def settings_files(emitted: Emitted, what: str) -> dict[str, str]:
+    """The files of ``emitted`` by name, without the script that starts it."""
+    return {name: text for name, text in _files(emitted, what).items() if name != LAUNCH_FILE}
