@@ -156,7 +156,7 @@ def _python(words: list[Word], launch: Launch) -> Launch:
 
 
 def _torchrun_shape(launch: Launch, rest: list[Word], program: str = "") -> Launch:
-    """What torchrun's options say; each takes its default from a variable PET_… (torch distributed/argparse_util.py)."""
+    """What torchrun's options say; a variable PET_… is the default of each (torch distributed/argparse_util.py)."""
     options = launch.options
     nodes = (options.text("nnodes") or launch.variable("PET_NNODES")).split(":")[-1]
     ranks = options.text("nproc_per_node") or launch.variable("PET_NPROC_PER_NODE")
