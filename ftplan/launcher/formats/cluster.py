@@ -12,7 +12,7 @@ from ftplan.errors import CannotExpressError, InputError
 from ftplan.launcher.formats.partial import ANY_SHAPE, Shape
 from ftplan.units import GIB
 
-HOST_MARGIN: Final = 1.1
+HOST_PERCENT: Final = 110
 """A job over its share of RAM is killed, and page cache counts: a tenth more than the estimate says."""
 DEFAULT_PORT: Final = 29500
 FOLDER: Final = "/workspace"
@@ -68,7 +68,7 @@ class Cluster:
     @property
     def host_gib(self) -> int | None:
         """RAM of a node to ask for, in GiB."""
-        return None if self.host_bytes is None else math.ceil(self.host_bytes * HOST_MARGIN / GIB)
+        return None if self.host_bytes is None else -(-self.host_bytes * HOST_PERCENT // (100 * GIB))
 
     @property
     def seconds(self) -> int | None:

@@ -220,6 +220,8 @@ def _resuming(command: Sequence[str]) -> list[str]:
         'for saved in "$run_dir"/checkpoints/checkpoint-*/ftplan-manifest.json; do',
         '  if [ -e "$saved" ]; then exec ftplan run --resume --run-dir "$run_dir"; fi',
         "done",
-        "# An attempt that ended before its first checkpoint is kept aside.",
-        'if [ -e "$run_dir" ]; then mv -- "$run_dir" "$run_dir.$(date +%s)"; fi',
+        "# An attempt that ended before its first checkpoint is begun again; its folder may be a mount and stays.",
+        "for name in job.json state.json; do",
+        '  if [ -e "$run_dir/$name" ]; then mv -- "$run_dir/$name" "$run_dir/$name.$(date +%s)"; fi',
+        "done",
     ]

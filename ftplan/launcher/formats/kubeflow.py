@@ -132,7 +132,7 @@ def _output(target: Target) -> str:
 
 def escaped(text: str) -> str:
     """``text`` so that Kubernetes, which fills in ``$(NAME)`` in arguments, leaves it as it is."""
-    return re.sub(r"\$(?=[$(])", "$$$$", text)
+    return re.sub(r"\$(?=[$(])", "$$", text)
 
 
 def _unescaped(text: str) -> str:

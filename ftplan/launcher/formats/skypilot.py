@@ -151,8 +151,7 @@ def _bucket(url: str) -> str:
 def _run(cluster: Cluster, target: Target) -> Iterator[str]:
     yield "set -euo pipefail"
     if target.nodes > 1:
-        yield 'MASTER_ADDR="$(echo "$SKYPILOT_NODE_IPS" | head -n 1)"'
-        yield f"export MASTER_ADDR MASTER_PORT={cluster.port}"
+        yield f"export MASTER_ADDR=\"${{SKYPILOT_NODE_IPS%%$'\\n'*}}\" MASTER_PORT={cluster.port}"
     yield f"bash {LAUNCH_FILE}"
 
 

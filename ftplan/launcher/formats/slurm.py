@@ -89,7 +89,9 @@ def _directives(cluster: Cluster, target: Target) -> Iterator[str]:
 def _rendezvous(cluster: Cluster, target: Target) -> str:
     if target.nodes == 1:
         return ""
-    return f"""MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+    # The first line is not taken by head: it closes the pipe early, and under pipefail that ends the script.
+    return f"""hosts="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+MASTER_ADDR="${{hosts%%$'\\n'*}}"
 MASTER_PORT="$(({cluster.port} + SLURM_JOB_ID % {min(PORTS, 2**16 - cluster.port)}))"
 export MASTER_ADDR MASTER_PORT
 """
