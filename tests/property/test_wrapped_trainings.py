@@ -45,7 +45,8 @@ PLANTED: Final = (
     "$(PET_NNODES)",
     "$$",
     "a: b",
-    "é\u2028",
+    "é\u2028\x85",
+    "\ufeff\x1b[0m\t",
 )
 hostile = st.one_of(
     st.sampled_from(PLANTED),

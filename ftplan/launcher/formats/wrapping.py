@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
-
-import yaml
+from typing import Final
 
 from ftplan import __version__
 from ftplan.errors import InputError, UnknownNameError
@@ -13,7 +11,7 @@ from ftplan.launcher.formats import kubeflow, skypilot, slurm
 from ftplan.launcher.formats.cluster import Cluster, require_plain
 from ftplan.launcher.formats.distributing import node_script, timed
 from ftplan.launcher.formats.given import LAUNCH_FILE, Emitted, Target
-from ftplan.launcher.formats.rendering import settings_files
+from ftplan.launcher.formats.rendering import as_yaml, settings_files
 
 PLAN_FILE: Final = "plan.json"
 RANKS: Final = {slurm.NAME: slurm.RANK, skypilot.NAME: skypilot.RANK, kubeflow.NAME: kubeflow.RANK}
@@ -31,7 +29,7 @@ def wrap(
     if kind not in RANKS:
         raise UnknownNameError("scheduler", kind, RANKS, field="format")
     require_plain(cluster)
-    _require_lines(inner.command)
+    _require_words((*inner.command, *cluster.packages))
     what = f"Written by ftplan {__version__}: {target.nodes} node(s) of {target.per_node} GPU(s)."
     inner = timed(inner, target, cluster)
     files = {**(beside or {}), **settings_files(inner, kind)}
@@ -40,12 +38,12 @@ def wrap(
         return {**files, slurm.MAIN: slurm.script(cluster, target, what=what)}
     if kind == skypilot.NAME:
         how = f"sky launch --down {skypilot.MAIN}, or sky jobs launch {skypilot.MAIN}, which survives preemption"
-        return {**files, skypilot.MAIN: _yaml(skypilot.task(cluster, target), what, how)}
+        return {**files, skypilot.MAIN: as_yaml(skypilot.task(cluster, target), what, how)}
     how = f"kubectl apply -f {kubeflow.CONFIG_MAP} -f {kubeflow.MAIN}"
     return {
         **files,
-        kubeflow.CONFIG_MAP: _yaml(kubeflow.config_map(cluster, files), what, how),
-        kubeflow.MAIN: _yaml(kubeflow.train_job(cluster, target), what, how),
+        kubeflow.CONFIG_MAP: as_yaml(kubeflow.config_map(cluster, files), what, how),
+        kubeflow.MAIN: as_yaml(kubeflow.train_job(cluster, target), what, how),
     }
 
 
@@ -57,23 +55,6 @@ def native(target: Target, data: Sequence[str], *, options: Sequence[str] = ()) 
     return Emitted({}, "", ("ftplan", "run", PLAN_FILE, *named, "--run-dir", target.output_dir, *options))
 
 
-def _require_lines(command: Sequence[str]) -> None:
-    if any("\0" in word for word in command):
+def _require_words(words: Sequence[str]) -> None:
+    if any("\0" in word for word in words):
         raise InputError("a word of the command holds a null character", field="command")
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as such."""
-
-
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    plain = value.replace("\n", "").isprintable()
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value and plain else None)
-
-
-_Dumper.add_representer(str, _text)
-
-
-def _yaml(content: dict[str, Any], *comments: str) -> str:
-    head = "".join(f"# {comment}\n" for comment in comments)
-    return head + yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
