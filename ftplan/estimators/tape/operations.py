@@ -215,14 +215,22 @@ def cast_weight(tape: Tape, weight: Parameter, element: int, *, cached: bool = T
 
 
 def linear(
-    tape: Tape, value: Tensor, weight: Parameter, out: Size, *, bias: Parameter | None = None, autocast: int = 0
+    tape: Tape,
+    value: Tensor,
+    weight: Parameter,
+    out: Size,
+    *,
+    bias: Parameter | None = None,
+    autocast: int = 0,
+    cached: bool = True,
 ) -> Tensor:
     """A matrix product with a weight [out, in], under autocast to ``autocast`` bytes an element if given.
 
     It saves its input where the weight trains; DeepSpeed's under ZeRO-3 always does (runtime/zero/linear.py).
+    ``cached`` is False where the module gives autocast a view of its weight.
     """
     offset = bias if bias is None or not autocast else cast_weight(tape, bias, autocast)
-    matrix = cast_weight(tape, weight, autocast) if autocast else weight
+    matrix = cast_weight(tape, weight, autocast, cached=cached) if autocast else weight
     operand = to(tape, value, autocast) if autocast else value
     trains = weight.trains
     needs = operand.requires_grad
