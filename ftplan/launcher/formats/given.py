@@ -83,6 +83,7 @@ class Format:
         emit: a configuration in its words; raises CannotExpressError.
         pins: fields that its files cannot choose, with the only value they have.
         shape: processes that it starts by itself where the command does not say; None: one a device.
+        starts: the same where it depends on what is given.
 
     """
 
@@ -93,3 +94,4 @@ class Format:
     emit: Callable[[RunConfig, Target], Emitted] | None
     pins: Callable[[str], Mapping[str, Any]] = lambda _: {}
     shape: Shape = ANY_SHAPE
+    starts: Callable[[Given], Shape] = lambda _: ANY_SHAPE
