@@ -33,7 +33,7 @@ def argument_settings(words: Sequence[Word], script: str = "") -> tuple[Settings
             name, equals, value = word.text.lstrip("-").partition("=")
             key = name.replace("-", "_")
             taken: list[Word] = []
-            while not equals and at < len(words) and not _is_option(words[at]) and not (taken and _is_set(words[at])):
+            while not equals and at < len(words) and not _is_option(words[at]) and not _ends(words[at], taken):
                 taken.append(words[at])
                 at += 1
             missing = word.unresolved or next((each.unresolved for each in taken if each.unresolved), "")
@@ -53,8 +53,9 @@ def _is_option(word: Word) -> bool:
     return bool(re.match(r"--[A-Za-z_]|-[A-Za-z]", word.text))
 
 
-def _is_set(word: Word) -> bool:
-    return _OVERRIDE.fullmatch(word.text) is not None
+def _ends(word: Word, taken: Sequence[Word]) -> bool:
+    """Whether a word is no value of an option: a script's own arguments, or after one a setting by itself."""
+    return word.unresolved in ("$@", "$*") or (bool(taken) and _OVERRIDE.fullmatch(word.text) is not None)
 
 
 def _values(texts: Sequence[str]) -> Any:

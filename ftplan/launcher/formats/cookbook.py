@@ -202,4 +202,4 @@ def pins(method: str) -> Mapping[str, Any]:
     return fixed if method != "full" else {**fixed, "weights_dtype": "bf16", "precision": "none"}
 
 
-FORMAT: Final = Format(NAME, "llama-cookbook", NAME, parse, emit, pins, starts=starts)
+FORMAT: Final = Format(NAME, "llama-cookbook", NAME, parse, emit, pins, shape=starts)

@@ -268,4 +268,4 @@ def pins(method: str) -> Mapping[str, Any]:
     }
 
 
-FORMAT: Final = Format(NAME, "torchtune", NAME, parse, emit, pins, starts=starts)
+FORMAT: Final = Format(NAME, "torchtune", NAME, parse, emit, pins, shape=starts)
