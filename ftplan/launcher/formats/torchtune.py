@@ -241,6 +241,7 @@ def _sharding(settings: Settings, recipe: Recipe) -> Iterator[tuple[str, str, An
         return
     if settings.number("data_parallel_shard_dim", -1) == 1:
         yield "sharding", "data_parallel_shard_dim", "ddp"
+        yield "offload", "fsdp_cpu_offload", "none"
         return
     if settings.integer("data_parallel_replicate_dim", 1, least=1) > 1:
         yield "sharding", "data_parallel_replicate_dim", "hsdp"

@@ -19,10 +19,10 @@ KNOWN_OPTIMIZERS: Final = (
     *("torch.optim.AdamW", "torch.optim.Adam", "torch.optim.SGD", "bitsandbytes.optim.AdamW8bit"),
     *("bitsandbytes.optim.PagedAdamW", "bitsandbytes.optim.PagedAdamW8bit", "bitsandbytes.optim.Lion8bit"),
 )
-KEPT_LOSS_BYTES: Final = {"LinearCrossEntropyLoss": 5, "CEWithChunkedOutputLoss": 7}
-"""Bytes of a token and a word of the vocabulary that chunks leave for the backward and use in it: the logarithms of
-probabilities in fp32, with CEWithChunkedOutputLoss all logits in bf16 beside them, and an eighth of the next chunk's
-(modules/loss, without compile). The estimate has TRL's tiles, which keep nothing."""
+CHUNKED_OUTPUT: Final = "CEWithChunkedOutputLoss"
+PARTED: Final = "LinearCrossEntropyLoss"
+LOGITS_BYTES: Final = 2
+"""Bytes of a token and a word of the vocabulary that CEWithChunkedOutputLoss has beside the other's: all logits."""
 _NF4_PART: Final = 0.25
 
 
@@ -82,8 +82,10 @@ def _no_length(settings: Settings, fields: Mapping[str, Any]) -> Problem:
 
 def _loss(settings: Settings, builder: Builder | None, fields: Mapping[str, Any], recipe: Recipe) -> Iterator[Problem]:
     name = settings.text("loss._component_").rsplit(".", 1)[-1]
+    if name == PARTED:
+        return
     place = settings.place("loss._component_")
-    if name not in KEPT_LOSS_BYTES:
+    if name != CHUNKED_OUTPUT:
         yield Problem(
             "assumption",
             Severity.NOTE,
@@ -96,26 +98,26 @@ def _loss(settings: Settings, builder: Builder | None, fields: Mapping[str, Any]
     yield Problem(
         "assumption",
         Severity.NOTE,
-        f"{name} keeps every token's probabilities in fp32 up to the backward, the estimate makes them again in tiles",
-        hint="a smaller batch_size, or compile, makes them fewer",
+        f"{name} is estimated as {PARTED}, which does not hold all logits at once",
+        hint=f"use torchtune.modules.loss.{PARTED}",
         key="loss._component_",
         place=place,
-        source="torchtune 0.7 torchtune/modules/loss",
+        source="torchtune 0.7 torchtune/modules/loss/ce_chunked_output_loss.py",
         may_need_more=True,
-        within=_kept_part(KEPT_LOSS_BYTES[name], builder, fields, recipe),
+        within=_logits_part(builder, fields, recipe),
     )
 
 
-def _kept_part(element: int, builder: Builder | None, fields: Mapping[str, Any], recipe: Recipe) -> float | None:
-    """What the loss keeps as a part of one rank's weights, which are less than all that it needs; None if unknown."""
-    if builder is None:
+def _logits_part(builder: Builder | None, fields: Mapping[str, Any], recipe: Recipe) -> float | None:
+    """All logits as a part of one rank's weights, which are less than all that it needs; None if that is not known."""
+    if builder is None or fields["offload"] != "none":
         return None
     model = load_model(builder.id)
-    kept = element * model.vocab_size * int(fields["micro_batch"]) * int(fields["seq_len"])
+    logits = LOGITS_BYTES * model.vocab_size * int(fields["micro_batch"]) * int(fields["seq_len"])
     weights = model.total_params * DTYPE_BYTES[fields["weights_dtype"]]
     if fields["method"] == "qlora":
         weights = round(weights * _NF4_PART)
-    return kept * (recipe.ranks if str(fields["sharding"]) not in ("none", "ddp") else 1) / weights
+    return logits * (recipe.ranks if str(fields["sharding"]) not in ("none", "ddp") else 1) / weights
 
 
 def _mesh(settings: Settings, recipe: Recipe, fields: Mapping[str, Any], launch: Launch) -> Iterator[Problem]:

@@ -117,13 +117,15 @@ def test_known_files_have_no_other_problems_than_assumptions():
     assert {problem.kind for problem in read(LORA).problems} == {"assumption"}
 
 
-def test_what_the_loss_keeps_is_bounded_by_the_weights():
-    part = read(LORA)
+def test_a_loss_that_holds_all_logits_is_bounded_by_the_weights():
+    part = read(LORA, "loss=torchtune.modules.loss.CEWithChunkedOutputLoss")
     found = next(each for each in part.problems if each.key == "loss._component_")
-    kept = 5 * 128256 * 2 * 2048
-    assert found.within == pytest.approx(kept * 2 / (2 * load_model("Llama-3.1-8B").total_params))
+    logits = 2 * 128256 * 2 * 2048
+    assert found.within == pytest.approx(logits * 2 / (2 * load_model("Llama-3.1-8B").total_params))
     assert found.may_need_more
     assert not found.may_need_less
+    offloaded = read(LORA, "loss=torchtune.modules.loss.CEWithChunkedOutputLoss", "fsdp_cpu_offload=True")
+    assert next(each for each in offloaded.problems if each.key == "loss._component_").within is None
 
 
 def test_the_recipe_of_the_files_own_comments_decides_how_many_processes_start():
