@@ -47,7 +47,7 @@ def expressible(draw: st.DrawFn) -> tuple[RunConfig, Target]:
     dtype = draw(st.sampled_from(("bf16", "fp32")))
     method = draw(st.sampled_from(({"method": "full"}, {"method": "lora"}, {"method": "qlora"})))
     sharded = target.ranks > 1 and draw(st.booleans())
-    shardings = ["fsdp2", "fsdp2-grad-op", *(["hsdp"] if target.nodes > 1 else [])]
+    shardings = ["fsdp2", "fsdp2-grad-op", *(["hsdp"] if target.nodes > 1 and target.per_node > 1 else [])]
     model = draw(names)
     builder = builder_for(model)
     assert builder is not None
