@@ -1,7 +1,8 @@
 """Frozen inputs: what to train (`RunConfig`), what is asked (`PlanRequest`), and on which devices (`Inventory`).
 
-Light to import: pydantic and the standard library only. Nothing in a `RunConfig` is "auto"; a field that is left out
-when one is built takes the default documented here, which may follow from other fields (`_DERIVED`).
+Light to import: pydantic and the standard library only. Nothing in a `RunConfig` is "auto" but the sizes of DeepSpeed's
+buckets, which follow from the model (`OF_THE_MODEL`); a field that is left out when one is built takes the default
+documented here, which may follow from other fields (`_DERIVED`).
 """
 
 from __future__ import annotations
@@ -133,6 +134,9 @@ class RunConfig(Spec):
         return self.micro_batch * self.seq_len
 
 
+OF_THE_MODEL: Final = frozenset({"zero_reduce_bucket", "zero_prefetch_bucket", "zero_persistence_threshold"})
+"""Fields that may be None: a multiple of the model's hidden size, as transformers fills in "auto"."""
+
 _DERIVED: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     "quantization": lambda given: "nf4" if given.get("method") == "qlora" else "none",
     "double_quantization": lambda given: given["quantization"] != "none",
@@ -210,6 +214,7 @@ class PlanRequest(Spec):
 
     ``pins`` maps names of `RunConfig` fields to the values the user insists on. ``missing_packages`` are those that
     the machine which trains is known to lack. ``was`` tells of the configuration that this one takes the place of.
+    ``written_for`` names the tool that is to run it, ``not_written`` what its files cannot say.
     """
 
     model: str = Field(min_length=1)
@@ -225,6 +230,10 @@ class PlanRequest(Spec):
     pins: Mapping[str, Any] = Field(default_factory=dict)
     training: TrainingRequest | None = Field(default=None, description="tell time and cost of this training, too")
     missing_packages: tuple[str, ...] = Field(default=(), strict=False)
+    written_for: str = Field(default="", description="the tool whose files the plan is for, if not our own")
+    not_written: Mapping[str, tuple[Any, ...]] = Field(
+        default_factory=dict, description="values of fields that this tool's files cannot say"
+    )
     was: FormerBatch | None = None
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from ftplan.spec import RunConfig
 class StackProfile:
     """What a training loop does by itself, where loops differ.
 
-    ``upcasts_trainables``: full fine-tuning and adapters hold fp32 (LLaMA-Factory unless pure_bf16).
+    ``upcasts_trainables``: full fine-tuning and adapters hold fp32, but for `upcasts`' exception.
     ``builds_on_device``: the whole model comes to the device in its own dtype, and is packed or sharded then.
     ``empties_cache``: the cache is emptied as training begins, once weights are sharded.
     ``host_adam``: whose AdamW steps on the host under ZeRO with offload.
@@ -43,10 +43,17 @@ class StackProfile:
     source: str
     loss_chunks: int = 0
 
+    def upcasts(self, config: RunConfig) -> bool:
+        """Whether what trains is cast to fp32: not in pure 16-bit training, which has no autocast to compute in."""
+        pure = not config.trains_adapters and config.precision == "none" and config.weights_dtype != "fp32"
+        return self.upcasts_trainables and not pure
+
     def reenters(self, config: RunConfig) -> bool:
         """Whether activation checkpointing of ``config`` is the reentrant one."""
         forced = self.reentrant_adapters_under_zero3 and config.sharding == "zero3" and config.trains_adapters
-        return self.reentrant_checkpointing or forced
+        # LLaMA-Factory gives it up under FSDP2 (model/model_utils/checkpointing.py).
+        usual = self.reentrant_checkpointing and config.sharding not in ("fsdp2", "fsdp2-grad-op", "hsdp")
+        return usual or forced
 
     def holds_frozen(self, config: RunConfig) -> bool:
         """Whether ZeRO-3 keeps frozen weights whole to the end of the backward, once it has run their layer again.

@@ -12,6 +12,7 @@ from ftplan.errors import CannotExpressError
 from ftplan.launcher.formats import cookbook
 from ftplan.launcher.formats.given import Target
 from ftplan.launcher.formats.rendering import read_back, rendered
+from ftplan.profiles.models import hub_id
 from ftplan.spec import RunConfig
 
 targets = st.builds(
@@ -82,5 +83,6 @@ def test_what_its_arguments_can_say_comes_back(drawn: tuple[RunConfig, Target]) 
     config, target = drawn
     files = rendered(cookbook.FORMAT, config, target)
     back = RunConfig.model_validate(read_back(cookbook.FORMAT, target, files))
-    for field in ("model", "method", "quantization", "precision", "sharding", "offload", "seq_len", "micro_batch"):
+    assert back.model == hub_id(config.model)
+    for field in ("method", "quantization", "precision", "sharding", "offload", "seq_len", "micro_batch"):
         assert getattr(back, field) == getattr(config, field)

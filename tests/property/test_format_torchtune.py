@@ -14,6 +14,7 @@ from ftplan.launcher.formats.given import Target
 from ftplan.launcher.formats.rendering import read_back, rendered
 from ftplan.launcher.formats.torchtune_models import builder_for, builders
 from ftplan.launcher.formats.torchtune_writing import OPTIMIZERS
+from ftplan.profiles.models import hub_id
 from ftplan.spec import RunConfig
 
 targets = st.builds(
@@ -84,5 +85,6 @@ def test_what_its_files_can_say_comes_back(drawn: tuple[RunConfig, Target]) -> N
     config, target = drawn
     files = rendered(torchtune.FORMAT, config, target)
     back = RunConfig.model_validate(read_back(torchtune.FORMAT, target, files))
-    for field in ("model", "method", "sharding", "offload", "seq_len", "micro_batch", "accumulation", "loss_path"):
+    assert back.model == hub_id(config.model)
+    for field in ("method", "sharding", "offload", "seq_len", "micro_batch", "accumulation", "loss_path"):
         assert getattr(back, field) == getattr(config, field)

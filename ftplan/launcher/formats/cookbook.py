@@ -202,4 +202,9 @@ def pins(method: str) -> Mapping[str, Any]:
     return fixed if method != "full" else {**fixed, "weights_dtype": "bf16", "precision": "none"}
 
 
-FORMAT: Final = Format(NAME, "llama-cookbook", NAME, parse, emit, pins, shape=starts)
+CANNOT_SAY: Final[Mapping[str, tuple[Any, ...]]] = {
+    "sharding": ("ddp", "fsdp2-grad-op", "hsdp", "zero1", "zero2", "zero3"),
+    "offload": ("optimizer",),
+}
+
+FORMAT: Final = Format(NAME, "llama-cookbook", NAME, parse, emit, pins, cannot_say=CANNOT_SAY, shape=starts)

@@ -16,6 +16,7 @@ from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.given import ACCELERATE_FILE, DEEPSPEED_FILE, LAUNCH_FILE, Emitted, Format, Target
 from ftplan.launcher.formats.sources import opened
 from ftplan.profiles.frameworks import load_vocabulary
+from ftplan.profiles.models import hub_id
 from ftplan.spec import RunConfig
 
 PARTIAL: Final = ("deepspeed", "accelerate")
@@ -27,6 +28,7 @@ def rendered(chosen: Format, config: RunConfig, target: Target) -> dict[str, str
     """The files by name; raises CannotExpressError with the fields that they cannot say."""
     if chosen.emit is None:
         raise InputError(f"{chosen.title} is read, not written", field="format")
+    config = config.model_copy(update={"model": _loadable(config.model)})
     version = target.version or load_vocabulary(chosen.vocabulary).version
     emitted = chosen.emit(config, target)
     files = _files(emitted, f"{chosen.title} {version}")
@@ -34,6 +36,15 @@ def rendered(chosen: Format, config: RunConfig, target: Target) -> dict[str, str
     if lost:
         raise CannotExpressError(chosen.title, lost)
     return files
+
+
+def _loadable(model: str) -> str:
+    """A model as a framework loads it: by hub id, or from a folder that does not depend on where it is started."""
+    try:
+        local = Path(model).expanduser()
+        return str(local.resolve()) if local.exists() else hub_id(model)
+    except (OSError, ValueError, RuntimeError):  # no name of a file
+        return hub_id(model)
 
 
 def _files(emitted: Emitted, what: str) -> dict[str, str]:
@@ -52,12 +63,20 @@ def _files(emitted: Emitted, what: str) -> dict[str, str]:
 def _text(name: str, content: Mapping[str, Any], title: str) -> str:
     if name.endswith(".json"):
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    body = yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    return f"# {title}\n{body}"
+    return as_yaml(content, title)
+
+
+def as_yaml(content: Mapping[str, Any], *comments: str) -> str:
+    """``content`` as YAML, under lines of comment."""
+    head = "".join(f"# {comment}\n" for comment in comments)
+    return head + yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes floats so that YAML 1.1 reads them as such: 1e-05 is text to it, 1.0e-05 a number."""
+    """Writes floats so that YAML 1.1 reads them as such: 1e-05 is text to it, 1.0e-05 a number.
+
+    Text of several lines is written as such, control characters as escapes: some of them PyYAML reads back as blanks.
+    """
 
 
 def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
@@ -67,7 +86,17 @@ def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
+def _string(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = None
+    if not value.replace("\n", "").isprintable():
+        style = '"'
+    elif "\n" in value:
+        style = "|"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
 _Dumper.add_representer(float, _float)
+_Dumper.add_representer(str, _string)
 
 
 def _script(emitted: Emitted, title: str) -> str:
@@ -131,3 +160,8 @@ def read_back(chosen: Format, target: Target, files: Mapping[str, str]) -> dict[
     if chosen.name in PARTIAL:
         said.pop("stack", None)
     return {name: value for name, value in said.items() if name in RunConfig.model_fields}
+
+
+def settings_files(emitted: Emitted, what: str) -> dict[str, str]:
+    """The files of ``emitted`` by name, without the script that starts it."""
+    return {name: text for name, text in _files(emitted, what).items() if name != LAUNCH_FILE}

@@ -269,4 +269,10 @@ def pins(method: str) -> Mapping[str, Any]:
     }
 
 
-FORMAT: Final = Format(NAME, "torchtune", NAME, parse, emit, pins, shape=starts)
+CANNOT_SAY: Final[Mapping[str, tuple[Any, ...]]] = {
+    "sharding": ("ddp", "zero1", "zero2", "zero3"),
+    "offload": ("optimizer",),
+    "quantization": ("fp4",),
+}
+
+FORMAT: Final = Format(NAME, "torchtune", NAME, parse, emit, pins, cannot_say=CANNOT_SAY, nested=True, shape=starts)
