@@ -22,7 +22,13 @@ Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Kernels = Literal["none", "liger"]
 LossPath = Literal["full", "chunked", "liger"]
 Link = Literal["auto", "nvlink", "pcie"]
-StackName = Literal["trainer", "trl", "llamafactory"]
+StackName = Literal[
+    "trainer",
+    "trl",
+    "llamafactory",
+    "torchtune",
+    "cookbook",
+]
 Objective = Literal["throughput", "memory", "headroom", "cost"]
 
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
@@ -138,7 +144,11 @@ _DERIVED: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     # TRL's SFTTrainer recasts the adapters of a quantized model to bf16; peft alone makes them fp32 (FACTS in data/).
     "adapter_dtype": lambda given: "bf16" if given.get("stack") == "trl" and given.get("method") == "qlora" else "fp32",
     "loss_path": lambda given: (
-        "liger" if given.get("kernels") == "liger" else "chunked" if given.get("stack") == "trl" else "full"
+        "liger"
+        if given.get("kernels") == "liger"
+        else "chunked"
+        if given.get("stack") in ("trl", "torchtune")
+        else "full"
     ),
 }
 

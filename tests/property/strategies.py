@@ -67,7 +67,15 @@ _METHODS = st.sampled_from(
     ]
 )
 _LOSSES = st.sampled_from(
-    [{"loss_path": "full"}, {"loss_path": "chunked"}, {"kernels": "liger"}, {"stack": "trl"}, {"stack": "llamafactory"}]
+    [
+        {"loss_path": "full"},
+        {"loss_path": "chunked"},
+        {"kernels": "liger"},
+        {"stack": "trl"},
+        {"stack": "llamafactory"},
+        {"stack": "torchtune"},
+        {"stack": "cookbook"},
+    ]
 )
 _DTYPES = st.sampled_from(
     [

@@ -50,6 +50,7 @@ def options_of(work: Workload) -> Options:
         embedding_dropout=model.dropout.embedding,
         inputs_require_gradients=config.gradient_checkpointing,
         loss_path=config.loss_path,
+        loss_chunks=work.stack.loss_chunks if config.loss_path == "chunked" else 0,
         casts_outputs=work.stack.casts_outputs_to_fp32 and bool(work.autocast),
         accumulates=config.accumulation > 1,
         reduction=_reduction(work),

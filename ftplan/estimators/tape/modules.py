@@ -50,6 +50,7 @@ class Options:
     embedding_dropout: float = 0.0
     inputs_require_gradients: bool = True
     loss_path: str = "full"
+    loss_chunks: int = 0
     casts_outputs: bool = True
     accumulates: bool = False
     reduction: Reduction = NO_REDUCTION

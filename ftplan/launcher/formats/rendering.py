@@ -122,7 +122,21 @@ def _lost(chosen: Format, config: RunConfig, target: Target, files: Mapping[str,
     except ValueError:
         return sorted(said.keys() ^ set(RunConfig.model_fields)) or ["model"]
     fields = RunConfig.model_fields
-    return [each for each in fields if each not in ignored and getattr(back, each) != getattr(config, each)]
+    return [
+        each
+        for each in fields
+        if each not in ignored and _meant(each, getattr(back, each)) != _meant(each, getattr(config, each))
+    ]
+
+
+_SAME_OPTIMIZER: Final = {"adamw_8bit": "adamw_bnb_8bit", "paged_adamw": "paged_adamw_32bit"}
+
+
+def _meant(field: str, value: Any) -> Any:
+    """A value without what is only its spelling: the order of LoRA's targets, an optimizer's second name."""
+    if field == "lora_targets":
+        return frozenset(("q_proj", "v_proj") if value == "qv" else value.split(","))
+    return _SAME_OPTIMIZER.get(value, value) if field == "optimizer" else value
 
 
 def _without_effect(config: RunConfig) -> frozenset[str]:
@@ -132,6 +146,8 @@ def _without_effect(config: RunConfig) -> frozenset[str]:
         none |= {"lora_rank", "lora_alpha", "lora_targets", "lora_dropout", "adapter_dtype"}
     if config.quantization == "none":
         none |= {"double_quantization", "prepare_kbit"}
+    if config.accumulation == 1:
+        none |= {"sync_each_batch"}
     return frozenset(none)
 
 
