@@ -82,7 +82,7 @@ class Format:
         parse: what settings say; raises ConfigFileError for what cannot be used.
         emit: a configuration in its words; raises CannotExpressError.
         pins: fields that its files cannot choose, with the only value they have.
-        shape: processes that it starts by itself where the command does not say; None: one a device.
+        shape: processes that it starts by itself where neither command nor launcher says; none known: one a device.
 
     """
 
@@ -92,4 +92,4 @@ class Format:
     parse: Callable[[Given], Partial]
     emit: Callable[[RunConfig, Target], Emitted] | None
     pins: Callable[[str], Mapping[str, Any]] = lambda _: {}
-    shape: Shape = ANY_SHAPE
+    shape: Callable[[Given], Shape] = lambda _: ANY_SHAPE

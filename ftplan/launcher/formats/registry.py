@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from ftplan.launcher.formats import libraries, llamafactory
+from ftplan.launcher.formats import axolotl, libraries, llamafactory, swift
 from ftplan.launcher.formats.given import Format
 
 FORMATS: Final[Mapping[str, Format]] = {
     each.name: each
     for each in (
         llamafactory.FORMAT,
+        axolotl.FORMAT,
+        swift.FORMAT,
         libraries.DEEPSPEED,
         libraries.ACCELERATE,
         libraries.TRANSFORMERS,
