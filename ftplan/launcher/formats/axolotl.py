@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ftplan.errors import ConfigFileError
-from ftplan.launcher.formats import axolotl_rules, trainer
+from ftplan.launcher.formats import axolotl_rules, axolotl_words, trainer
 from ftplan.launcher.formats.audit import audit
-from ftplan.launcher.formats.axolotl_rules import NAME
+from ftplan.launcher.formats.axolotl_words import NAME
 from ftplan.launcher.formats.axolotl_writing import emit
-from ftplan.launcher.formats.dialect import expandable, opened_out, optimizer_of, targets_of
+from ftplan.launcher.formats.dialect import expandable, fsdp_words, opened_out, optimizer_of, targets_of
 from ftplan.launcher.formats.given import Format, Given
 from ftplan.launcher.formats.partial import Partial
 from ftplan.launcher.formats.presets import AXOLOTL_DEEPSPEED
@@ -32,11 +32,11 @@ LAUNCHING: Final = frozenset(
 """Options of ``axolotl train`` that are no settings of the training (cli/args.py, cli/main.py)."""
 MODELLED: Final = frozenset(
     {
-        *("base_model", "adapter", "load_in_4bit", "bnb_config_kwargs", "lora_r", "lora_alpha", "lora_dropout"),
-        *("lora_target_modules", "lora_target_linear", "peft_autocast_adapter_dtype", *axolotl_rules.LORA_KERNELS),
+        *("base_model", "load_in_4bit", "bnb_config_kwargs", "lora_r", "lora_alpha", "lora_dropout"),
+        *("lora_target_modules", "lora_target_linear", "peft_autocast_adapter_dtype", *axolotl_words.LORA_KERNELS),
         *("sequence_len", "sample_packing", "pad_to_sequence_len", "pad_to_multiple_of", "micro_batch_size"),
         *("gradient_accumulation_steps", "batch_size", "eval_batch_size", "bf16", "fp16", "bfloat16", "float16"),
-        *("gradient_checkpointing_kwargs.use_reentrant", "attn_implementation", *axolotl_rules.ATTENTION_FLAGS),
+        *("gradient_checkpointing_kwargs.use_reentrant", "attn_implementation", *axolotl_words.ATTENTION_FLAGS),
         *("fsdp", "fsdp_version", "fsdp_config.fsdp_version", "fsdp_config.reshard_after_forward", "dp_shard_size"),
         *("dp_replicate_size", "fsdp_config.offload_params", "fsdp_config.activation_checkpointing", "deepspeed"),
         *("accelerator_config", "val_set_size", "evals_per_epoch", "eval_steps", "eval_strategy"),
@@ -72,8 +72,8 @@ def parse(given: Given) -> Partial:
         take("bnb_config_kwargs", "quantization", quantization)
         take("bnb_config_kwargs", "double_quantization", double)
     take("sequence_len", "seq_len", _length(settings))
-    take(axolotl_rules.attention_key(settings), "attention", axolotl_rules.attention(settings)[0])
-    take("liger_fused_linear_cross_entropy", "kernels", "liger" if axolotl_rules.has_liger_loss(settings) else "none")
+    take(axolotl_words.attention_key(settings), "attention", axolotl_words.attention(settings)[0])
+    take("liger_fused_linear_cross_entropy", "kernels", "liger" if axolotl_words.has_liger_loss(settings) else "none")
     take("optimizer", "optimizer", optimizer_of(str(base.fields["optimizer"])))
     take("val_set_size", "evaluates", _evaluates(settings))
     if sharding.startswith("fsdp2") and settings.integer("dp_replicate_size", 1) > 1:
@@ -151,7 +151,7 @@ def _fsdp(settings: Settings) -> dict[str, Setting]:
     place = settings.place("fsdp_config") if inside else settings.place("fsdp")
     flagged = [word for word in words if word.lower() not in TRUE]
     return {
-        "fsdp": Setting("fsdp", " ".join(flagged) or True, settings.place("fsdp") if words else place),
+        "fsdp": Setting("fsdp", fsdp_words(flagged, named), settings.place("fsdp") if words else place),
         "fsdp_config": Setting("fsdp_config", named, place),
     }
 
@@ -218,7 +218,7 @@ def _packing(settings: Settings, micro_batch: int) -> dict[str, bool]:
     A padded batch of one sample carries a mask, too: its length is rounded up.
     """
     if settings.flag("sample_packing"):
-        apart = axolotl_rules.attention(settings)[1]
+        apart = axolotl_words.attention(settings)[1]
         return {"packing": apart, "padding": not apart}
     return {"packing": False, "padding": _pads(settings) or micro_batch > 1}
 

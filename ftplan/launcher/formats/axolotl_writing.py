@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ftplan.errors import CannotExpressError
 from ftplan.launcher.formats import deepspeed, trainer
-from ftplan.launcher.formats.axolotl_rules import LIGER, LORA_KERNELS
+from ftplan.launcher.formats.axolotl_words import LIGER, LORA_KERNELS
 from ftplan.launcher.formats.given import DEEPSPEED_FILE, Emitted, Target
 from ftplan.spec import RunConfig
 
@@ -27,6 +27,8 @@ def emit(config: RunConfig, target: Target) -> Emitted:
     """``config`` as axolotl's settings; what they cannot say is found when they are read back."""
     if "qv" in config.target_names and config.trains_adapters:
         raise CannotExpressError("axolotl", {"lora_targets": config.lora_targets}, hint="name the modules")
+    if config.sharding.startswith(("fsdp", "hsdp")) and config.optimizer in ("adamw_8bit", "adamw_bnb_8bit"):
+        raise CannotExpressError("axolotl", {"optimizer": config.optimizer}, hint="it refuses this one with FSDP2")
     main: dict[str, Any] = {
         "base_model": config.model,
         **(_adapter(config) if config.trains_adapters else {}),

@@ -171,3 +171,10 @@ def expandable(variable: Callable[[str], str], names: Sequence[str], *, default:
     """Whether the first of the environment's ``names`` that is set asks for expandable segments, else ``default``."""
     stated = next(filter(None, map(variable, names)), "")
     return "expandable_segments:true" in stated.lower() if stated else default
+
+
+def fsdp_words(words: Sequence[str], inside: Mapping[str, Any]) -> str | bool:
+    """The words of TrainingArguments' ``fsdp``: beside FSDP2's ``reshard_after_forward`` only offload counts."""
+    states = str(inside.get("version")) == "2" and inside.get("reshard_after_forward") is not None
+    kept = [word for word in words if not states or word.lower() == "offload"]
+    return " ".join(kept) or True

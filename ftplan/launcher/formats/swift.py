@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ftplan.launcher.formats import swift_rules, trainer
 from ftplan.launcher.formats.audit import audit
-from ftplan.launcher.formats.dialect import expandable, optimizer_of, present, targets_of
+from ftplan.launcher.formats.dialect import expandable, fsdp_words, optimizer_of, present, targets_of
 from ftplan.launcher.formats.given import Format, Given
 from ftplan.launcher.formats.partial import ANY_SHAPE, Partial, Shape
 from ftplan.launcher.formats.presets import SWIFT_DEEPSPEED, SWIFT_FSDP
@@ -26,7 +26,7 @@ SAMPLES_A_STEP: Final = 16
 """What accumulation makes up for where it is not stated (trainers/arguments.py)."""
 MODELLED: Final = frozenset(
     {
-        *("model", "tuner_type", "lora_rank", "lora_alpha", "lora_dropout", "lora_dtype", "target_modules"),
+        *("model", "lora_rank", "lora_alpha", "lora_dropout", "lora_dtype", "target_modules"),
         *("target_regex", "quant_bits", "quant_method", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"),
         *("bnb_4bit_quant_storage", "max_length", "packing_length", "packing", "padding_free", "attn_impl"),
         *("torch_dtype", "bf16", "fp16", "per_device_train_batch_size", "per_device_eval_batch_size"),
@@ -39,7 +39,7 @@ MODELLED: Final = frozenset(
 
 def parse(given: Given) -> Partial:
     """The fields that swift's settings say."""
-    settings = present(Settings({key: each for key, each in given.settings.items() if key != "ENV"}), NAME)
+    settings = _settings(given)
     swift_rules.require_fine_tuning(settings)
     base = trainer.parse_arguments(replace(given, settings=_arguments(settings, given)))
     fields: dict[str, Any] = {"stack": NAME, "prepare_kbit": False}
@@ -79,6 +79,14 @@ def parse(given: Given) -> Partial:
     return Partial(fields, origins, problems=problems).over(base)
 
 
+def _settings(given: Given) -> Settings:
+    """The settings under present names; until 3.0 ``quantization_bit`` meant bitsandbytes by itself."""
+    kept = {key: each for key, each in given.settings.items() if key != "ENV"}
+    if "quantization_bit" in kept and "quant_method" not in kept:
+        kept["quant_method"] = Setting("quant_method", "bnb", kept["quantization_bit"].place)
+    return present(Settings(kept), NAME)
+
+
 def _take_adapter(settings: Settings, take: Callable[[str, str, Any], None]) -> None:
     take("lora_rank", "lora_rank", settings.integer("lora_rank", 8, least=1))
     take("lora_alpha", "lora_alpha", settings.integer("lora_alpha", 32, least=1))
@@ -105,7 +113,7 @@ def _length(settings: Settings) -> int:
 
 
 def _as(settings: Settings, key: str, value: Any) -> Setting:
-    return Setting(key, value, settings.place(key), settings[key].unresolved if key in settings else "")
+    return Setting(key, value, settings.place(key))
 
 
 def _arguments(settings: Settings, given: Given) -> Settings:
@@ -145,9 +153,11 @@ def _fsdp(settings: Settings, given: Given) -> dict[str, Setting]:
         return {}
     content = swift_rules.fsdp_content(settings, given, SWIFT_FSDP)
     inside = content.get("fsdp_config", {})
-    kept = {"fsdp_version": 2, **(inside if isinstance(inside, Mapping) else {})}
+    kept = {key.removeprefix("fsdp_"): value for key, value in inside.items()} if isinstance(inside, Mapping) else {}
+    kept.setdefault("version", 2)
+    words = str(content.get("fsdp", "full_shard auto_wrap")).replace(",", " ").split()
     return {
-        "fsdp": _as(settings, "fsdp", str(content.get("fsdp", "full_shard auto_wrap"))),
+        "fsdp": _as(settings, "fsdp", fsdp_words(words, kept)),
         "fsdp_config": _as(settings, "fsdp", kept),
     }
 

@@ -60,15 +60,11 @@ def require_fine_tuning(settings: Settings) -> None:
 
 
 def method_of(settings: Settings) -> str:
-    """4 bits count with bitsandbytes named; ``quantization_bit`` of releases before 3.0 meant it by itself."""
+    """4 bits count only where bitsandbytes is named."""
     if settings.text("tuner_type", "lora").lower() == "full":
         return "full"
-    quantizes = settings.text("quant_method").lower() == "bnb" or _older_bits(settings)
-    return "qlora" if quantizes and settings.text("quant_bits") == "4" else "lora"
-
-
-def _older_bits(settings: Settings) -> bool:
-    return "quant_bits" in settings and settings["quant_bits"].key == "quant_bits" and "quant_method" not in settings
+    quantizes = settings.text("quant_method").lower() == "bnb" and settings.text("quant_bits") == "4"
+    return "qlora" if quantizes else "lora"
 
 
 def named_targets(settings: Settings) -> tuple[str, tuple[str, ...]]:

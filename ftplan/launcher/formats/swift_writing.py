@@ -22,6 +22,9 @@ def emit(config: RunConfig, target: Target) -> Emitted:
         raise CannotExpressError("ms-swift", {"sharding": config.sharding})
     if "qv" in config.target_names and config.trains_adapters:
         raise CannotExpressError("ms-swift", {"lora_targets": config.lora_targets}, hint="name the modules")
+    if _rows(config) and config.attention != "flash_attention_2":
+        hint = "packed and unpadded batches need flash_attention_2"
+        raise CannotExpressError("ms-swift", {"padding": config.padding, "packing": config.packing}, hint=hint)
     main: dict[str, Any] = {
         "model": config.model,
         "tuner_type": "lora" if config.trains_adapters else "full",

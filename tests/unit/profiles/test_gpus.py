@@ -189,13 +189,13 @@ def test_every_host_says_that_it_is_assumed():
 
 
 def test_stacks_differ_where_the_loops_do():
-    assert list_stacks() == ("trainer", "trl", "llamafactory")
+    assert list_stacks() == ("trainer", "trl", "llamafactory", "axolotl", "swift")
     assert load_stack("TRL").default_loss_path == "chunked"
     assert load_stack("trl").recasts_quantized_adapters
     assert load_stack("llamafactory").upcasts_trainables
     assert all(load_stack(name).casts_outputs_to_fp32 and load_stack(name).source for name in list_stacks())
-    with pytest.raises(UnknownNameError, match="unknown stack 'axolotl'"):
-        load_stack("axolotl")
+    with pytest.raises(UnknownNameError, match="unknown stack 'unsloth'"):
+        load_stack("unsloth")
 
 
 def test_profiles_are_shared():
