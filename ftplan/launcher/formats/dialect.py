@@ -24,6 +24,7 @@ CHECKPOINTED_ADAPTERS_WITHIN: Final = 0.4
 """The same with checkpointing, which keeps one layer's: 0.37."""
 LINEAR_ENDINGS: Final = ("proj", "qkv", "dense", "fc1", "fc2", "w1", "w2", "w3")
 _GROUP: Final = re.compile(r"\(([A-Za-z_0-9]+(?:\|[A-Za-z_0-9]+){0,40})\)((?:_[A-Za-z0-9]+){0,4})")
+_WORD: Final = re.compile(r"(?<![A-Za-z_0-9\\])[A-Za-z][A-Za-z_0-9]*")
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z_0-9.\-]+")
 
 
@@ -156,15 +157,16 @@ def targets_of(names: Sequence[str]) -> tuple[str, bool]:
             found[text] = None
         for match in _GROUP.finditer(text[:1000]):
             found |= dict.fromkeys(f"{part}{match[2]}" for part in match[1].split("|"))
+        found |= dict.fromkeys(_WORD.findall(text[:1000]))
     linear = [name for name in found if name.endswith(LINEAR_ENDINGS)]
     return (",".join(linear) or "all-linear"), True
 
 
 def pattern_problem(settings: Settings, key: str, targets: str) -> Problem:
-    """What reading a pattern as names leaves open."""
+    """A pattern read as names covers no fewer modules than it matches."""
     named = targets != "all-linear"
     why = f"the pattern is read as {targets} in every layer" if named else "the pattern is read as all linear layers"
-    return unmodelled(settings, key, why, more=not named, within=ADAPTERS_WITHIN)
+    return unmodelled(settings, key, why, more=False, within=ADAPTERS_WITHIN)
 
 
 def expandable(variable: Callable[[str], str], names: Sequence[str], *, default: bool) -> bool:
