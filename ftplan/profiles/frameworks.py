@@ -81,10 +81,15 @@ def load_vocabulary(name: str) -> Vocabulary:
         source=row["source"],
         defaults=_joined([part.defaults for part in parts], row["keys"]),
         costly=_joined([part.costly for part in parts], costly),
-        renamed=_joined([part.renamed for part in parts], renamed),
+        renamed=_joined([_others(part.renamed, row["keys"]) for part in parts], renamed),
         removed=_joined([part.removed for part in parts], removed),
         added=_joined([part.added for part in parts], row.get("added", {})),
     )
+
+
+def _others(renamed: Mapping[str, Renamed], own: Mapping[str, Any]) -> Mapping[str, Renamed]:
+    """Older names of an included vocabulary but for those that the framework itself still has."""
+    return {key: each for key, each in renamed.items() if key not in own}
 
 
 def _joined(parts: list[Mapping[str, Any]], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from ftplan.launcher.formats import cookbook, libraries, llamafactory, torchtune
+from ftplan.launcher.formats import axolotl, cookbook, libraries, llamafactory, swift, torchtune
 from ftplan.launcher.formats.given import Format
 
 FORMATS: Final[Mapping[str, Format]] = {
     each.name: each
     for each in (
         llamafactory.FORMAT,
+        axolotl.FORMAT,
+        swift.FORMAT,
         torchtune.FORMAT,
         cookbook.FORMAT,
         libraries.DEEPSPEED,
