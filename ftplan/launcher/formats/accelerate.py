@@ -57,6 +57,15 @@ def launch_settings(options: Settings) -> Settings:
     return Settings(found)
 
 
+def parse_launch(options: Settings, files: Files, base: Path, *, asked_by: str = "") -> Partial:
+    """What ``accelerate launch``'s own options say, and the configuration file that they name."""
+    named = options.text("config_file")
+    document = files.document(files.find(named, base), asked_by=asked_by or "the command") if named else None
+    written = document_settings(document, nested=True) if document else Settings()
+    both = written.replaced(launch_settings(options))
+    return parse_settings(both, files, document.path if document else base) if both else Partial()
+
+
 def parse_settings(settings: Settings, files: Files, base: Path) -> Partial:
     """As `parse`, from settings by dotted key."""
     kind = settings.text("distributed_type", "").upper()

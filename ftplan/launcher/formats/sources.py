@@ -54,7 +54,7 @@ class Source:
 
     def understood(self, ranks: int) -> Partial:
         """The fields that all of it says for so many processes."""
-        part = self.format.parse(replace(self.given, ranks=ranks)).over(self.around)
+        part = self.format.parse(replace(self.given, ranks=ranks, around=self.around)).over(self.around)
         if self.around.fields.get("gradient_checkpointing"):
             # FSDP's own checkpointing counts, whatever the trainer's is.
             part = replace(part, fields={**part.fields, "gradient_checkpointing": True})
@@ -149,19 +149,15 @@ def _source(
     flags = Settings({key: each for key, each in flags.items() if key != "config" or main is None})
     here = main.path if main else base
     given = Given(written.replaced(flags), here, files, launch, main)
-    return Source(chosen, given, _around(launch, files, base))
+    around = _around(launch, files, base)
+    return Source(chosen, given, chosen.around(given).over(around) if chosen.around else around)
 
 
 def _around(launch: Launch, files: Files, base: Path) -> Partial:
     """What the launcher's own options and its configuration file say."""
     if launch.launcher != "accelerate":
         return Partial()
-    options = accelerate.launch_settings(launch.options)
-    named = launch.options.text("config_file")
-    document = files.document(files.find(named, base), asked_by=launch.script or "the command") if named else None
-    written = document_settings(document, nested=True) if document else Settings()
-    both = written.replaced(options)
-    return accelerate.parse_settings(both, files, document.path if document else base) if both else Partial()
+    return accelerate.parse_launch(launch.options, files, base, asked_by=launch.script)
 
 
 def _documents(words: Sequence[str], files: Files, framework: str) -> Source:
@@ -198,7 +194,7 @@ def _of_documents(
         raise ConfigFileError(f"{main.name} is no framework's training configuration", file=main.name, hint=hint)
     chosen = FORMATS[name]
     found = _source(chosen, overrides, [main], Launch(), files, main.path)
-    return Source(chosen, found.given, around)
+    return Source(chosen, found.given, around.over(found.around))
 
 
 def overridden(source: Source, given: dict[str, Setting]) -> Source:
