@@ -157,7 +157,11 @@ class RankEstimate:
 
 @dataclass(frozen=True)
 class HostEstimate:
-    """RAM of one node, all its ranks together; ``capacity_assumed`` if nobody stated or measured what there is."""
+    """RAM of one node, all its ranks together; ``capacity_assumed`` if nobody stated or measured what there is.
+
+    ``peak_bytes`` is what the processes show as resident. ``shared_bytes`` of what is resident while loading are pages
+    of checkpoint files that several ranks map: they are there once, and `fits` counts them so.
+    """
 
     peak_bytes: int
     capacity_bytes: int
@@ -165,6 +169,13 @@ class HostEstimate:
     fits: bool
     peak_phase: Phase
     terms: tuple[Term, ...]
+    shared_bytes: int = 0
+
+    @property
+    def needed_bytes(self) -> int:
+        """The highest peak of any phase, with shared pages counted once."""
+        by_phase = Timeline(self.terms).by_phase
+        return max(size - (self.shared_bytes if phase is Phase.LOAD else 0) for phase, size in by_phase.items())
 
 
 @dataclass(frozen=True)

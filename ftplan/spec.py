@@ -200,6 +200,7 @@ class PlanRequest(Spec):
 
     ``pins`` maps names of `RunConfig` fields to the values the user insists on. ``missing_packages`` are those that
     the machine which trains is known to lack. ``was`` tells of the configuration that this one takes the place of.
+    ``written_for`` names the tool that is to run it, ``not_written`` what its files cannot say.
     """
 
     model: str = Field(min_length=1)
@@ -215,6 +216,10 @@ class PlanRequest(Spec):
     pins: Mapping[str, Any] = Field(default_factory=dict)
     training: TrainingRequest | None = Field(default=None, description="tell time and cost of this training, too")
     missing_packages: tuple[str, ...] = Field(default=(), strict=False)
+    written_for: str = Field(default="", description="the tool whose files the plan is for, if not our own")
+    not_written: Mapping[str, tuple[Any, ...]] = Field(
+        default_factory=dict, description="values of fields that this tool's files cannot say"
+    )
     was: FormerBatch | None = None
 
     @model_validator(mode="after")

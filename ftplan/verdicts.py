@@ -123,7 +123,6 @@ class Check:
     """The answer to ``ftplan check``.
 
     ``config`` and ``estimate`` are None where a named problem keeps them from being told; then ``verdict`` is unknown.
-    ``devices_needed_bytes`` of each rank are in the estimate.
     """
 
     framework: str
@@ -139,3 +138,9 @@ class Check:
     problems: tuple[Problem, ...]
     fixes: tuple[Fix, ...]
     advice: tuple[Advice, ...] = ()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it fits, if only just, and nothing would refuse it."""
+        refused = any(problem.severity is Severity.ERROR for problem in self.problems)
+        return self.verdict in (Verdict.FITS, Verdict.TIGHT) and not refused

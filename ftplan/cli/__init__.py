@@ -17,6 +17,7 @@ from ftplan.errors import FtplanError
 
 COMMANDS: Final = {
     "plan": ("plan", "Choose what fits and is fastest, and say why."),
+    "check": ("check", "Whether another tool's configuration fits, and what would mend it."),
     "estimate": ("estimate", "Memory and time of one exact configuration."),
     "need": ("need", "Which cards a model needs, by method."),
     "max": ("max_command", "Longest sequence, largest micro-batch, highest rank that fit."),

@@ -8,8 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from ftplan.cli import options
+from ftplan.errors import InputError
 
 Out = Annotated[Path | None, typer.Option("--out", help="Write plan.json and files to launch it into this folder.")]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option("--format", help="Whose files --out writes: native (ours), llamafactory, trl, axolotl, deepspeed, …"),
+]
+ForVersion = Annotated[
+    str | None, typer.Option("--for-version", help="Release that the files are for (default: the installed or newest).")
+]
+Dataset = Annotated[str | None, typer.Option("--dataset", help="Training data, by the name that the tool knows.")]
 Objective = Annotated[str | None, typer.Option("--objective", help="throughput, memory, headroom or cost.")]
 MaxSeq = Annotated[
     int | None, typer.Option("--max-seq", min=1, help="Tokens of a sample, or the most that fit where these do not.")
@@ -34,6 +43,8 @@ ASKED = (
     *("host_memory", "link", "network"),
 )
 """Options that `planning.plan_request` takes as they are."""
+
+EMISSION = ("formats", "for_version", "dataset")
 
 WAS = {"was_gpus": "gpus", "was_batch": "samples", "learning_rate": "learning_rate"}
 """Options about the configuration before, and the fields of `FormerBatch` they are."""
@@ -85,6 +96,9 @@ def command(
     price: options.Price = None,
     confirm: Confirm = False,
     out: Out = None,
+    formats: Formats = None,
+    for_version: ForVersion = None,
+    dataset: Dataset = None,
     as_json: options.AsJson = False,
 ) -> int:
     """Choose the best configuration for a model, GPUs and a global batch, with reasons and alternatives.
@@ -99,12 +113,18 @@ def command(
     from ftplan.results import to_json
     from ftplan.workflows import planning
 
-    chosen = planning.plan(planning.plan_request(gpus, **_asked(values)))
+    emission = _emission(values)
+    request = planning.plan_request(gpus, **_asked(values))
+    if emission is not None:
+        from ftplan.workflows import emitting
+
+        request = emitting.planned_for(request, emission.names)
+    chosen = planning.plan(request)
     if confirm:
         from ftplan.workflows import confirming
 
         chosen = confirming.confirmed(chosen)
-    written = planning.write_plan(chosen, out) if out is not None and chosen.config is not None else ()
+    written = _written(chosen, out, emission) if out is not None and chosen.config is not None else ()
     if as_json:
         typer.echo(to_json(chosen), nl=False)
     else:
@@ -116,7 +136,35 @@ def command(
 
 def _asked(values: dict[str, Any]) -> dict[str, Any]:
     """What `planning.plan_request` is told, from the command's ``locals()``."""
-    pins = options.given_pins(values, "max_seq", *WAS)
+    pins = options.given_pins(values, "max_seq", *EMISSION, *WAS)
     asked = {name: values[name] for name in ASKED if values[name] is not None}
     was = {field: values[name] for name, field in WAS.items() if values[name] is not None}
     return {**asked, "pins": pins, "training": options.given_training(values), "was": was}
+
+
+def _emission(values: dict[str, Any]) -> Any:
+    """What files are asked for beside ours; None for ours alone."""
+    if not values["formats"]:
+        return None
+    from ftplan.workflows import emitting
+
+    names = emitting.checked_names(values["formats"])
+    if values["out"] is None:
+        raise InputError("--format says whose files --out writes, and there is no --out", hint="--out DIR", field="out")
+    return (
+        None
+        if names == (emitting.NATIVE,)
+        else emitting.Emission(
+            names=names, version=values["for_version"] or "", dataset=values["dataset"] or "", epochs=values["epochs"]
+        )
+    )
+
+
+def _written(chosen: Any, out: Path, emission: Any) -> tuple[Path, ...]:
+    from ftplan.workflows import planning
+
+    if emission is None:
+        return planning.write_plan(chosen, out)
+    from ftplan.workflows import emitting
+
+    return emitting.write(chosen, out, emission)

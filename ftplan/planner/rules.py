@@ -13,7 +13,7 @@ from ftplan.estimators.params import expert_targets
 from ftplan.profiles.kernels import liger
 from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
 from ftplan.results import Estimate, Rejection
-from ftplan.spec import RunConfig
+from ftplan.spec import PlanRequest, RunConfig
 
 FSDP: Final = ("fsdp2", "fsdp2-grad-op", "hsdp")
 
@@ -270,6 +270,19 @@ def package_rejection(config: RunConfig, missing: Collection[str]) -> Rejection 
     )
 
 
+def format_rejection(config: RunConfig, request: PlanRequest) -> Rejection | None:
+    """Whether the files of the tool that the plan is for cannot say it."""
+    lost = next((name for name, values in request.not_written.items() if getattr(config, name) in values), None)
+    if lost is None:
+        return None
+    return Rejection(
+        "not-written",
+        f"{request.written_for}'s files cannot say {lost} {getattr(config, lost)}",
+        hint="choose another --format",
+        source=f"ftplan.launcher.formats.{request.written_for}",
+    )
+
+
 def weights_rejection(held_bytes: int, offered_bytes: int) -> Rejection:
     """What stays on a card through the whole run is already too large for the smallest that takes part."""
     return Rejection(
@@ -290,7 +303,7 @@ def memory_rejection(estimate: Estimate, margin: float) -> Rejection | None:
             "host-memory",
             f"host RAM is too small while in phase {estimate.host.peak_phase}",
             hint="a host with more RAM, fewer ranks on a host, or no offload",
-            needed_bytes=estimate.host.peak_bytes,
+            needed_bytes=estimate.host.needed_bytes,
             available_bytes=estimate.host.capacity_bytes,
         )
     return Rejection(

@@ -16,7 +16,13 @@ from ftplan.planner.batch import check_batch
 from ftplan.planner.explain import Choice, explain
 from ftplan.planner.findings import Findings, Looked
 from ftplan.planner.ranking import alternatives, estimate_of, faster_method, grouped, needed, pareto, rank, speed
-from ftplan.planner.rules import first_rejection, memory_rejection, package_rejection, weights_rejection
+from ftplan.planner.rules import (
+    first_rejection,
+    format_rejection,
+    memory_rejection,
+    package_rejection,
+    weights_rejection,
+)
 from ftplan.planner.space import DEFAULT_RANK, DEFAULT_TARGETS, HIGHER_RANKS, Family, Tier, families, tiers
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Candidate, Plan, RejectedGroup, SearchStats
@@ -234,7 +240,11 @@ def _may_fit(candidate: Candidate) -> bool:
 def _of_family(family: Family, request: PlanRequest, model: ModelProfile, cluster: Cluster) -> RejectedGroup | None:
     """What rejects a whole family without an estimate: a rule, a missing package, or weights far too large."""
     config = family.smallest
-    rejection = first_rejection(config, model, cluster) or package_rejection(config, request.missing_packages)
+    rejection = (
+        first_rejection(config, model, cluster)
+        or package_rejection(config, request.missing_packages)
+        or format_rejection(config, request)
+    )
     if rejection is None:
         offered = min(gpu.usable_bytes for gpu in cluster.gpus)
         held = held_bytes(config, model, cluster)

@@ -16,6 +16,8 @@ from ftplan.spec import RunConfig
 
 WORTH_TELLING: Final = 0.05
 """Estimates of a step are no better than a tenth; less than half of that is not worth a word."""
+WORTH_LESS_MACHINERY: Final = -0.02
+"""Less sharding or no offload is told where it is as fast, too."""
 LARGEST_MICRO_BATCH: Final = 64
 
 
@@ -49,7 +51,8 @@ def wasted(
             found = estimate(changed, model, cluster, margin=margin)
             ratio = found.tokens_per_second / told.tokens_per_second
             known = best.get(topic)
-            if not found.fits or ratio < 1 + WORTH_TELLING or (known is not None and known.speed_ratio >= ratio):
+            least = WORTH_LESS_MACHINERY if topic in ("sharding", "offload") else WORTH_TELLING
+            if not found.fits or ratio < 1 + least or (known is not None and known.speed_ratio >= ratio):
                 continue
             best[topic] = Waste(topic, move, changed, found, ratio)
         confirmed = [_confirmed(one, model, cluster, margin) for one in best.values()]

@@ -60,7 +60,7 @@ def verdict(result: Estimate) -> Text:
         free = size(result.capacity_bytes - result.needed_bytes)
         return words(("fits", "bold green"), f": needs {need} of {have} on the worst rank, {free} free")
     if not result.host.fits:
-        need, have = size(result.host.peak_bytes), size(result.host.capacity_bytes)
+        need, have = size(result.host.needed_bytes), size(result.host.capacity_bytes)
         return words(("does not fit", "bold red"), f": host RAM needs {need} of {have}")
     return words(("does not fit", "bold red"), f": needs {need} of {have} on the worst rank")
 

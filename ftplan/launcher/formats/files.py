@@ -24,13 +24,14 @@ class Files:
         self._texts = dict(texts or {})
 
     def document(self, path: Path, *, asked_by: str = "") -> Document:
-        """The document in ``path``; raises ConfigFileError if it was read before, or too many were."""
-        document = parse_document(self.text(path, asked_by=asked_by), path)
-        self.documents[document.name] = document
-        return document
+        """The document in ``path``, read once however often it is named; raises ConfigFileError."""
+        name = shown(path)
+        if name not in self.documents:
+            self.documents[name] = parse_document(self.text(path, asked_by=asked_by), path)
+        return self.documents[name]
 
     def text(self, path: Path, *, asked_by: str = "") -> str:
-        """The text in ``path``, likewise."""
+        """The text in ``path``; raises ConfigFileError if it was read before: a script that calls itself has no end."""
         self._note(path, asked_by)
         known = self._texts.get(path)
         return read_config(path, asked_by=asked_by) if known is None else known

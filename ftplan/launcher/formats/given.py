@@ -84,7 +84,9 @@ class Format:
         vocabulary: the name of its vocabulary in profiles.
         parse: what settings say; raises ConfigFileError for what cannot be used.
         emit: a configuration in its words; raises CannotExpressError.
-        pins: fields that its files cannot choose, with the only value they have.
+        pins: fields that its files cannot choose, with the only value they have, for a method.
+        cannot_say: values of fields that its files have no words for.
+        nested: its settings are known by dotted keys, as a component and its arguments are.
         shape: processes that it starts by itself where the command does not say; None: one a device.
         around: what its own settings say of the launcher, for a framework that starts accelerate by itself.
 
@@ -96,5 +98,7 @@ class Format:
     parse: Callable[[Given], Partial]
     emit: Callable[[RunConfig, Target], Emitted] | None
     pins: Callable[[str], Mapping[str, Any]] = lambda _: {}
+    cannot_say: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    nested: bool = False
     shape: Shape = ANY_SHAPE
     around: Callable[[Given], Partial] | None = None

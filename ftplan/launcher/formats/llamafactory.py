@@ -371,4 +371,4 @@ def _launched(config: RunConfig, target: Target, main: dict[str, Any]) -> Emitte
     return Emitted(main, MAIN, ("llamafactory-cli", "train", MAIN), environment, deepspeed=content)
 
 
-FORMAT: Final = Format(NAME, "LLaMA-Factory", NAME, parse, emit, pins)
+FORMAT: Final = Format(NAME, "LLaMA-Factory", NAME, parse, emit, pins, cannot_say={"sharding": ("hsdp",)})

@@ -17,6 +17,7 @@ from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.given import ACCELERATE_FILE, DEEPSPEED_FILE, LAUNCH_FILE, Emitted, Format, Target
 from ftplan.launcher.formats.sources import opened
 from ftplan.profiles.frameworks import load_vocabulary
+from ftplan.profiles.models import hub_id
 from ftplan.spec import RunConfig
 
 PARTIAL: Final[Mapping[str, frozenset[str]]] = {
@@ -32,6 +33,7 @@ def rendered(chosen: Format, config: RunConfig, target: Target) -> dict[str, str
     """The files by name; raises CannotExpressError with the fields that they cannot say."""
     if chosen.emit is None:
         raise InputError(f"{chosen.title} is read, not written", field="format")
+    config = config.model_copy(update={"model": _loadable(config.model)})
     version = target.version or load_vocabulary(chosen.vocabulary).version
     emitted = chosen.emit(config, target)
     files = _files(emitted, f"{chosen.title} {version}")
@@ -39,6 +41,15 @@ def rendered(chosen: Format, config: RunConfig, target: Target) -> dict[str, str
     if lost:
         raise CannotExpressError(chosen.title, lost)
     return files
+
+
+def _loadable(model: str) -> str:
+    """A model as a framework loads it: by hub id, or from a folder that does not depend on where it is started."""
+    try:
+        local = Path(model).expanduser()
+        return str(local.resolve()) if local.exists() else hub_id(model)
+    except (OSError, ValueError, RuntimeError):  # no name of a file
+        return hub_id(model)
 
 
 def _files(emitted: Emitted, what: str) -> dict[str, str]:

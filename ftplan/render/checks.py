@@ -1,0 +1,122 @@
+"""A check as text: the verdict, memory by phase, what is wrong, and what would mend it."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from ftplan.render.console import bar, duration, out, size, words
+from ftplan.render.estimates import summary
+from ftplan.verdicts import Change, Check, Fix, PhaseVerdict, Problem, Severity, Verdict
+
+BAR_WIDTH = 32
+VERDICTS = {
+    Verdict.FITS: ("fits", "bold green"),
+    Verdict.TIGHT: ("tight", "bold yellow"),
+    Verdict.OOM: ("out of memory", "bold red"),
+    Verdict.UNKNOWN: ("unknown", "bold yellow"),
+}
+SEVERITIES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
+WHY_UNKNOWN = "something that is not modelled could change it"
+
+
+def print_check(check: Check) -> None:
+    """The whole answer of ``ftplan check``."""
+    console = out()
+    console.print(words((", ".join(check.files) or "command line", "bold"), f" · {check.framework} {check.version}"))
+    if check.config is not None:
+        processes = f"{check.ranks} process{'es' if check.ranks > 1 else ''}"
+        config = check.config
+        console.print(
+            words(f"{config.model} on {check.inventory}, {processes}, global batch {check.global_batch}, ")
+            + words(f"{config.seq_len} tokens")
+        )
+        console.print(words(f"{summary(config)}, {config.optimizer}, {config.stack}"))
+    console.print(_verdict(check))
+    if check.phases:
+        console.print()
+        console.print(_phases(check.phases))
+    if check.estimate is not None:
+        host = check.estimate.host
+        known = " assumed" if host.capacity_assumed else ""
+        console.print(
+            f"host RAM {size(host.peak_bytes)} of{known} {size(host.capacity_bytes)} a node, highest in "
+            f"{host.peak_phase} · step {duration(check.estimate.step_seconds)} · "
+            f"{check.estimate.tokens_per_second:,.0f} tokens/s"
+        )
+    if check.problems:
+        console.print()
+        for problem in check.problems:
+            console.print(_problem(problem))
+            if problem.hint:
+                console.print(words(("  hint: ", "cyan"), problem.hint))
+    for advice in check.advice:
+        console.print(words((f"{advice.topic.replace('_', ' ')}: ", "bold"), advice.text))
+    if check.fixes:
+        console.print()
+        for number, fix in enumerate(check.fixes, start=1):
+            _print_fix(number, fix)
+
+
+def _verdict(check: Check) -> Text:
+    name, style = VERDICTS[check.verdict]
+    if check.estimate is None:
+        return words((name, style))
+    told = check.estimate
+    highest = max(told.needed_bytes, *(phase.bytes for phase in check.phases))
+    need = f": needs {size(highest)} of {size(told.capacity_bytes)} on the worst rank"
+    if not told.host.fits:
+        need = f": a host needs {size(told.host.needed_bytes)} of {size(told.host.capacity_bytes)} of RAM"
+    return words((name, style), need, f"; {WHY_UNKNOWN}" if check.verdict is Verdict.UNKNOWN else "")
+
+
+def _phases(phases: tuple[PhaseVerdict, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column, justify in (("phase", "left"), ("needs", "right"), ("of what is offered", "left"), ("", "left")):
+        table.add_column(column, justify="right" if justify == "right" else "left")
+    for each in phases:
+        part = each.bytes / each.available_bytes if each.available_bytes else 1.0
+        fits = ("", "") if each.fits else ("does not fit", "bold red")
+        table.add_row(each.phase, size(each.bytes), bar(part, BAR_WIDTH), Text(*fits))
+    return table
+
+
+def _problem(problem: Problem) -> Text:
+    needs = ""
+    if problem.needed_bytes is not None and problem.available_bytes is not None:
+        needs = f": needs {size(problem.needed_bytes)} of {size(problem.available_bytes)}"
+    where = f" ({problem.place})" if str(problem.place) else ""
+    kind = (f"{problem.severity}: ", SEVERITIES[problem.severity])
+    return words(kind, f"[{problem.kind}] {problem.message}{needs}{where}")
+
+
+def _print_fix(number: int, fix: Fix) -> None:
+    console = out()
+    speed = (
+        f"{fix.speed_ratio:.2f} times the speed" if fix.speed_ratio < 0.995 or fix.speed_ratio > 1.005 else "as fast"
+    )
+    kept = "" if fix.keeps_result else ", changes what is trained"
+    needs = f"needs {size(fix.estimate.needed_bytes)} of {size(fix.estimate.capacity_bytes)}"
+    host = fix.estimate.host
+    ram = "" if host.fits else f", and {size(host.needed_bytes)} of host RAM on a node"
+    console.print(words((f"fix {number}: ", "bold green"), f"{fix.what}: {needs}{ram}, {speed}{kept}"))
+    for change in fix.changes:
+        console.print(words(f"  {change_line(change)}"), soft_wrap=True)
+    for name in fix.new_files:
+        console.print(words(f"  new file {name}"))
+    if not fix.changes:
+        told = ", ".join(f"{name} {value}" for name, value in fix.fields.items())
+        console.print(words(f"  no key of these files says it; as fields: {told}"))
+
+
+def change_line(change: Change) -> str:
+    """An edit in one line: what goes, what comes."""
+    if change.old is None:
+        return f"{change.file}: + {change.key}: {_value(change.new)}"
+    if change.new is None:
+        return f"{change.file}: - {change.key}: {_value(change.old)}"
+    return f"{change.file}: {change.key}: {_value(change.old)} -> {_value(change.new)}"
+
+
+def _value(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
