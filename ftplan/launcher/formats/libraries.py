@@ -92,6 +92,13 @@ def _emit_arguments(config: RunConfig, target: Target) -> Emitted:
     return Emitted(main, MAIN, command, _environment(config), deepspeed=content)
 
 
-DEEPSPEED: Final = Format("deepspeed", "DeepSpeed", "deepspeed", _nothing, _emit_deepspeed)
-ACCELERATE: Final = Format("accelerate", "accelerate", "accelerate", _nothing, _emit_accelerate)
-TRANSFORMERS: Final = Format("transformers", "transformers", "transformers", _parse_arguments, _emit_arguments)
+NOT_ZERO: Final = ("none", "ddp", "fsdp2", "fsdp2-grad-op", "hsdp")
+NO_HSDP: Final = {"sharding": ("hsdp",)}
+
+DEEPSPEED: Final = Format(
+    "deepspeed", "DeepSpeed", "deepspeed", _nothing, _emit_deepspeed, cannot_say={"sharding": NOT_ZERO}
+)
+ACCELERATE: Final = Format("accelerate", "accelerate", "accelerate", _nothing, _emit_accelerate, cannot_say=NO_HSDP)
+TRANSFORMERS: Final = Format(
+    "transformers", "transformers", "transformers", _parse_arguments, _emit_arguments, cannot_say=NO_HSDP
+)

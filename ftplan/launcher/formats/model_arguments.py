@@ -1,4 +1,4 @@
-"""The model, its adapters and its 4-bit weights under the names of TRL's ModelConfig, which scripts are read under, too.
+"""The model, its adapters and its 4-bit weights under the names of TRL's ModelConfig, as scripts are read, too.
 
 What a script leaves out is peft's and bitsandbytes' own default, not ModelConfig's: `python_source` fills that in.
 """

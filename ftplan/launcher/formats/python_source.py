@@ -42,6 +42,10 @@ BITS: Final[Mapping[str, str]] = {
     "bnb_4bit_quant_type": "bnb_4bit_quant_type",
     "bnb_4bit_use_double_quant": "use_bnb_nested_quant",
 }
+WITHOUT_LORA_ARGUMENTS: Final[Mapping[str, Any]] = {"lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
+"""LoraConfig's own defaults (peft 0.21), which are not ModelConfig's."""
+WITHOUT_BITS_ARGUMENTS: Final[Mapping[str, Any]] = {"bnb_4bit_quant_type": "fp4", "use_bnb_nested_quant": False}
+"""BitsAndBytesConfig's (transformers 5.23 utils/quantization_config.py)."""
 LOADING: Final[Mapping[str, str]] = {
     "attn_implementation": "attn_implementation",
     "dtype": "dtype",
@@ -49,6 +53,11 @@ LOADING: Final[Mapping[str, str]] = {
     "load_in_4bit": "load_in_4bit",
     "load_in_8bit": "load_in_8bit",
 }
+
+
+MODEL_CLASSES: Final = ("ForCausalLM", "ForConditionalGeneration", "ForImageTextToText")
+DEEPEST: Final = 4
+"""How many names or mappings within one another are followed."""
 
 
 @dataclass
@@ -91,11 +100,14 @@ class _Reader:
         self.constants = constants
         self.found: dict[str, Setting] = {}
         self.framework = ""
+        self.loads = False
 
     def read(self, tree: ast.Module) -> Script:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 self._call(node, _called(node.func))
+        if self.loads:
+            self.found = {key: each for key, each in self.found.items() if not key.startswith("model_init_kwargs")}
         return Script(Settings(self.found), self.framework)
 
     def _call(self, node: ast.Call, name: str) -> None:
@@ -106,19 +118,33 @@ class _Reader:
                 self.framework = ARGUMENTS[last]
         elif last == "LoraConfig":
             self._take(node, LORA)
-            self.found.setdefault("use_peft", Setting("use_peft", True, self._place(node)))
+            self._fill(node, {"use_peft": True, **WITHOUT_LORA_ARGUMENTS})
         elif last == "BitsAndBytesConfig":
             self._take(node, BITS)
+            self._fill(node, WITHOUT_BITS_ARGUMENTS)
         elif last == "prepare_model_for_kbit_training":
             self.found["prepare_kbit"] = Setting("prepare_kbit", True, self._place(node))
-        elif last == "from_pretrained" and "AutoModel" in name:
-            self._take(node, LOADING)
-            self._model(node)
+        elif last == "from_pretrained" and _loads_model(name):
+            self._loaded(node)
         elif last == "SFTTrainer":
             self.framework = "trl"
             for keyword in node.keywords:
                 if keyword.arg == "model":
                     self._set("model_name_or_path", keyword.value, only=str)
+
+    def _loaded(self, node: ast.Call) -> None:
+        """A model that the script loads itself: then the trainer's own arguments for that are not used."""
+        self.loads = True
+        self._take(node, LOADING)
+        self._fill(node, {"dtype": "auto"})
+        if any(name in ("load_in_4bit", "load_in_8bit") for name, _ in self._keywords(node)):
+            self._fill(node, WITHOUT_BITS_ARGUMENTS)
+        self._model(node)
+
+    def _fill(self, node: ast.Call, defaults: Mapping[str, Any]) -> None:
+        """What ``node`` does not say, as its class has it."""
+        for key, value in defaults.items():
+            self.found.setdefault(key, Setting(key, value, self._place(node)))
 
     def _model(self, node: ast.Call) -> None:
         if node.args:
@@ -128,12 +154,35 @@ class _Reader:
                 self._set("model_name_or_path", keyword.value, only=str)
 
     def _take(self, node: ast.Call, names: Mapping[str, str] | None) -> None:
-        for keyword in node.keywords:
-            if keyword.arg is None:
-                continue  # **kwargs
-            key = keyword.arg if names is None else names.get(keyword.arg)
+        for name, value in self._keywords(node):
+            key = name if names is None else names.get(name)
             if key is not None:
-                self._set(key, keyword.value)
+                self._set(key, value)
+
+    def _keywords(self, node: ast.Call) -> Iterator[tuple[str, ast.expr]]:
+        """Keyword arguments, those unpacked from a literal mapping among them."""
+        for keyword in node.keywords:
+            if keyword.arg is not None:
+                yield keyword.arg, keyword.value
+            else:
+                yield from self._items(keyword.value)
+
+    def _items(self, value: ast.expr, depth: int = 0) -> Iterator[tuple[str, ast.expr]]:
+        """The items of ``{...}`` or ``dict(...)``, or of a name that is set to one once."""
+        if isinstance(value, ast.Name) and value.id in self.constants and depth < DEEPEST:
+            yield from self._items(self.constants[value.id], depth + 1)
+        elif isinstance(value, ast.Dict) and depth < DEEPEST:
+            for key, item in zip(value.keys, value.values, strict=True):
+                if key is None:
+                    yield from self._items(item, depth + 1)
+                elif isinstance(key, ast.Constant) and isinstance(key.value, str):
+                    yield key.value, item
+        elif isinstance(value, ast.Call) and _called(value.func) == "dict" and depth < DEEPEST:
+            for keyword in value.keywords:
+                if keyword.arg is not None:
+                    yield keyword.arg, keyword.value
+                else:
+                    yield from self._items(keyword.value, depth + 1)
 
     def _set(self, key: str, value: ast.expr, only: type | None = None) -> None:
         known, plain = self._literal(value)
@@ -141,28 +190,52 @@ class _Reader:
             return
         if known:
             self.found[key] = Setting(key, plain, self._place(value))
+            if isinstance(plain, dict):
+                self._unknown_items(key, value)
         else:
             self.found.setdefault(key, Setting(key, None, self._place(value), ast.unparse(value)[:60]))
 
+    def _unknown_items(self, key: str, value: ast.expr) -> None:
+        for name, item in self._items(value):
+            if not self._literal(item)[0]:
+                told = Setting(f"{key}.{name}", None, self._place(item), ast.unparse(item)[:60])
+                self.found.setdefault(told.key, told)
+
     def _literal(self, value: ast.expr, depth: int = 0) -> tuple[bool, Any]:
-        if isinstance(value, ast.Name) and value.id in self.constants and depth < 4:
+        """Whether ``value`` is known without running anything, and what it is."""
+        if depth >= DEEPEST:
+            return False, None
+        if isinstance(value, ast.Name) and value.id in self.constants:
             return self._literal(self.constants[value.id], depth + 1)
         if isinstance(value, ast.Attribute) and _called(value).startswith("torch.") and value.attr in DTYPES:
             return True, DTYPES[value.attr]
+        if isinstance(value, ast.Dict) or (isinstance(value, ast.Call) and _called(value.func) == "dict"):
+            return self._mapping(value, depth)
         try:
             plain = ast.literal_eval(value)
         except (ValueError, TypeError, SyntaxError):
             return False, None
         if isinstance(plain, tuple | set):
-            plain = (
-                sorted(plain)
-                if isinstance(plain, set) and all(isinstance(each, str) for each in plain)
-                else list(plain)
-            )
-        return isinstance(plain, str | int | float | bool | list | dict | None), plain
+            plain = sorted(plain, key=str) if isinstance(plain, set) else list(plain)
+        return isinstance(plain, str | int | float | bool | list | None), plain
+
+    def _mapping(self, value: ast.expr, depth: int) -> tuple[bool, Any]:
+        """A mapping by its literal items; those that are none are left out, as ``**`` of unknown things is."""
+        found = {}
+        for key, item in self._items(value):
+            known, plain = self._literal(item, depth + 1)
+            if known:
+                found[key] = plain
+        return True, found
 
     def _place(self, node: ast.AST) -> Place:
         return Place(shown(self.path), getattr(node, "lineno", 0))
+
+
+def _loads_model(name: str) -> bool:
+    """Whether ``name`` is ``from_pretrained`` of a class of models."""
+    of = name.split(".")[-2] if "." in name else ""
+    return "AutoModel" in name or of.endswith(MODEL_CLASSES)
 
 
 def _called(function: ast.expr) -> str:

@@ -28,7 +28,8 @@ FSDP_KEYS: Final = ("fsdp", "fsdp_config", "fsdp_transformer_layer_cls_to_wrap",
 MODELLED: Final = frozenset(
     {
         *(*BATCH, *FSDP_KEYS, "deepspeed", "bf16", "fp16", "gradient_checkpointing", "activation_checkpointing"),
-        "accelerator_config.gradient_accumulation_kwargs.sync_each_batch",
+        *("accelerator_config.gradient_accumulation_kwargs.sync_each_batch", "use_liger_kernel"),
+        *("eval_strategy", "per_device_eval_batch_size"),
     }
 )
 """Keys that are read here, whatever they hold."""

@@ -33,7 +33,8 @@ CONFLICTS: Final[tuple[_Rule, ...]] = (
         "load_best_model_at_end",
         lambda settings, _: (
             settings.flag("load_best_model_at_end")
-            and _strategy(settings, "save_strategy", "steps") not in ("best", _strategy(settings, "eval_strategy", "no"))
+            and _strategy(settings, "save_strategy", "steps")
+            not in ("best", _strategy(settings, "eval_strategy", "no"))
         ),
         "load_best_model_at_end needs the same strategy for saving as for evaluating",
         "set eval_strategy and save_strategy alike",

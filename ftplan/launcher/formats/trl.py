@@ -1,4 +1,4 @@
-"""TRL's supervised fine-tuning: ``trl sft`` with its YAML, its script under any launcher, and Python that uses SFTTrainer.
+"""TRL's supervised fine-tuning: ``trl sft`` with its YAML, its script under any launcher, Python with SFTTrainer.
 
 What it does by itself is in ``profiles/data/stacks.json``: the loss in chunks, adapters of a quantized model in bf16.
 """
@@ -142,7 +142,7 @@ def around(given: Given) -> Partial:
     stated = settings.value("env", {})
     visible = str(stated.get("CUDA_VISIBLE_DEVICES", "")) if isinstance(stated, Mapping) else ""
     devices = len([each for each in visible.split(",") if each.strip()])
-    own = Partial(shape=Shape(per_node=devices)) if devices else NOTHING
+    own = Partial(shape=Shape(per_node=devices)) if devices and given.launch.launcher != "python" else NOTHING
     named = options.text("accelerate_config")
     configs = packaged_json("trl_accelerate.json")
     if named in configs["configs"]:
@@ -158,7 +158,7 @@ def around(given: Given) -> Partial:
 
 
 def _is_launchers(key: str) -> bool:
-    """Whether TRL leaves ``key`` to accelerate: an option of its launcher that no argument of the training is called."""
+    """Whether TRL leaves ``key`` to accelerate: an option of its launcher, and no argument of the training."""
     if key in load_vocabulary(NAME).defaults:
         return False
     return key in ACCELERATE_FLAGS or key in ("accelerate_config", "config_file") or key in _launcher_options()
@@ -197,9 +197,9 @@ def emit(config: RunConfig, target: Target) -> Emitted:
 
 def _written_rows(config: RunConfig) -> dict[str, Any]:
     if config.packing:
-        return {"packing": True}
+        return {"packing": True, "packing_strategy": "bfd"}
     # Batches of one are never padded.
-    return {} if config.padding or config.micro_batch == 1 else _WRAPPED
+    return {} if config.padding or config.micro_batch == 1 else {**_WRAPPED}
 
 
 _WRAPPED: Final[Mapping[str, Any]] = {"packing": True, "packing_strategy": PACKING_LOSES_SAMPLES}
@@ -239,4 +239,4 @@ def _launched(config: RunConfig, target: Target, main: dict[str, Any]) -> Emitte
     return Emitted(main, MAIN, command, environment, deepspeed=content)
 
 
-FORMAT: Final = Format(NAME, "TRL", NAME, parse, emit, pins, around=around)
+FORMAT: Final = Format(NAME, "TRL", NAME, parse, emit, pins, cannot_say={"sharding": ("hsdp",)}, around=around)

@@ -121,7 +121,6 @@ def rules(given: Given, base: Partial, *, fused_head: bool) -> Iterator[Problem]
             place = settings.place(key)
             yield Problem("conflict", Severity.ERROR, message, hint=hint, key=key, place=place, source=source)
     yield from _no_data(given)
-    yield from _one_process(given)
     if is_unlimited(settings) and not settings.flag("packing"):
         yield _unmodelled(settings, "max_length", "samples are not cut, so that the longest decides", more=True)
     if _checkpoints(settings, "selective"):
@@ -143,18 +142,6 @@ def _no_data(given: Given) -> Iterator[Problem]:
             hint="set dataset_name",
             key="dataset_name",
             source="trl 1.16 scripts/sft.py",
-        )
-
-
-def _one_process(given: Given) -> Iterator[Problem]:
-    """Python alone starts one process: with several cards the model is spread over them, or TRL refuses."""
-    if given.launch.launcher == "python" and given.ranks > 1:
-        yield Problem(
-            "conflict",
-            Severity.ERROR,
-            f"python starts one process for {given.ranks} GPUs, and SFTTrainer does not support nn.DataParallel",
-            hint="start it by accelerate launch or torchrun, or set CUDA_VISIBLE_DEVICES to one card",
-            source=TRAINER,
         )
 
 

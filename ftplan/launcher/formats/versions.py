@@ -26,7 +26,9 @@ def is_before(version: str, other: str) -> bool:
     return bool(version) and release(version) < release(other)
 
 
-def written(arguments: Mapping[str, Any], vocabulary: Vocabulary, version: str = "", prefix: str = "") -> dict[str, Any]:
+def written(
+    arguments: Mapping[str, Any], vocabulary: Vocabulary, version: str = "", prefix: str = ""
+) -> dict[str, Any]:
     """``arguments`` under the names that the release has; without one, that of the vocabulary.
 
     Only the vocabulary's own names are looked at: those of an included library follow that library's releases. Raises
