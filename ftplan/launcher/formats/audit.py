@@ -79,6 +79,8 @@ def _removed(setting: Setting, vocabulary: Vocabulary) -> Problem:
 
 def _renamed(setting: Setting, vocabulary: Vocabulary) -> Iterator[Problem]:
     new = vocabulary.renamed[setting.key]
+    if not new.since and not new.removed:
+        return  # another spelling that is as good
     gone = f", and gone since {new.removed}" if new.removed else ""
     yield Problem(
         "renamed-key",

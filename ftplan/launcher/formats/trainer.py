@@ -24,7 +24,12 @@ BATCH: Final[Mapping[str, str]] = {
     "per_device_train_batch_size": "micro_batch",
     "gradient_accumulation_steps": "accumulation",
 }
-FSDP_KEYS: Final = ("fsdp", "fsdp_config", "fsdp_transformer_layer_cls_to_wrap", "fsdp_min_num_params")
+FSDP_KEYS: Final = (
+    *("fsdp", "fsdp_transformer_layer_cls_to_wrap", "fsdp_min_num_params", "fsdp_config.version"),
+    *("fsdp_config.reshard_after_forward", "fsdp_config.cpu_offload", "fsdp_config.activation_checkpointing"),
+    *("fsdp_config.forward_prefetch", "fsdp_config.backward_prefetch"),
+)
+"""How FSDP1 prefetches is in what its being estimated as FSDP2 may be off by."""
 MODELLED: Final = frozenset(
     {
         *(*BATCH, *FSDP_KEYS, "deepspeed", "bf16", "fp16", "gradient_checkpointing", "activation_checkpointing"),
