@@ -24,6 +24,15 @@ def _nothing(given: Given) -> Partial:
     return Partial({"stack": "trainer"})
 
 
+def _named_by_command(given: Given) -> Partial:
+    """DeepSpeed's file that a command names; one that is given itself came with the source."""
+    named = next((key for key in ("deepspeed", "deepspeed_config") if given.settings.text(key).endswith(".json")), "")
+    if not named:
+        return _nothing(given)
+    path = given.files.find(given.settings.text(named), given.base)
+    return _nothing(given).over(deepspeed.parse(given.files.document(path, asked_by=given.launch.script)))
+
+
 def _emit_deepspeed(config: RunConfig, target: Target) -> Emitted:
     whole = config.micro_batch * config.accumulation * target.ranks
     content = deepspeed.content(config, batch=(config.micro_batch, config.accumulation, whole), clipping=1.0)
@@ -96,7 +105,7 @@ NOT_ZERO: Final = ("none", "ddp", "fsdp2", "fsdp2-grad-op", "hsdp")
 NO_HSDP: Final = {"sharding": ("hsdp",)}
 
 DEEPSPEED: Final = Format(
-    "deepspeed", "DeepSpeed", "deepspeed", _nothing, _emit_deepspeed, cannot_say={"sharding": NOT_ZERO}
+    "deepspeed", "DeepSpeed", "deepspeed", _named_by_command, _emit_deepspeed, cannot_say={"sharding": NOT_ZERO}
 )
 ACCELERATE: Final = Format("accelerate", "accelerate", "accelerate", _nothing, _emit_accelerate, cannot_say=NO_HSDP)
 TRANSFORMERS: Final = Format(

@@ -66,9 +66,9 @@ def parse(given: Given) -> Partial:
 
 
 def _prepared(given: Given) -> Given:
-    """``given`` with present names, leaves of mappings, TRL's defaults, and the environment that its file sets."""
+    """``given`` with present names, leaves beside mappings, TRL's defaults, and the environment that its file sets."""
     known = load_vocabulary(NAME)
-    settings = trainer.leaves(given.settings, known)
+    settings = given.settings.replaced(trainer.leaves(given.settings, known))
     filled = {
         new: replace(settings[old], key=new)
         for old, new in (("max_seq_length", "max_length"), ("use_liger", "use_liger_kernel"))

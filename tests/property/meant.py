@@ -1,0 +1,53 @@
+"""Configurations that one framework's files can say, mostly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hypothesis import strategies as st
+from strategies import configs
+
+from ftplan.launcher.formats.given import Target
+from ftplan.spec import RunConfig
+
+
+def targets(releases: tuple[str, ...] = ("",)) -> st.SearchStrategy[Target]:
+    return st.builds(
+        Target,
+        nodes=st.sampled_from((1, 1, 2)),
+        per_node=st.sampled_from((1, 2, 8)),
+        version=st.sampled_from(releases),
+        learning_rate=st.sampled_from((None, 1e-5, 3e-4)),
+    )
+
+
+@st.composite
+def meant(
+    draw: st.DrawFn, fixed: Callable[[RunConfig], Mapping[str, Any]], releases: tuple[str, ...] = ("",)
+) -> tuple[RunConfig, Target]:
+    """A configuration with the processes it is for: any, or of a kind that the framework has, with ``fixed`` fields."""
+    config, target = draw(configs()), draw(targets(releases))
+    if draw(st.integers(0, 3)) == 0:
+        return config, target
+    fields: dict[str, Any] = config.model_dump() | {"adapter_dtype": None}
+    if target.ranks == 1 and config.sharding != "none":
+        fields["sharding"] = "none"
+    if target.ranks > 1 and config.sharding == "none":
+        fields["sharding"] = "ddp"
+    if not fields["sharding"].startswith(("zero", "fsdp")):
+        fields["offload"] = "none"
+    if fields["sharding"].startswith("fsdp") and config.offload == "optimizer":
+        fields["offload"] = "optimizer+params"
+    fields["padding"] = not config.packing and config.micro_batch > 1
+    return RunConfig(**(fields | fixed(RunConfig(**fields)))), target
+
+
+def without_effect(config: RunConfig) -> set[str]:
+    """Fields that mean nothing for the method, and the model, which is written by its hub id."""
+    ignored = {"model"}
+    if not config.trains_adapters:
+        ignored |= {"lora_rank", "lora_alpha", "lora_targets", "lora_dropout", "adapter_dtype"}
+    if config.quantization == "none":
+        ignored |= {"double_quantization", "prepare_kbit"}
+    return ignored
