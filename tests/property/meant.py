@@ -30,17 +30,22 @@ def meant(
     config, target = draw(configs()), draw(targets(releases))
     if draw(st.integers(0, 3)) == 0:
         return config, target
-    fields: dict[str, Any] = config.model_dump() | {"adapter_dtype": None}
-    if target.ranks == 1 and config.sharding != "none":
-        fields["sharding"] = "none"
-    if target.ranks > 1 and config.sharding == "none":
-        fields["sharding"] = "ddp"
-    if not fields["sharding"].startswith(("zero", "fsdp")):
-        fields["offload"] = "none"
-    if fields["sharding"].startswith("fsdp") and config.offload == "optimizer":
-        fields["offload"] = "optimizer+params"
+    fields: dict[str, Any] = config.model_dump() | {"adapter_dtype": None} | _spread(config, target.ranks)
     fields["padding"] = not config.packing and config.micro_batch > 1
     return RunConfig(**(fields | fixed(RunConfig(**fields)))), target
+
+
+def _spread(config: RunConfig, ranks: int) -> dict[str, Any]:
+    """Sharding and offload as files have them, on so many processes."""
+    sharding = "fsdp2" if config.sharding == "hsdp" else config.sharding
+    if ranks == 1 or sharding == "none":
+        sharding = "none" if ranks == 1 else "ddp"
+    offload = config.offload
+    if sharding in ("none", "ddp"):
+        offload = "none"
+    elif offload != "none":
+        offload = "optimizer" if sharding in ("zero1", "zero2") else "optimizer+params"
+    return {"sharding": sharding, "offload": offload}
 
 
 def without_effect(config: RunConfig) -> set[str]:

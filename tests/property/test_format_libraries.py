@@ -28,7 +28,9 @@ SAID = {
 
 def fixed(name, config):
     if name == "deepspeed":
-        return {"sharding": config.sharding if config.sharding in ZERO else "zero2", "precision": "bf16"}
+        if config.sharding not in ZERO:
+            return {"sharding": "zero2", "offload": "optimizer"}
+        return {}
     if name == "accelerate":
         return {"precision": "bf16"}
     liger = config.kernels == "liger"
