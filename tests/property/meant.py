@@ -8,7 +8,9 @@ from typing import Any
 from hypothesis import strategies as st
 from strategies import configs
 
-from ftplan.launcher.formats.given import Target
+from ftplan.errors import CannotExpressError, InputError
+from ftplan.launcher.formats.given import Format, Target
+from ftplan.launcher.formats.rendering import rendered
 from ftplan.spec import RunConfig
 
 
@@ -46,6 +48,21 @@ def _spread(config: RunConfig, ranks: int) -> dict[str, Any]:
     elif offload != "none":
         offload = "optimizer" if sharding in ("zero1", "zero2") else "optimizer+params"
     return {"sharding": sharding, "offload": offload}
+
+
+def written(chosen: Format, config: RunConfig, target: Target) -> tuple[dict[str, str], InputError | None]:
+    """The files, or what keeps the format from writing them."""
+    try:
+        return rendered(chosen, config, target), None
+    except InputError as error:
+        return {}, error
+
+
+def names_what_is_missing(error: InputError, target: Target) -> bool:
+    """Whether the error names fields of a configuration, or a key with the release that lacks it."""
+    if isinstance(error, CannotExpressError):
+        return bool(error.fields) and set(error.fields) <= set(RunConfig.model_fields)
+    return bool(error.field and target.version) and target.version in error.message
 
 
 def without_effect(config: RunConfig) -> set[str]:

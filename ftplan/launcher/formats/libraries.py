@@ -79,7 +79,7 @@ def _parse_arguments(given: Given) -> Partial:
 def _audited(given: Given) -> tuple[Problem, ...]:
     """Problems with TrainingArguments, and with what a script sets up beside them under TRL's names."""
     arguments = {key: each for key, each in given.settings.items() if key not in BESIDE}
-    beside = {key: each for key, each in given.settings.items() if key in BESIDE}
+    beside = {key: each for key, each in given.settings.items() if key in BESIDE and key != "prepare_kbit"}
     return (
         *trainer.audited(replace(given, settings=Settings(arguments)), trainer.NAME, frozenset()),
         *trainer.audited(replace(given, settings=Settings(beside)), "trl", KEYS),

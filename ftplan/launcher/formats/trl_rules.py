@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 from ftplan.launcher.formats.given import Given
 from ftplan.launcher.formats.partial import Partial
@@ -31,6 +31,11 @@ def packs(settings: Settings) -> bool:
 def _checkpoints(settings: Settings, option: str) -> bool:
     names = (f"{prefix}_checkpointing_kwargs.{option}" for prefix in ("activation", "gradient"))
     return any(settings.flag(name) for name in names)
+
+
+def _inside(settings: Settings, key: str) -> Mapping[str, Any]:
+    value = settings.value(key, {})
+    return value if isinstance(value, Mapping) else {}
 
 
 _Rule = tuple[str, Callable[[Settings, str], bool], str, str, str]
@@ -69,9 +74,10 @@ CONFLICTS: Final[tuple[_Rule, ...]] = (
         TRAINER,
     ),
     (
-        "liger_kernel_config.fused_linear_cross_entropy",
+        "liger_kernel_config",
         lambda settings, _: (
-            settings.flag("use_liger_kernel") and settings.flag("liger_kernel_config.fused_linear_cross_entropy")
+            settings.flag("use_liger_kernel")
+            and _inside(settings, "liger_kernel_config").get("fused_linear_cross_entropy") is True
         ),
         "Liger's fused loss replaces the forward in which TRL computes its own",
         "leave fused_linear_cross_entropy out",
@@ -123,10 +129,6 @@ def rules(given: Given, base: Partial, *, fused_head: bool) -> Iterator[Problem]
     yield from _no_data(given)
     if is_unlimited(settings) and not settings.flag("packing"):
         yield _unmodelled(settings, "max_length", "samples are not cut, so that the longest decides", more=True)
-    if _checkpoints(settings, "selective"):
-        yield _unmodelled(
-            settings, "gradient_checkpointing_kwargs", "selective checkpointing keeps some results", more=True
-        )
     if fused_head and settings.flag("use_liger_kernel"):
         why = "TRL takes Liger's kernels for the layers only, and computes the loss itself"
         yield _unmodelled(settings, "use_liger_kernel", why, less=True)
