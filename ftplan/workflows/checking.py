@@ -21,7 +21,7 @@ from ftplan.planner.advice import advise
 from ftplan.planner.inventory import parse_inventory
 from ftplan.planner.rules import first_rejection
 from ftplan.profiles.frameworks import load_vocabulary
-from ftplan.profiles.models import load_model
+from ftplan.profiles.models import is_catalogued, load_model
 from ftplan.profiles.runtime import runtime_figure
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Advice, Candidate, Estimate, Phase, Timeline
@@ -45,7 +45,8 @@ class Asked:
     """What ``ftplan check`` is asked: files or a command line, the devices, and what the files leave open.
 
     ``fields`` of `RunConfig` take the place of what the files say; ``settings`` are in the framework's own words.
-    ``was`` holds what is known of an earlier run: ``gpus``, ``samples``, ``learning_rate``.
+    ``was`` holds what is known of an earlier run: ``gpus``, ``samples``, ``learning_rate``. Without ``mends`` only the
+    verdict is told, with neither fixes nor what could be faster.
     """
 
     words: Sequence[str]
@@ -58,6 +59,7 @@ class Asked:
     host_memory_bytes: int | None = None
     link: str | None = None
     network: str | None = None
+    mends: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def check(asked: Asked) -> Checked:
     there = placed(source.shape, inventory)
     part = source.understood(there.ranks)
     config = _config(part, asked, there.ranks)
-    model = load_model(config.model)
+    model, taken_for = _model(config.model)
     cluster = known_cluster(there.inventory)
     config = _supported_attention(config, model, part)
     config, wrong_names = _existing_targets(config, model, part)
@@ -99,6 +101,7 @@ def check(asked: Asked) -> Checked:
         *_launching(source, inventory, cluster, told.estimate),
         *part.problems,
         *wrong_names,
+        *taken_for,
         *_named(config),
         *_conflicts(config, model, cluster),
     )
@@ -147,6 +150,21 @@ def _existing_targets(config: RunConfig, model: ModelProfile, part: Partial) -> 
     return config, ()
 
 
+def _model(name: str) -> tuple[ModelProfile, tuple[Problem, ...]]:
+    """The model called ``name``; one that is on another machine, or somebody's copy, is taken for its namesake."""
+    try:
+        return load_model(name), ()
+    except InputError:
+        namesake = name.rstrip("/").rsplit("/", 1)[-1]
+        if namesake == name or not is_catalogued(namesake):
+            raise
+    model = load_model(namesake)
+    note = Problem(
+        "assumption", Severity.NOTE, f"{name} is not here: taken for {model.id}, by its name", key="model", hint=""
+    )
+    return model, (note,)
+
+
 @dataclass(frozen=True)
 class _Told:
     """The estimate of training, and the bytes of an evaluation that has a micro-batch of its own."""
@@ -191,9 +209,10 @@ def _check(
     verdict = _verdict(estimated, phases, problems, asked.margin)
     found = [*_memory(config, estimated, model, phases, asked.margin), *problems]
     mending: tuple[Fix, ...] = batch_fixes(source, config, estimated, model, cluster, asked.margin, files, asked.was)
-    if not estimated.fits or verdict is Verdict.OOM:
+    is_short = not estimated.fits or verdict is Verdict.OOM
+    if asked.mends and is_short:
         mending += fixes(source, config, estimated, model, cluster, asked.margin, files)
-    else:
+    elif asked.mends:
         found += waste_problems(source, config, estimated, model, cluster, asked.margin)
     global_batch = config.micro_batch * config.accumulation * (1 if config.sharding == "none" else cluster.world_size)
     return Check(
