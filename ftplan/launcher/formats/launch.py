@@ -77,6 +77,12 @@ class Launch:
         word = self.environment.get(name)
         return word.text if word is not None and not word.unresolved else ""
 
+    @property
+    def expands_segments(self) -> bool:
+        """Whether torch's allocator is told to use expandable segments, by its present name or its older one."""
+        stated = self.variable("PYTORCH_ALLOC_CONF") or self.variable("PYTORCH_CUDA_ALLOC_CONF")
+        return "expandable_segments:true" in stated.lower()
+
 
 def taken_apart(command: Command, script: str = "") -> Launch:
     """The launch that ``command`` is; ``script`` is the file it stands in."""

@@ -64,6 +64,7 @@ PROGRAMS: Final[Mapping[str, str]] = {
     "swift.cli.pt": "swift",
     "trl": "trl",
     "sft.py": "trl",
+    "trl.scripts.sft": "trl",
     "tune run": "torchtune",
     "finetuning.py": "cookbook",
     "llama_finetuning.py": "cookbook",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +20,12 @@ from ftplan.profiles.frameworks import load_vocabulary
 from ftplan.profiles.models import hub_id
 from ftplan.spec import RunConfig
 
-PARTIAL: Final = ("deepspeed", "accelerate")
-"""Formats whose files say only a part of a configuration."""
+PARTIAL: Final[Mapping[str, frozenset[str]]] = {
+    "deepspeed": frozenset({"stack"}),
+    "accelerate": frozenset({"stack"}),
+    "transformers": frozenset({"stack", "padding"}),
+}
+"""Formats whose files say only a part of a configuration, and fields that their readers take for granted."""
 _FOLDER: Final = Path("emitted")
 
 
@@ -155,10 +160,11 @@ def read_back(chosen: Format, target: Target, files: Mapping[str, str]) -> dict[
     """The fields of `RunConfig` that ``files`` say, read as `ftplan check` would read them."""
     texts = {_FOLDER / name: text for name, text in files.items()}
     source = opened([str(_FOLDER / LAUNCH_FILE)], Files(texts), chosen.name)
+    source = replace(source, given=replace(source.given, version=target.version))
     said = dict(source.understood(target.ranks).fields)
     said.setdefault("sharding", "ddp" if target.ranks > 1 else "none")
     if chosen.name in PARTIAL:
-        said.pop("stack", None)
+        said = {name: value for name, value in said.items() if name not in PARTIAL[chosen.name]}
     return {name: value for name, value in said.items() if name in RunConfig.model_fields}
 
 

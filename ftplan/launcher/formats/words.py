@@ -86,9 +86,15 @@ def _simple_commands(text: str, variables: Mapping[str, Word]) -> Iterator[list[
                 yield current
             current = []
         else:
-            current.append(_filled(piece, variables))
+            word = _filled(piece, variables)
+            if word.text not in _CALLERS:
+                current.append(word)
     if current:
         yield current
+
+
+_CALLERS: Final = ("$@", "$*", "${@}", "${*}")
+"""A script's own arguments, of which it has none when it is called by its name."""
 
 
 @dataclass
