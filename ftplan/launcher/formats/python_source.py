@@ -42,6 +42,8 @@ BITS: Final[Mapping[str, str]] = {
     "bnb_4bit_quant_type": "bnb_4bit_quant_type",
     "bnb_4bit_use_double_quant": "use_bnb_nested_quant",
 }
+LARGEST: Final = 10**18
+"""No integer of a training comes near it."""
 LOADING: Final[Mapping[str, str]] = {
     "attn_implementation": "attn_implementation",
     "dtype": "dtype",
@@ -91,6 +93,7 @@ class _Reader:
         self.constants = constants
         self.found: dict[str, Setting] = {}
         self.framework = ""
+        self.known: dict[str, tuple[bool, Any]] = {}
 
     def read(self, tree: ast.Module) -> Script:
         for node in ast.walk(tree):
@@ -146,7 +149,9 @@ class _Reader:
 
     def _literal(self, value: ast.expr, depth: int = 0) -> tuple[bool, Any]:
         if isinstance(value, ast.Name) and value.id in self.constants and depth < 4:
-            return self._literal(self.constants[value.id], depth + 1)
+            if value.id not in self.known:
+                self.known[value.id] = self._literal(self.constants[value.id], depth + 1)
+            return self.known[value.id]
         if isinstance(value, ast.Attribute) and _called(value).startswith("torch.") and value.attr in DTYPES:
             return True, DTYPES[value.attr]
         try:
@@ -159,10 +164,17 @@ class _Reader:
                 if isinstance(plain, set) and all(isinstance(each, str) for each in plain)
                 else list(plain)
             )
-        return isinstance(plain, str | int | float | bool | list | dict | None), plain
+        return isinstance(plain, str | int | float | bool | list | dict | None) and _is_usual(plain), plain
 
     def _place(self, node: ast.AST) -> Place:
         return Place(shown(self.path), getattr(node, "lineno", 0))
+
+
+def _is_usual(value: Any) -> bool:
+    """Whether a literal can be printed and compared: 0xfff... may have as many digits as the file."""
+    if isinstance(value, list | dict):
+        return all(_is_usual(each) for each in (value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, int) or abs(value) < LARGEST
 
 
 def _called(function: ast.expr) -> str:
