@@ -120,7 +120,7 @@ class Workload(Place):
         config = self.config
         if config.precision != "none":
             return DTYPE_BYTES[config.precision]
-        fp32 = self.stack.upcasts_trainables and self.trains_all and not self.zero_stage
+        fp32 = self.stack.upcasts(config) and self.trains_all and not self.zero_stage
         return FP32 if fp32 else self.frozen_bytes
 
     def _trainable_bytes(self) -> int:
@@ -133,14 +133,14 @@ class Workload(Place):
             late = self.zero_stage == 3 and self.config.trains_adapters
             return DTYPE_BYTES[self.config.adapter_dtype if late else self.config.precision]
         fsdp_upcasts = self.is_fsdp and self.config.precision != "none" and not self.quantized
-        if self.stack.upcasts_trainables or fsdp_upcasts:
+        if self.stack.upcasts(self.config) or fsdp_upcasts:
             return FP32
         return DTYPE_BYTES[self.config.adapter_dtype] if self.config.trains_adapters else self.frozen_bytes
 
     def _stream_bytes(self) -> int:
         if self.casts_parameters:
             return self.compute_bytes
-        if self.stack.upcasts_trainables and self.trains_all:
+        if self.stack.upcasts(self.config) and self.trains_all:
             return FP32
         return self.unquantized_bytes
 

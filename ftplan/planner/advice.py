@@ -61,11 +61,16 @@ def _moved(request: PlanRequest, was: FormerBatch, config: RunConfig) -> Iterato
     unchanged = was.micro_batch * was.accumulation * now
     times = f"{unchanged / was.samples:.3g} times"
     steps = "fewer" if unchanged > was.samples else "more"
+    is_kept = request.global_batch == unchanged
+    makes = "makes" if is_kept else "would make"
+    instead = (
+        "" if is_kept else f"; micro-batch {config.micro_batch} x {config.accumulation} makes {request.global_batch}"
+    )
     yield Advice(
         "batch",
-        f"kept as it was, micro-batch {was.micro_batch} x {was.accumulation} would make a step of {unchanged} samples "
+        f"kept as it was, micro-batch {was.micro_batch} x {was.accumulation} {makes} a step of {unchanged} samples "
         f"on {now} devices, {times} the {was.samples} on {was.gpus}: {steps} steps an epoch, and a learning rate that "
-        f"no longer fits; micro-batch {config.micro_batch} x {config.accumulation} makes {request.global_batch}",
+        f"no longer fits{instead}",
         {
             "samples_before": was.samples,
             "samples_unchanged": unchanged,

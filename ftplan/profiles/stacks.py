@@ -15,7 +15,7 @@ from ftplan.spec import RunConfig
 class StackProfile:
     """What a training loop does by itself, where loops differ.
 
-    ``upcasts_trainables``: full fine-tuning and adapters hold fp32 (LLaMA-Factory unless pure_bf16).
+    ``upcasts_trainables``: full fine-tuning and adapters hold fp32, but for `upcasts`' exception.
     ``builds_on_device``: the whole model comes to the device in its own dtype, and is packed or sharded then.
     ``empties_cache``: the cache is emptied as training begins, once weights are sharded.
     ``host_adam``: whose AdamW steps on the host under ZeRO with offload.
@@ -39,6 +39,11 @@ class StackProfile:
     host_adam: Literal["torch", "deepspeed"]
     shares_cores: bool
     source: str
+
+    def upcasts(self, config: RunConfig) -> bool:
+        """Whether what trains is cast to fp32: not in pure 16-bit training, which has no autocast to compute in."""
+        pure = not config.trains_adapters and config.precision == "none" and config.weights_dtype != "fp32"
+        return self.upcasts_trainables and not pure
 
     def reenters(self, config: RunConfig) -> bool:
         """Whether activation checkpointing of ``config`` is the reentrant one."""

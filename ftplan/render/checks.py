@@ -97,7 +97,9 @@ def _print_fix(number: int, fix: Fix) -> None:
     )
     kept = "" if fix.keeps_result else ", changes what is trained"
     needs = f"needs {size(fix.estimate.needed_bytes)} of {size(fix.estimate.capacity_bytes)}"
-    console.print(words((f"fix {number}: ", "bold green"), f"{fix.what}: {needs}, {speed}{kept}"))
+    host = fix.estimate.host
+    ram = "" if host.fits else f", and {size(host.needed_bytes)} of host RAM on a node"
+    console.print(words((f"fix {number}: ", "bold green"), f"{fix.what}: {needs}{ram}, {speed}{kept}"))
     for change in fix.changes:
         console.print(words(f"  {change_line(change)}"), soft_wrap=True)
     for name in fix.new_files:

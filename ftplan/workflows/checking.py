@@ -21,18 +21,21 @@ from ftplan.planner.advice import advise
 from ftplan.planner.inventory import parse_inventory
 from ftplan.planner.rules import first_rejection
 from ftplan.profiles.frameworks import load_vocabulary
-from ftplan.profiles.models import load_model
+from ftplan.profiles.models import is_catalogued, load_model
+from ftplan.profiles.runtime import runtime_figure
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Advice, Candidate, Estimate, Phase, Timeline
 from ftplan.spec import Inventory, PlanRequest, RunConfig
 from ftplan.verdicts import NOWHERE, Check, Fix, PhaseVerdict, Place, Problem, Severity, Verdict
 from ftplan.workflows.clusters import known_cluster
-from ftplan.workflows.fixing import fixes, waste_problems, write_fix
+from ftplan.workflows.fixing import batch_fixes, fixes, waste_problems, write_fix
 from ftplan.workflows.inputs import run_config
 from ftplan.workflows.placing import placed
 from ftplan.workflows.planning import with_links
 
 DEFAULT_MARGIN: Final = 0.03
+HOPELESS: Final = 1.3
+"""What needs this many times the card by the closed form needs no allocator to tell."""
 QUANTIZED_NAMES: Final = ("gptq", "awq", "aqlm", "gguf", "-fp8", "int4", "int8", "bnb-4bit", "mxfp4", "nvfp4")
 """Parts of the names of checkpoints that are already quantized."""
 
@@ -42,7 +45,8 @@ class Asked:
     """What ``ftplan check`` is asked: files or a command line, the devices, and what the files leave open.
 
     ``fields`` of `RunConfig` take the place of what the files say; ``settings`` are in the framework's own words.
-    ``was`` holds what is known of an earlier run: ``gpus``, ``samples``, ``learning_rate``.
+    ``was`` holds what is known of an earlier run: ``gpus``, ``samples``, ``learning_rate``. Without ``mends`` only the
+    verdict is told, with neither fixes nor what could be faster.
     """
 
     words: Sequence[str]
@@ -55,6 +59,7 @@ class Asked:
     host_memory_bytes: int | None = None
     link: str | None = None
     network: str | None = None
+    mends: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,14 +91,17 @@ def check(asked: Asked) -> Checked:
     there = placed(source.shape, inventory)
     part = source.understood(there.ranks)
     config = _config(part, asked, there.ranks)
-    model = load_model(config.model)
+    model, taken_for = _model(config.model)
     cluster = known_cluster(there.inventory)
+    config = _supported_attention(config, model, part)
     config, wrong_names = _existing_targets(config, model, part)
     told = _estimated(config, part, model, cluster, asked.margin)
     problems = (
         *there.problems,
+        *_launching(source, inventory, cluster, told.estimate),
         *part.problems,
         *wrong_names,
+        *taken_for,
         *_named(config),
         *_conflicts(config, model, cluster),
     )
@@ -110,6 +118,15 @@ def _config(part: Partial, asked: Asked, ranks: int) -> RunConfig:
     if fields["sharding"] in ("none", "ddp"):
         fields["sharding"] = "ddp" if ranks > 1 else "none"
     return run_config({name: value for name, value in fields.items() if name in RunConfig.model_fields})
+
+
+def _supported_attention(config: RunConfig, model: ModelProfile, part: Partial) -> RunConfig:
+    """Where the files leave attention to transformers, what it takes: eager for architectures without sdpa."""
+    origin = part.origins.get("attention")
+    is_open = origin is None or origin.value in (None, "auto")
+    if is_open and config.attention == "sdpa" and "sdpa" not in model.layers[0].attention.supports:
+        return config.model_copy(update={"attention": "eager"})
+    return config
 
 
 def _existing_targets(config: RunConfig, model: ModelProfile, part: Partial) -> tuple[RunConfig, tuple[Problem, ...]]:
@@ -133,6 +150,21 @@ def _existing_targets(config: RunConfig, model: ModelProfile, part: Partial) -> 
     return config, ()
 
 
+def _model(name: str) -> tuple[ModelProfile, tuple[Problem, ...]]:
+    """The model called ``name``; one that is on another machine, or somebody's copy, is taken for its namesake."""
+    try:
+        return load_model(name), ()
+    except InputError:
+        namesake = name.rstrip("/").rsplit("/", 1)[-1]
+        if namesake == name or not is_catalogued(namesake):
+            raise
+    model = load_model(namesake)
+    note = Problem(
+        "assumption", Severity.NOTE, f"{name} is not here: taken for {model.id}, by its name", key="model", hint=""
+    )
+    return model, (note,)
+
+
 @dataclass(frozen=True)
 class _Told:
     """The estimate of training, and the bytes of an evaluation that has a micro-batch of its own."""
@@ -144,12 +176,20 @@ class _Told:
 def _estimated(config: RunConfig, part: Partial, model: ModelProfile, cluster: Cluster, margin: float) -> _Told:
     own = int(part.beside.get("eval_micro_batch", config.micro_batch) or config.micro_batch)
     if not config.evaluates or own == config.micro_batch:
-        return _Told(estimate(config, model, cluster, margin=margin, replays=True))
+        return _Told(_exactly(config, model, cluster, margin))
     training = config.model_copy(update={"evaluates": False})
-    told = estimate(training, model, cluster, margin=margin, replays=True)
+    told = _exactly(training, model, cluster, margin)
     evaluation = estimate(config.model_copy(update={"micro_batch": own}), model, cluster, margin=margin)
     worst = worst_of(evaluation.ranks)
     return _Told(told, Timeline(worst.terms).bytes_at(Phase.EVAL) + worst.process_bytes - worst.peak_reserved_bytes)
+
+
+def _exactly(config: RunConfig, model: ModelProfile, cluster: Cluster, margin: float) -> Estimate:
+    """The estimate, played through the simulated allocator unless it is far beyond the card."""
+    told = estimate(config, model, cluster, margin=margin)
+    if told.needed_bytes > HOPELESS * told.capacity_bytes:
+        return told
+    return estimate(config, model, cluster, margin=margin, replays=True)
 
 
 def _check(
@@ -168,10 +208,11 @@ def _check(
     phases = _phases(config, told, asked.margin)
     verdict = _verdict(estimated, phases, problems, asked.margin)
     found = [*_memory(config, estimated, model, phases, asked.margin), *problems]
-    mending: tuple[Fix, ...] = ()
-    if not estimated.fits or verdict is Verdict.OOM:
-        mending = fixes(source, config, estimated, model, cluster, asked.margin, files)
-    else:
+    mending: tuple[Fix, ...] = batch_fixes(source, config, estimated, model, cluster, asked.margin, files, asked.was)
+    is_short = not estimated.fits or verdict is Verdict.OOM
+    if asked.mends and is_short:
+        mending += fixes(source, config, estimated, model, cluster, asked.margin, files)
+    elif asked.mends:
         found += waste_problems(source, config, estimated, model, cluster, asked.margin)
     global_batch = config.micro_batch * config.accumulation * (1 if config.sharding == "none" else cluster.world_size)
     return Check(
@@ -292,6 +333,41 @@ def _shard(config: RunConfig, told: Estimate, model: ModelProfile) -> str:
     about = "" if files.known else "about "
     every = " on every rank, because nothing shards it" if config.sharding in ("ddp", "zero1", "zero2") else ""
     return f": loading a whole copy{every}, the card is full in shard {at} of {about}{files.count}"
+
+
+def _launching(source: Source, inventory: Inventory, cluster: Cluster, told: Estimate) -> Iterator[Problem]:
+    """What one process takes beside itself: other cards in sight, or a process group of its own."""
+    launch = source.given.launch
+    in_sight = len(launch.visible) if launch.visible is not None else inventory.devices_per_node
+    if source.is_alone and in_sight > 1:
+        refuses = source.format.name == "llamafactory"
+        yield Problem(
+            "conflict" if refuses else "unmodelled",
+            Severity.ERROR if refuses else Severity.WARNING,
+            "one process sees several GPUs: "
+            + (
+                "LLaMA-Factory refuses that"
+                if refuses
+                else "transformers' Trainer splits each batch over them (DataParallel)"
+            ),
+            hint="start it with torchrun or accelerate launch, or show it one card with CUDA_VISIBLE_DEVICES=0",
+            source="LLaMA-Factory hparams/parser.py" if refuses else "transformers trainer.py, args.n_gpu > 1",
+            may_need_more=not refuses,
+            may_need_less=not refuses,
+        )
+    forced = launch.variable("FORCE_TORCHRUN").lower() in ("1", "true")
+    grouped = launch.launcher == "torchrun" or (launch.launcher != "python" and forced)
+    if grouped and len(told.ranks) == 1 and cluster.gpus[0].kind != "cpu":
+        own = runtime_figure("nccl_bytes")
+        yield Problem(
+            "assumption",
+            Severity.NOTE,
+            "a single process under torchrun makes a process group, and NCCL takes memory for it",
+            hint="start one process without torchrun",
+            source=own.source,
+            may_need_more=True,
+            within=own.value / told.needed_bytes,
+        )
 
 
 def _named(config: RunConfig) -> Iterator[Problem]:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from ftplan.errors import InputError
+from ftplan.estimators.analytic import estimate
 from ftplan.files import write_atomic
 from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.given import Target
 from ftplan.launcher.formats.patching import ENVIRONMENT, Patch, patch
 from ftplan.launcher.formats.sources import Source
-from ftplan.planner.mending import Mended, mended
+from ftplan.planner.mending import Mended, Move, mended
 from ftplan.planner.waste import wasted
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Estimate
@@ -57,6 +58,35 @@ def fixes(
     if not answers:
         answers = mended(config, model, cluster, margin=margin)
     return tuple(_fix(one, config, told, found(one.config)) for one in answers)
+
+
+def batch_fixes(
+    source: Source,
+    config: RunConfig,
+    told: Estimate,
+    model: ModelProfile,
+    cluster: Cluster,
+    margin: float,
+    files: Files,
+    was: Mapping[str, Any],
+) -> tuple[Fix, ...]:
+    """The accumulation that keeps the batch an earlier run had on ``was["gpus"]`` devices; none if nothing changed."""
+    if "gpus" not in was:
+        return ()
+    ranks = 1 if config.sharding == "none" else cluster.world_size
+    samples = int(was.get("samples", config.micro_batch * config.accumulation * was["gpus"]))
+    accumulation, left = divmod(samples, config.micro_batch * ranks)
+    if left or not accumulation or accumulation == config.accumulation:
+        return ()
+    new = config.model_copy(update={"accumulation": accumulation})
+    kept = estimate(new, model, cluster, margin=margin, replays=True)
+    move = Move(
+        f"accumulation {accumulation}, which keeps the batch of {samples} samples", {"accumulation": accumulation}
+    )
+    made = patch(source, config, new, target_of(cluster), files)
+    if made is not None and not says(source, made, new, target_of(cluster)):
+        made = None
+    return (_fix(Mended((move,), new, kept), config, told, made),) if kept.fits else ()
 
 
 def _fix(one: Mended, config: RunConfig, told: Estimate, made: Patch | None) -> Fix:

@@ -57,7 +57,7 @@ def build(settings: TraceSettings) -> Built:
         if config.quantization != "none":
             _to_4bit(base, config)
         model = _with_adapters(base, settings) if config.trains_adapters else base
-    if settings.stack.upcasts_trainables and config.sharding != "zero3":
+    if settings.stack.upcasts(config) and config.sharding != "zero3":
         _cast([p for p in model.parameters() if p.requires_grad], torch.float32)
     trainable = _trainable_params(model, found, reduced)
     return Built(model, base, found, reduced, count, total, trainable)

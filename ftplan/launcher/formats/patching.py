@@ -69,13 +69,15 @@ class _Writer:
         self.new_files: dict[str, str] = {}
 
     def patch(self) -> Patch:
-        main = _difference(_flat(self.before.main), _flat(self.after.main))
+        flat = _flat if self.source.format.nested else dict
+        main = _difference(flat(self.before.main), flat(self.after.main))
         self._deepspeed(main)
         self._accelerate()
         self._main(main)
         for name, value in _difference(self.before.environment, self.after.environment).items():
             old = self.source.given.launch.variable(name) or None
-            self.changes.append(Change(ENVIRONMENT, name, old, value))
+            if old != value:
+                self.changes.append(Change(ENVIRONMENT, name, old, value))
         return Patch(tuple(self.changes), self.texts, self.new_files)
 
     def _main(self, changes: Mapping[str, Any]) -> None:
@@ -133,7 +135,9 @@ class _Writer:
                 self._edit(named, changes)
             return
         self.new_files[ACCELERATE_FILE] = yaml.safe_dump(dict(self.after.accelerate), sort_keys=False)
-        command = " ".join(self.after.command)
+        document = self.source.given.document
+        own = document.path.name if document is not None else self.after.main_name
+        command = " ".join(own if word == self.after.main_name else word for word in self.after.command)
         self.changes.append(Change("command line", "launch with", None, command))
 
     def _document(self, sign: str) -> Document | None:

@@ -50,7 +50,14 @@ class Source:
         launch = self.given.launch
         visible = len(launch.visible) if launch.visible is not None else None
         stated = Shape(launch.nodes, launch.per_node).over(self.around.shape)
+        if self.is_alone:
+            return Shape(1, 1)
         return replace(stated, per_node=stated.per_node or visible)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether ``python script.py`` starts one process, whatever devices there are."""
+        return self.given.launch.launcher == "python" and self.around.shape.per_node is None
 
     def understood(self, ranks: int) -> Partial:
         """The fields that all of it says for so many processes."""
@@ -144,8 +151,7 @@ def _source(
     chosen: Format, flags: Settings, documents: list[Document], launch: Launch, files: Files, base: Path
 ) -> Source:
     main = documents[0] if documents else None
-    nested = chosen.name == "torchtune"
-    written = document_settings(main, nested=nested) if main else Settings()
+    written = document_settings(main, nested=chosen.nested) if main else Settings()
     flags = Settings({key: each for key, each in flags.items() if key != "config" or main is None})
     here = main.path if main else base
     given = Given(written.replaced(flags), here, files, launch, main)
