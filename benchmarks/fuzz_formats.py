@@ -41,8 +41,8 @@ SEEDS: Final = {
         "Ymodel_name_or_path: Qwen/Qwen2.5-7B\nfinetuning_type: lora\ncutoff_len: 2_048\nbf16: true\n",
     ),
     "commands": (
-        "export A=1 B='x y'\nC=${A:-2} torchrun --nproc_per_node $A train.py --lr 1e-4 \\\n --bf16 True > log 2>&1 &\n",
-        "cat <<EOF\ntext\nEOF\nCUDA_VISIBLE_DEVICES=0,1 accelerate launch --config_file a.yaml t.py --x=$(nproc) | tee l\n",
+        "export A=1 B='x y'\nC=${A:-2} torchrun --nproc_per_node $A train.py --lr 1 \\\n --bf16 True > log 2>&1 &\n",
+        "cat <<EOF\ntext\nEOF\nCUDA_VISIBLE_DEVICES=0,1 accelerate launch --config_file a.yaml t.py --x=$(n) | tee\n",
         'deepspeed --include localhost:0,1 train.py --deepspeed "ds.json" `which x` && srun -N 2 env A=1 python -m m\n',
     ),
     "script": (
@@ -57,6 +57,59 @@ SEEDS: Final = {
         "\3args = TrainingArguments(per_device_train_batch_size=2, bf16=True)\n",
     ),
 }
+
+TOKENS: Final = (
+    *(
+        "<<: ",
+        "*x",
+        "&x ",
+        "!!int ",
+        "!!float ",
+        "!!bool ",
+        "!!python/name:os.system ",
+        "? ",
+        "- ",
+        ": ",
+        "|\n",
+        ">-\n",
+    ),
+    *("%TAG ! x\n", "---\n", "...\n", "{a: 1}", "0x1f", "1:30", "1e999", ".nan", "~", "2001-01-01", "/*", "*/", "//"),
+    *(
+        "${A:-",
+        "${A}",
+        "$(",
+        "`",
+        "<<E\n",
+        "2>&1",
+        "&&",
+        "export ",
+        "declare ",
+        "env ",
+        "srun ",
+        "bash -c ",
+        "python -m ",
+    ),
+    *("torch.distributed.run ", "--nproc_per_node=", "--include localhost:", "accelerate launch ", "--config_file "),
+    *(
+        "TrainingArguments(",
+        "LoraConfig(",
+        "SFTConfig(",
+        "BitsAndBytesConfig(",
+        "**{",
+        "lambda: ",
+        "f'{",
+        "torch.bfloat16",
+    ),
+    *("llamafactory-cli train ", "input.sh", "input.yaml", "input.json", "input.py", "deepspeed: ", "fsdp_config: "),
+    *(
+        "per_device_train_batch_size: ",
+        "quantization_bit: ",
+        "distributed_type: ",
+        "zero_optimization: ",
+        "lora_target: ",
+    ),
+)
+"""What random bytes rarely spell: libFuzzer's dictionary."""
 
 
 def read_document(data: bytes) -> None:
@@ -101,6 +154,7 @@ class Watch:
         self.known: set[str] = set()
 
     def __call__(self, data: bytes) -> None:
+        """One input."""
         started = time.process_time()
         try:
             self.target(data)
@@ -108,7 +162,9 @@ class Watch:
             pass
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            self.found(f"{type(error).__name__}-{Path(frame.filename).stem}-{frame.lineno}", data, traceback.format_exc())
+            self.found(
+                f"{type(error).__name__}-{Path(frame.filename).stem}-{frame.lineno}", data, traceback.format_exc()
+            )
         if time.process_time() - started > SLOW_SECONDS:
             self.found("slow", data, f"{time.process_time() - started:.1f} s")
 
@@ -129,7 +185,10 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(SEEDS[name]):
             (folder / f"seed-{number}").write_bytes(seed.encode())
-    atheris.Setup([sys.argv[0], *rest], Watch(name))
+    words = _FOLDER / "words.dict"
+    spelled = ("".join(f"\\x{byte:02x}" for byte in token.encode()) for token in TOKENS)
+    words.write_text("".join(f'"{token}"\n' for token in spelled), encoding="utf-8")
+    atheris.Setup([sys.argv[0], f"-dict={words}", *rest], Watch(name))
     atheris.Fuzz()
 
 

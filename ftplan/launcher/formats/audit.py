@@ -35,8 +35,8 @@ def _unresolved(setting: Setting) -> Problem:
     return Problem(
         "unresolved",
         Severity.WARNING,
-        f"{setting.key} depends on {setting.unresolved[:60]}, which only a shell knows",
-        hint=f"set it in front of the command, or give the value with --set {setting.key}=...",
+        f"{setting.key[:80]} depends on {shown_value(setting.unresolved)}, which only a shell knows",
+        hint=f"set it in front of the command, or give the value with --set {setting.key[:80]}=...",
         key=setting.key,
         place=setting.place,
         may_need_more=True,

@@ -113,7 +113,7 @@ def _looked_over(text: str, path: Path) -> list[Span]:
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-        elif isinstance(event, yaml.AliasEvent):
+        elif isinstance(event, yaml.AliasEvent) and event.start_mark is not None and event.end_mark is not None:
             aliases.append((event.start_mark.index, event.end_mark.index))
         if depth > DEEPEST or count > MOST_NODES:
             what = f"nests deeper than {DEEPEST} levels" if depth > DEEPEST else f"holds more than {MOST_NODES} values"

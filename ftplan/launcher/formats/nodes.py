@@ -86,7 +86,9 @@ class Builder:
         for place, (key_node, value_node) in enumerate(node.value):
             key = self._key(key_node)
             if key in own:
-                raise self._error(key_node, f"the key {key[:80]!r} is given twice", "frameworks refuse it, or take either")
+                raise self._error(
+                    key_node, f"the key {key[:80]!r} is given twice", "frameworks refuse it, or take either"
+                )
             own.add(key)
             if key_node.tag == MERGE or key in data:
                 continue
@@ -115,12 +117,13 @@ class Builder:
                 self.value(item, f"{prefix}{place}.", inherited=inherited or (id(node), place) in self.spans)
                 for place, item in enumerate(node.value)
             ]
+        assert isinstance(node, yaml.ScalarNode)
         return self.scalar(node, self.path)
 
     def _end(self, node: yaml.Node) -> int:
         """Where the text of ``node`` ends: a block's own mark is where the next one begins, behind comments."""
         last = len(list(children(node))) - 1
-        if last < 0 or node.flow_style:
+        if last < 0 or (isinstance(node, yaml.CollectionNode) and node.flow_style):
             written = self.text[node.start_mark.index : node.end_mark.index]
             return int(node.start_mark.index) + len(written.rstrip() if written[:1] in ("|", ">") else written)
         alias = self.spans.get((id(node), last))
