@@ -16,6 +16,7 @@ from typing import Any, Final
 from ftplan.errors import ConfigFileError
 from ftplan.launcher.formats.reading import shown
 from ftplan.launcher.formats.settings import Setting, Settings
+from ftplan.units import KIB
 from ftplan.verdicts import Place
 
 DTYPES: Final = {
@@ -42,6 +43,8 @@ BITS: Final[Mapping[str, str]] = {
     "bnb_4bit_quant_type": "bnb_4bit_quant_type",
     "bnb_4bit_use_double_quant": "use_bnb_nested_quant",
 }
+LONGEST_SCRIPT: Final = 128 * KIB
+"""A syntax tree takes up to 600 times the memory of its text."""
 LARGEST: Final = 10**18
 """No integer of a training comes near it."""
 LOADING: Final[Mapping[str, str]] = {
@@ -63,6 +66,9 @@ class Script:
 
 def read_script(text: str, path: Path) -> Script:
     """The literal arguments in ``text``; raises ConfigFileError for what is no Python."""
+    if len(text) > LONGEST_SCRIPT:
+        message = f"{shown(path)} is no training script: it has more than {LONGEST_SCRIPT // KIB} KiB"
+        raise ConfigFileError(message, file=str(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a script's odd escapes are its own affair
