@@ -49,6 +49,7 @@ DEEPSPEED_FLAGS: Final = frozenset(
         "elastic_training",
     }
 )
+MOST_DIGITS: Final = 5
 PYTHON_VALUES: Final = frozenset({"-W", "-X"})
 
 
@@ -249,21 +250,27 @@ def _count(text: str, options: Settings, key: str) -> int | None:
     """A number of processes or machines; None where it is left to the launcher (auto, gpu) or to a shell."""
     if not text or text.startswith("$") or text in ("auto", "gpu", "cpu", "True"):
         return None
-    if text.isdecimal() and 0 < int(text) < 100_000:
-        return int(text)
+    count = _usual_count(text)
+    if count is not None:
+        return count
     place = options.place(key)
     where = place.file or "the command line"
     raise ConfigFileError(f"{where}: {key} is {text[:40]!r}, not a number", file=place.file, line=place.line, field=key)
+
+
+def _usual_count(text: str) -> int | None:
+    """The number that ``text`` spells, if there can be as many processes; None otherwise."""
+    return int(text) or None if text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
 def _from_environment(launch: Launch) -> Launch:
     """Numbers that programs read from the environment (llamafactory-cli, swift), where the command has none."""
     nodes = launch.nodes
     per_node = launch.per_node
-    if nodes is None and launch.variable("NNODES").isdecimal():
-        nodes = int(launch.variable("NNODES")) or None
-    if per_node is None and launch.variable("NPROC_PER_NODE").isdecimal():
-        per_node = int(launch.variable("NPROC_PER_NODE")) or None
+    if nodes is None:
+        nodes = _usual_count(launch.variable("NNODES"))
+    if per_node is None:
+        per_node = _usual_count(launch.variable("NPROC_PER_NODE"))
     return replace(launch, nodes=nodes, per_node=per_node)
 
 
