@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Any, Final
 
 from ftplan.estimators.analytic import estimate
-from ftplan.planner.rules import first_rejection
+from ftplan.planner.rules import first_rejection, trains_in_fp16
 from ftplan.planner.search import without_collections
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Estimate
@@ -69,29 +69,30 @@ def mended(
 
 
 def _mended(config: RunConfig, model: ModelProfile, cluster: Cluster, margin: float, allowed: Allowed) -> list[Mended]:
+    required = (*_required(config, model, cluster),)
     moves = [*_moves(config, model, cluster)]
     keeping = [move for move in moves if move.keeps_result]
     for candidates in (keeping, moves):
-        for size in range(1, MOST_CHANGES + 1):
-            found = _of_size(size, candidates, config, model, cluster, margin, allowed)
+        for size in range(0 if required else 1, MOST_CHANGES + 1):
+            chosen = [(*required, *each) for each in combinations(candidates, size)]
+            found = _of_size(chosen, config, model, cluster, margin, allowed)
             if found:
                 return found
     return []
 
 
 def _of_size(
-    size: int,
-    moves: Sequence[Move],
+    choices: Sequence[tuple[Move, ...]],
     config: RunConfig,
     model: ModelProfile,
     cluster: Cluster,
     margin: float,
     allowed: Allowed,
 ) -> list[Mended]:
-    """What fits after so many moves: the fastest of the fit, confirmed by the simulated allocator."""
+    """What fits after one of ``choices``: the fastest of the fit, confirmed by the simulated allocator."""
     promising = []
-    for chosen in combinations(moves, size):
-        if len({move.subject for move in chosen}) < size:
+    for chosen in choices:
+        if len({move.subject for move in chosen}) < len(chosen):
             continue
         changed = _changed(config, chosen)
         if changed is None or first_rejection(changed, model, cluster) is not None or not allowed(changed):
@@ -137,6 +138,16 @@ def _changed(config: RunConfig, moves: Sequence[Move]) -> RunConfig | None:
         return None
     padded = config.padding or config.micro_batch == 1
     return changed.model_copy(update={"padding": changed.micro_batch > 1}) if padded and not config.packing else changed
+
+
+def _required(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Iterator[Move]:
+    """What has to change whatever else does: the dtype on cards that have no arithmetic for it."""
+    lacks = any(not gpu.bf16 for gpu in cluster.gpus)
+    fields = {name: "fp16" for name in ("precision", "weights_dtype") if getattr(config, name) == "bf16"}
+    if lacks and fields:
+        if trains_in_fp16(config.model_copy(update=fields), model, cluster) is not None:
+            fields["weights_dtype"] = "fp32"
+        yield Move("fp16 in place of bf16", fields)
 
 
 def _moves(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Iterator[Move]:

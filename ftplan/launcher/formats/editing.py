@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ftplan.launcher.formats.document import Document, Entry
+from ftplan.launcher.formats.document import Document, Entry, parse_document
 from ftplan.launcher.formats.words import Word, commands
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
@@ -60,6 +60,8 @@ def _without(text: str, document: Document, entry: Entry) -> str:
 
 def _with(text: str, document: Document, added: Mapping[str, Any]) -> str:
     for key, value in added.items():
+        if "." in key and document.syntax != "json":
+            document = parse_document(text, document.path)  # a parent may have come with the key before
         text = _inserted(text, document, key, value)
     return text
 
@@ -73,6 +75,8 @@ def _inserted(text: str, document: Document, key: str, value: Any) -> str:
         if at is not None:
             start, indent = at
             return f"{text[:start]}{' ' * indent}{name}: {_scalar(value, 'yaml')}\n{text[start:]}"
+        if "." in parent:
+            return _inserted(text, document, parent, {name: value})
         block = yaml.safe_dump({parent: {name: value}}, sort_keys=False, default_flow_style=False)
         return f"{_ended(text)}{block}"
     return f"{_ended(text)}{name}: {_scalar(value, 'yaml')}\n"

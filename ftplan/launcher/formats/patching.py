@@ -7,6 +7,7 @@ the edited files are read again, and only edits that then say what was meant are
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from ftplan.spec import RunConfig
 from ftplan.verdicts import Change
 
 ENVIRONMENT: Final = "environment"
+EVAL_KEYS: Final = ("per_device_eval_batch_size", "eval_batch_size")
+"""Names of an evaluation's own micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,13 @@ class Patch:
     new_files: Mapping[str, str] = field(default_factory=dict)
 
 
-def patch(source: Source, old: RunConfig, new: RunConfig, target: Target, files: Files) -> Patch | None:
-    """The edits that turn ``source``, which says ``old``, into ``new``; None where its words cannot say that."""
+def patch(
+    source: Source, old: RunConfig, new: RunConfig, target: Target, files: Files, *, evaluation: bool = False
+) -> Patch | None:
+    """The edits that turn ``source``, which says ``old``, into ``new``; None where its words cannot say that.
+
+    With ``evaluation`` an evaluation's own micro-batch becomes that of training, as ``new`` has it.
+    """
     emit = source.format.emit
     if emit is None:
         return None
@@ -46,7 +54,7 @@ def patch(source: Source, old: RunConfig, new: RunConfig, target: Target, files:
         before = _emitted_before(emit, old, new, target)
     except FtplanError:
         return None
-    return _Writer(source, files, before, after).patch()
+    return _Writer(source, files, before, after, EVAL_KEYS if evaluation else ()).patch()
 
 
 def _emitted_before(emit: Any, old: RunConfig, new: RunConfig, target: Target) -> Emitted:
@@ -59,23 +67,28 @@ def _emitted_before(emit: Any, old: RunConfig, new: RunConfig, target: Target) -
 class _Writer:
     """Collects the edits of one patch."""
 
-    def __init__(self, source: Source, files: Files, before: Emitted, after: Emitted) -> None:
+    def __init__(
+        self, source: Source, files: Files, before: Emitted, after: Emitted, always: tuple[str, ...] = ()
+    ) -> None:
         self.source = source
         self.files = files
         self.before = before
         self.after = after
+        self.always = always
         self.changes: list[Change] = []
         self.texts: dict[Path, str] = {}
         self.new_files: dict[str, str] = {}
 
     def patch(self) -> Patch:
         main = _difference(_flat(self.before.main), _flat(self.after.main))
+        main |= {key: self.after.main[key] for key in self.always if key in self.after.main}
         self._deepspeed(main)
         self._accelerate()
         self._main(main)
         for name, value in _difference(self.before.environment, self.after.environment).items():
             old = self.source.given.launch.variable(name) or None
-            self.changes.append(Change(ENVIRONMENT, name, old, value))
+            if old != value:
+                self.changes.append(Change(ENVIRONMENT, name, old, value))
         return Patch(tuple(self.changes), self.texts, self.new_files)
 
     def _main(self, changes: Mapping[str, Any]) -> None:
@@ -101,6 +114,7 @@ class _Writer:
 
     def _edit_command(self, changes: Mapping[str, Any]) -> None:
         launch = self.source.given.launch
+        changes = {key: _as_word(value) for key, value in _whole(changes, self.after.main).items()}
         for key, value in changes.items():
             self.changes.append(
                 Change(launch.script or "command line", f"--{key}", self.source.given.settings.value(key), value)
@@ -133,7 +147,9 @@ class _Writer:
                 self._edit(named, changes)
             return
         self.new_files[ACCELERATE_FILE] = yaml.safe_dump(dict(self.after.accelerate), sort_keys=False)
-        command = " ".join(self.after.command)
+        document = self.source.given.document
+        own = shlex.quote(document.name) if document is not None else "..."
+        command = " ".join(own if word == self.after.main_name else word for word in self.after.command)
         self.changes.append(Change("command line", "launch with", None, command))
 
     def _document(self, sign: str) -> Document | None:
@@ -149,6 +165,15 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = value
     return found
+
+
+def _whole(changes: Mapping[str, Any], main: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes inside of mappings as changes of the whole mapping: options have no dotted names."""
+    return {key.partition(".")[0]: main.get(key.partition(".")[0]) if "." in key else changes[key] for key in changes}
+
+
+def _as_word(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, Mapping) else value
 
 
 def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

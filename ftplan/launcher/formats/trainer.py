@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -147,8 +148,19 @@ _OLD_WORDS: Final = frozenset({"full_shard", "shard_grad_op", "no_shard", "hybri
 
 def _syncs(settings: Settings) -> bool:
     config = settings.value("accelerator_config", {})
+    if isinstance(config, str) and config.lstrip().startswith("{"):
+        config = _json(config, settings.place("accelerator_config"))
     inside = config.get("gradient_accumulation_kwargs") if isinstance(config, Mapping) else None
     return bool(isinstance(inside, Mapping) and inside.get("sync_each_batch"))
+
+
+def _json(text: str, place: Place) -> Any:
+    """A mapping as an option of a command line has it."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        where = place.file or "the command line"
+        raise ConfigFileError(f"{where}: {text[:40]!r} is no JSON", file=place.file, line=place.line) from error
 
 
 def _conflicts(settings: Settings) -> list[Problem]:
