@@ -40,8 +40,8 @@ def print_check(check: Check) -> None:
         host = check.estimate.host
         known = " assumed" if host.capacity_assumed else ""
         console.print(
-            f"host RAM {size(host.peak_bytes)} of{known} {size(host.capacity_bytes)} a node, highest in "
-            f"{host.peak_phase} · step {duration(check.estimate.step_seconds)} · "
+            f"host RAM {size(host.needed_bytes)} of{known} {size(host.capacity_bytes)} a node, highest in "
+            f"{host.needed_phase} · step {duration(check.estimate.step_seconds)} · "
             f"{check.estimate.tokens_per_second:,.0f} tokens/s"
         )
     if check.problems:

@@ -274,7 +274,7 @@ def _memory(
         yield Problem(
             "host-memory",
             Severity.ERROR,
-            f"a host runs out of RAM in phase {told.host.peak_phase}: the system would kill it (exit -9)",
+            f"a host runs out of RAM in phase {told.host.needed_phase}: the system would kill it (exit -9)",
             hint="fewer ranks on a host, less offload, or state its RAM with --host-memory"
             if told.host.capacity_assumed
             else "more RAM, fewer ranks on a host, less offload",

@@ -14,14 +14,16 @@ from ftplan.verdicts import Place
 
 _OVERRIDE: Final = re.compile(r"~?\+{0,2}([A-Za-z_][\w.\-]*)=(.*)", re.DOTALL)
 _LONGEST: Final = 4096
+PASSED_ON: Final = frozenset({"$@", "$*", "${@}", "${*}"})
 
 
 def argument_settings(words: Sequence[Word], script: str = "") -> tuple[Settings, tuple[Word, ...]]:
     """Settings of ``--key value``, ``--key=value``, ``--key`` and ``key=value``, and the words that are none of these.
 
     Hyphens in a name count as underscores. Several values make a list, and ``--no_key`` sets ``key`` to false unless
-    values follow.
+    values follow. A script's own arguments, ``"$@"``, are taken to be none.
     """
+    words = [word for word in words if word.text not in PASSED_ON]
     found: dict[str, Setting] = {}
     others: list[Word] = []
     at = 0

@@ -14,10 +14,25 @@ from ftplan.spec import RunConfig
 MAIN: Final = "training_args.json"
 
 
-def _nothing(given: Given) -> Partial:
-    """A library's file alone: what it says came with the source, the rest is for the user to state."""
-    del given
-    return Partial({"stack": "trainer"})
+def _parse_deepspeed(given: Given) -> Partial:
+    """A DeepSpeed file alone, or one that a script's ``--deepspeed`` names; the rest is for the user to state."""
+    alone = Partial({"stack": "trainer"})
+    settings = given.settings
+    if given.document is not None and deepspeed.ZERO in settings:
+        return alone.over(deepspeed.parse(given.document))
+    key = next((name for name in ("deepspeed", "deepspeed_config") if settings.value(name)), "")
+    if not key:
+        return alone  # what it says came with the source
+    path = given.files.find(settings.text(key), given.base)
+    return alone.over(deepspeed.parse(given.files.document(path, asked_by=settings.place(key).file)))
+
+
+def _parse_accelerate(given: Given) -> Partial:
+    """accelerate's file alone; under its launcher what it says came with the source."""
+    alone = Partial({"stack": "trainer"})
+    if given.document is not None and "distributed_type" in given.settings:
+        return alone.over(accelerate.parse(given.document, given.files))
+    return alone
 
 
 def _emit_deepspeed(config: RunConfig, target: Target) -> Emitted:
@@ -67,6 +82,6 @@ def _emit_arguments(config: RunConfig, target: Target) -> Emitted:
     return Emitted(main, MAIN, command, _environment(config), deepspeed=content)
 
 
-DEEPSPEED: Final = Format("deepspeed", "DeepSpeed", "deepspeed", _nothing, _emit_deepspeed)
-ACCELERATE: Final = Format("accelerate", "accelerate", "accelerate", _nothing, _emit_accelerate)
+DEEPSPEED: Final = Format("deepspeed", "DeepSpeed", "deepspeed", _parse_deepspeed, _emit_deepspeed)
+ACCELERATE: Final = Format("accelerate", "accelerate", "accelerate", _parse_accelerate, _emit_accelerate)
 TRANSFORMERS: Final = Format("transformers", "transformers", "transformers", _parse_arguments, _emit_arguments)
