@@ -31,13 +31,14 @@ WasBatch = Annotated[
 LearningRate = Annotated[
     float | None, typer.Option("--learning-rate", help="The one that was good before (default: the files' own).")
 ]
+Quick = Annotated[bool, typer.Option("--quick", help="The verdict alone: no fixes, nothing about speed.")]
 FixIt = Annotated[bool, typer.Option("--fix", help="Write the first fix into the files, keeping comments and order.")]
 Pick = Annotated[int, typer.Option("--pick", min=1, help="Which of the fixes --fix writes.")]
 Output = Annotated[str, typer.Option("--format", help="text, json, github (annotations) or sarif.")]
 
 OUTPUTS: Final = ("text", "json", "github", "sarif")
 NOT_CONFIG: Final = (
-    *("words", "framework", "settings", "was_gpus", "was_batch", "learning_rate", "fix", "pick", "output"),
+    *("words", "framework", "settings", "was_gpus", "was_batch", "learning_rate", "quick", "fix", "pick", "output"),
     *("link", "network"),
 )
 WAS: Final = {"was_gpus": "gpus", "was_batch": "samples", "learning_rate": "learning_rate"}
@@ -48,6 +49,7 @@ def command(
     gpus: options.Gpus = None,
     framework: From = None,
     settings: Set = None,
+    quick: Quick = False,
     fix: FixIt = False,
     pick: Pick = 1,
     was_gpus: WasGpus = None,
@@ -125,6 +127,7 @@ def _asked(words: list[str], values: dict[str, Any]) -> Any:
         host_memory_bytes=memory,
         link=values["link"],
         network=values["network"],
+        mends=not values["quick"],
         **({} if values["margin"] is None else {"margin": values["margin"]}),
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
 
-from ftplan.estimators.analytic import estimate
+from ftplan.estimators.analytic import estimate, held_bytes
 from ftplan.planner.rules import first_rejection, trains_in_fp16
 from ftplan.planner.search import without_collections
 from ftplan.profiles.schema import Cluster, ModelProfile
@@ -64,51 +64,76 @@ def mended(
     ``allowed`` says which configurations may be proposed at all: those that a file can express, say.
     """
     with without_collections():
-        found = _mended(config, model, cluster, margin, allowed)
-    return tuple(found[:MOST_FIXES])
+        return tuple(_Mending(config, model, cluster, margin, allowed).answers())
 
 
-def _mended(config: RunConfig, model: ModelProfile, cluster: Cluster, margin: float, allowed: Allowed) -> list[Mended]:
-    required = (*_required(config, model, cluster),)
-    moves = [*_moves(config, model, cluster)]
-    keeping = [move for move in moves if move.keeps_result]
-    for candidates in (keeping, moves):
-        for size in range(0 if required else 1, MOST_CHANGES + 1):
-            chosen = [(*required, *each) for each in combinations(candidates, size)]
-            found = _of_size(chosen, config, model, cluster, margin, allowed)
-            if found:
-                return found
-    return []
+class _Mending:
+    """One search for the smallest changes; what was estimated is kept for the next look at it."""
+
+    def __init__(
+        self, config: RunConfig, model: ModelProfile, cluster: Cluster, margin: float, allowed: Allowed
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.cluster = cluster
+        self.margin = margin
+        self.allowed = allowed
+        self.required: tuple[Move, ...] = ()
+        self.room = min(gpu.usable_bytes for gpu in cluster.gpus) * (1 - margin)
+        self.told: dict[RunConfig, Estimate | None] = {}
+
+    def answers(self) -> list[Mended]:
+        """Those that keep what is trained, else those that do not; else those that need more RAM than was assumed."""
+        moves = [*_moves(self.config, self.model, self.cluster)]
+        self.required = (*_required(self.config, self.model, self.cluster),)
+        keeping = [move for move in moves if move.keeps_result]
+        assumed = any(node.host.memory_assumed for node in self.cluster.nodes)
+        for fits in (_fits, _fits_devices)[: 1 + assumed]:
+            for candidates in (keeping, moves):
+                for size in range(0 if self.required else 1, MOST_CHANGES + 1):
+                    found = self._of_size(size, candidates, fits)
+                    if found:
+                        return found[:MOST_FIXES]
+        return []
+
+    def _of_size(self, size: int, moves: Sequence[Move], fits: Callable[[Estimate], bool]) -> list[Mended]:
+        """What fits after so many moves: the fastest of the fit, confirmed by the simulated allocator."""
+        promising = []
+        for others in combinations(moves, size):
+            chosen = (*self.required, *others)
+            if len({move.subject for move in chosen}) < len(chosen):
+                continue
+            changed = _changed(self.config, chosen)
+            told = self._estimate(changed) if changed is not None else None
+            if changed is not None and told is not None and fits(told) and self.allowed(changed):
+                promising.append(Mended(chosen, changed, told))
+        promising.sort(key=lambda one: (not one.keeps_result, _gives_up(one), -one.estimate.tokens_per_second))
+        confirmed: list[Mended] = []
+        for one in _spread(promising):
+            told = estimate(one.config, self.model, self.cluster, margin=self.margin, replays=True)
+            if fits(told):
+                confirmed.append(Mended(one.moves, one.config, told))
+            if len(confirmed) >= MOST_FIXES:
+                break
+        return sorted(confirmed, key=lambda one: (_gives_up(one), -one.estimate.tokens_per_second))
+
+    def _estimate(self, changed: RunConfig) -> Estimate | None:
+        """The estimate; None for what a rule rejects, and for weights and states that are too large by themselves."""
+        if changed not in self.told:
+            told = None
+            legal = first_rejection(changed, self.model, self.cluster) is None
+            if legal and held_bytes(changed, self.model, self.cluster) <= self.room:
+                told = estimate(changed, self.model, self.cluster, margin=self.margin)
+            self.told[changed] = told
+        return self.told[changed]
 
 
-def _of_size(
-    choices: Sequence[tuple[Move, ...]],
-    config: RunConfig,
-    model: ModelProfile,
-    cluster: Cluster,
-    margin: float,
-    allowed: Allowed,
-) -> list[Mended]:
-    """What fits after one of ``choices``: the fastest of the fit, confirmed by the simulated allocator."""
-    promising = []
-    for chosen in choices:
-        if len({move.subject for move in chosen}) < len(chosen):
-            continue
-        changed = _changed(config, chosen)
-        if changed is None or first_rejection(changed, model, cluster) is not None or not allowed(changed):
-            continue
-        told = estimate(changed, model, cluster, margin=margin)
-        if told.fits:
-            promising.append(Mended(chosen, changed, told))
-    promising.sort(key=lambda one: (not one.keeps_result, _gives_up(one), -one.estimate.tokens_per_second))
-    confirmed: list[Mended] = []
-    for one in _spread(promising):
-        told = estimate(one.config, model, cluster, margin=margin, replays=True)
-        if told.fits:
-            confirmed.append(Mended(one.moves, one.config, told))
-        if len(confirmed) >= MOST_FIXES:
-            break
-    return sorted(confirmed, key=lambda one: (_gives_up(one), -one.estimate.tokens_per_second))
+def _fits(told: Estimate) -> bool:
+    return told.fits
+
+
+def _fits_devices(told: Estimate) -> bool:
+    return all(rank.fits for rank in told.ranks)
 
 
 def _gives_up(one: Mended) -> int:

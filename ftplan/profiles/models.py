@@ -88,6 +88,11 @@ def list_models() -> tuple[ModelEntry, ...]:
     )
 
 
+def is_catalogued(name: str) -> bool:
+    """Whether the catalogue has a model of this name, in any case."""
+    return not _is_written_as_path(name) and name.strip().lower() in _slugs()
+
+
 def hub_id(name: str) -> str:
     """Return the hub repository a catalogue name stands for: ``Qwen2.5-7B-Instruct`` is not its base model.
 

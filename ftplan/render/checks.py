@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from rich.table import Table
 from rich.text import Text
 
@@ -97,7 +99,9 @@ def _print_fix(number: int, fix: Fix) -> None:
     )
     kept = "" if fix.keeps_result else ", changes what is trained"
     needs = f"needs {size(fix.estimate.needed_bytes)} of {size(fix.estimate.capacity_bytes)}"
-    console.print(words((f"fix {number}: ", "bold green"), f"{fix.what}: {needs}, {speed}{kept}"))
+    host = fix.estimate.host
+    ram = "" if host.fits else f", and {size(host.needed_bytes)} of host RAM on a node"
+    console.print(words((f"fix {number}: ", "bold green"), f"{fix.what}: {needs}{ram}, {speed}{kept}"))
     for change in fix.changes:
         console.print(words(f"  {change_line(change)}"), soft_wrap=True)
     for name in fix.new_files:
@@ -117,4 +121,6 @@ def change_line(change: Change) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, dict | list):
+        return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -21,7 +21,7 @@ from ftplan.planner.advice import advise
 from ftplan.planner.inventory import parse_inventory
 from ftplan.planner.rules import first_rejection
 from ftplan.profiles.frameworks import load_vocabulary
-from ftplan.profiles.models import load_model
+from ftplan.profiles.models import is_catalogued, load_model
 from ftplan.profiles.runtime import runtime_figure
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Advice, Candidate, Estimate, Phase, Timeline
@@ -34,6 +34,8 @@ from ftplan.workflows.placing import placed
 from ftplan.workflows.planning import with_links
 
 DEFAULT_MARGIN: Final = 0.03
+HOPELESS: Final = 1.3
+"""What needs this many times the card by the closed form needs no allocator to tell."""
 QUANTIZED_NAMES: Final = ("gptq", "awq", "aqlm", "gguf", "-fp8", "int4", "int8", "bnb-4bit", "mxfp4", "nvfp4")
 """Parts of the names of checkpoints that are already quantized."""
 
@@ -43,7 +45,8 @@ class Asked:
     """What ``ftplan check`` is asked: files or a command line, the devices, and what the files leave open.
 
     ``fields`` of `RunConfig` take the place of what the files say; ``settings`` are in the framework's own words.
-    ``was`` holds what is known of an earlier run: ``gpus``, ``samples``, ``learning_rate``.
+    ``was`` holds what is known of an earlier run: ``gpus``, ``samples``, ``learning_rate``. Without ``mends`` only the
+    verdict is told, with neither fixes nor what could be faster.
     """
 
     words: Sequence[str]
@@ -56,6 +59,7 @@ class Asked:
     host_memory_bytes: int | None = None
     link: str | None = None
     network: str | None = None
+    mends: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def check(asked: Asked) -> Checked:
     there = placed(source.shape, inventory)
     part = source.understood(there.ranks)
     config = _config(part, asked, there.ranks)
-    model = load_model(config.model)
+    model, taken_for = _model(config.model)
     cluster = known_cluster(there.inventory)
     config = _supported_attention(config, model, part)
     config, wrong_names = _existing_targets(config, model, part)
@@ -97,6 +101,7 @@ def check(asked: Asked) -> Checked:
         *_launching(source, inventory, cluster, told.estimate),
         *part.problems,
         *wrong_names,
+        *taken_for,
         *_named(config),
         *_conflicts(config, model, cluster),
     )
@@ -145,6 +150,21 @@ def _existing_targets(config: RunConfig, model: ModelProfile, part: Partial) -> 
     return config, ()
 
 
+def _model(name: str) -> tuple[ModelProfile, tuple[Problem, ...]]:
+    """The model called ``name``; one that is on another machine, or somebody's copy, is taken for its namesake."""
+    try:
+        return load_model(name), ()
+    except InputError:
+        namesake = name.rstrip("/").rsplit("/", 1)[-1]
+        if namesake == name or not is_catalogued(namesake):
+            raise
+    model = load_model(namesake)
+    note = Problem(
+        "assumption", Severity.NOTE, f"{name} is not here: taken for {model.id}, by its name", key="model", hint=""
+    )
+    return model, (note,)
+
+
 @dataclass(frozen=True)
 class _Told:
     """The estimate of training, and the bytes of an evaluation that has a micro-batch of its own."""
@@ -156,12 +176,20 @@ class _Told:
 def _estimated(config: RunConfig, part: Partial, model: ModelProfile, cluster: Cluster, margin: float) -> _Told:
     own = int(part.beside.get("eval_micro_batch", config.micro_batch) or config.micro_batch)
     if not config.evaluates or own == config.micro_batch:
-        return _Told(estimate(config, model, cluster, margin=margin, replays=True))
+        return _Told(_exactly(config, model, cluster, margin))
     training = config.model_copy(update={"evaluates": False})
-    told = estimate(training, model, cluster, margin=margin, replays=True)
+    told = _exactly(training, model, cluster, margin)
     evaluation = estimate(config.model_copy(update={"micro_batch": own}), model, cluster, margin=margin)
     worst = worst_of(evaluation.ranks)
     return _Told(told, Timeline(worst.terms).bytes_at(Phase.EVAL) + worst.process_bytes - worst.peak_reserved_bytes)
+
+
+def _exactly(config: RunConfig, model: ModelProfile, cluster: Cluster, margin: float) -> Estimate:
+    """The estimate, played through the simulated allocator unless it is far beyond the card."""
+    told = estimate(config, model, cluster, margin=margin)
+    if told.needed_bytes > HOPELESS * told.capacity_bytes:
+        return told
+    return estimate(config, model, cluster, margin=margin, replays=True)
 
 
 def _check(
@@ -181,11 +209,12 @@ def _check(
     verdict = _verdict(estimated, phases, problems, asked.margin)
     found = [*_memory(config, estimated, model, phases, asked.margin), *_evaluating(told, phases), *problems]
     mending: tuple[Fix, ...] = batch_fixes(source, config, estimated, model, cluster, asked.margin, files, asked.was)
-    if not estimated.fits or verdict is Verdict.OOM or first_rejection(config, model, cluster) is not None:
+    is_short = not estimated.fits or verdict is Verdict.OOM
+    if asked.mends and (is_short or first_rejection(config, model, cluster) is not None):
         own = any(phase.phase == str(Phase.EVAL) and not phase.fits for phase in phases)
         own = own and told.evaluation_bytes is not None
         mending += fixes(source, config, estimated, model, cluster, asked.margin, files, evaluation=own)
-    else:
+    elif asked.mends:
         found += waste_problems(source, config, estimated, model, cluster, asked.margin)
     global_batch = config.micro_batch * config.accumulation * (1 if config.sharding == "none" else cluster.world_size)
     return Check(

@@ -75,9 +75,10 @@ def _inserted(text: str, document: Document, key: str, value: Any) -> str:
         if at is not None:
             start, indent = at
             return f"{text[:start]}{' ' * indent}{name}: {_scalar(value, 'yaml')}\n{text[start:]}"
-        if "." in parent:
-            return _inserted(text, document, parent, {name: value})
-        block = yaml.safe_dump({parent: {name: value}}, sort_keys=False, default_flow_style=False)
+        inside: Any = {name: value}
+        for part in reversed(parent.split(".")):
+            inside = {part: inside}
+        block = yaml.safe_dump(inside, sort_keys=False, default_flow_style=False)
         return f"{_ended(text)}{block}"
     return f"{_ended(text)}{name}: {_scalar(value, 'yaml')}\n"
 

@@ -83,6 +83,7 @@ class Format:
         emit: a configuration in its words; raises CannotExpressError.
         pins: fields that its files cannot choose, with the only value they have, for a method.
         cannot_say: values of fields that its files have no words for.
+        nested: its settings are known by dotted keys, as a component and its arguments are.
         shape: processes that it starts by itself where the command does not say; None: one a device.
 
     """
@@ -94,4 +95,5 @@ class Format:
     emit: Callable[[RunConfig, Target], Emitted] | None
     pins: Callable[[str], Mapping[str, Any]] = lambda _: {}
     cannot_say: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    nested: bool = False
     shape: Shape = ANY_SHAPE

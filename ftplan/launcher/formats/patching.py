@@ -80,7 +80,8 @@ class _Writer:
         self.new_files: dict[str, str] = {}
 
     def patch(self) -> Patch:
-        main = _difference(_flat(self.before.main), _flat(self.after.main))
+        flat = _flat if self.source.format.nested else dict
+        main = _difference(flat(self.before.main), flat(self.after.main))
         main |= {key: self.after.main[key] for key in self.always if key in self.after.main}
         self._deepspeed(main)
         self._accelerate()
@@ -148,7 +149,7 @@ class _Writer:
             return
         self.new_files[ACCELERATE_FILE] = yaml.safe_dump(dict(self.after.accelerate), sort_keys=False)
         document = self.source.given.document
-        own = shlex.quote(document.name) if document is not None else "..."
+        own = shlex.quote(document.path.name) if document is not None else "..."
         command = " ".join(own if word == self.after.main_name else word for word in self.after.command)
         self.changes.append(Change("command line", "launch with", None, command))
 

@@ -19,7 +19,7 @@ from ftplan.profiles.frameworks import load_vocabulary
 from ftplan.profiles.models import hub_id
 from ftplan.spec import RunConfig
 
-PARTIAL: Final = ("deepspeed", "accelerate")
+PARTIAL: Final = ("deepspeed", "accelerate", "transformers")
 """Formats whose files say only a part of a configuration."""
 _FOLDER: Final = Path("emitted")
 

@@ -151,8 +151,7 @@ def _source(
     chosen: Format, flags: Settings, documents: list[Document], launch: Launch, files: Files, base: Path
 ) -> Source:
     main = documents[0] if documents else None
-    nested = chosen.name == "torchtune"
-    written = document_settings(main, nested=nested) if main else Settings()
+    written = document_settings(main, nested=chosen.nested) if main else Settings()
     flags = Settings({key: each for key, each in flags.items() if key != "config" or main is None})
     here = main.path if main else base
     given = Given(written.replaced(flags), here, files, launch, main)

@@ -138,8 +138,8 @@ def test_packing_and_padding(settings, packing, padding):
 
 @pytest.mark.parametrize(
     ("asked", "attention"),
-    [("auto", "sdpa"), ("sdpa", "sdpa"), ("disabled", "eager"), ("fa2", "flash_attention_2"), (True, "flash_attention_2"),
-     (False, "sdpa"), ("off", "eager")],
+    [("auto", "sdpa"), ("sdpa", "sdpa"), ("disabled", "eager"), ("fa2", "flash_attention_2"), 
+     (True, "flash_attention_2"), (False, "sdpa"), ("off", "eager")],
 )  # fmt: skip
 def test_attention(asked, attention):
     part = said(flash_attn=asked)
