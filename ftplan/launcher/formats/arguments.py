@@ -21,14 +21,17 @@ _WORD: Final = re.compile(r"[A-Za-z_/][\w./-]*")
 _NO_WORDS: Final = frozenset(
     {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "none"}  # to YAML, or to Python
 )
+PASSED_ON: Final = frozenset({"$@", "$*", "${@}", "${*}"})
 
 
 def argument_settings(words: Sequence[Word], script: str = "") -> tuple[Settings, tuple[Word, ...]]:
     """Settings of ``--key value``, ``--key=value``, ``--key`` and ``key=value``, and the words that are none of these.
 
     Hyphens in a name count as underscores. Several values make a list, which a ``key=value`` ends, and
-    ``--no_key`` sets ``key`` to false unless values follow.
+    ``--no_key`` sets ``key`` to false unless values follow. A script's own
+    arguments, ``"$@"``, are taken to be none.
     """
+    words = [word for word in words if word.text not in PASSED_ON]
     found: dict[str, Setting] = {}
     others: list[Word] = []
     at = 0
