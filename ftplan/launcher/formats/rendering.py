@@ -13,11 +13,12 @@ import yaml
 
 from ftplan import __version__
 from ftplan.errors import CannotExpressError, InputError
+from ftplan.estimators.targets import target_modules
 from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.given import ACCELERATE_FILE, DEEPSPEED_FILE, LAUNCH_FILE, Emitted, Format, Target
 from ftplan.launcher.formats.sources import opened
 from ftplan.profiles.frameworks import load_vocabulary
-from ftplan.profiles.models import hub_id
+from ftplan.profiles.models import hub_id, load_model
 from ftplan.spec import RunConfig
 
 PARTIAL: Final[Mapping[str, frozenset[str]]] = {
@@ -33,7 +34,7 @@ def rendered(chosen: Format, config: RunConfig, target: Target) -> dict[str, str
     """The files by name; raises CannotExpressError with the fields that they cannot say."""
     if chosen.emit is None:
         raise InputError(f"{chosen.title} is read, not written", field="format")
-    config = config.model_copy(update={"model": _loadable(config.model)})
+    config = config.model_copy(update={"model": _loadable(config.model), "lora_targets": _spelled_targets(config)})
     version = target.version or load_vocabulary(chosen.vocabulary).version
     emitted = chosen.emit(config, target)
     files = _files(emitted, f"{chosen.title} {version}")
@@ -50,6 +51,16 @@ def _loadable(model: str) -> str:
         return str(local.resolve()) if local.exists() else hub_id(model)
     except (OSError, ValueError, RuntimeError):  # no name of a file
         return hub_id(model)
+
+
+def _spelled_targets(config: RunConfig) -> str:
+    """``qv`` as the names that the model's modules have; other targets, and those of an unknown model, as they are."""
+    if "qv" not in config.target_names:
+        return config.lora_targets
+    try:
+        return ",".join(target_modules(load_model(config.model), config))
+    except InputError:
+        return config.lora_targets
 
 
 def _files(emitted: Emitted, what: str) -> dict[str, str]:

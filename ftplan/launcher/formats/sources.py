@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Final
 from ftplan.errors import ConfigFileError, UnknownNameError
 from ftplan.launcher.formats import accelerate, deepspeed
 from ftplan.launcher.formats.arguments import argument_settings
+from ftplan.launcher.formats.cluster import Wrapped
 from ftplan.launcher.formats.document import Document
 from ftplan.launcher.formats.files import Files, is_file
 from ftplan.launcher.formats.given import Format, Given
+from ftplan.launcher.formats.kubeflow import is_kubeflow, read_kubeflow
 from ftplan.launcher.formats.launch import Launch, launches, taken_apart
 from ftplan.launcher.formats.partial import NOTHING, Partial, Shape
 from ftplan.launcher.formats.python_source import Script, read_script
@@ -20,6 +23,8 @@ from ftplan.launcher.formats.reading import shown
 from ftplan.launcher.formats.recognising import PROGRAMS, framework_of, framework_of_launch
 from ftplan.launcher.formats.registry import FORMATS
 from ftplan.launcher.formats.settings import Setting, Settings, document_settings
+from ftplan.launcher.formats.skypilot import is_skypilot, read_skypilot
+from ftplan.launcher.formats.slurm import read_slurm
 from ftplan.launcher.formats.words import Word, as_command, commands
 from ftplan.profiles.frameworks import load_vocabulary
 
@@ -31,6 +36,11 @@ NOT_A_TRAINING: Final = {
 }
 TRAINING_WORDS: Final = {"llamafactory": ("train",), "swift": ("sft", "pt"), "trl": ("sft",), "axolotl": ("train",)}
 """Subcommands that train by supervised fine-tuning."""
+
+
+SBATCH: Final = re.compile(r"^#SBATCH\b", re.MULTILINE)
+SCHEDULERS: Final = ((is_skypilot, read_skypilot), (is_kubeflow, read_kubeflow))
+"""Schedulers' own files: how one is known, and what reads the command inside."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +118,18 @@ def _script(path: Path, files: Files, framework: str) -> Source:
 
 def _last_training(path: Path, files: Files, framework: str) -> Source | None:
     text = files.text(path)
+    wrapped = read_slurm(text, path) if SBATCH.search(text) else Wrapped(text)
+    return _inside(wrapped, path, files, framework)
+
+
+def _inside(wrapped: Wrapped, path: Path, files: Files, framework: str) -> Source | None:
+    """The last training of a script or of a scheduler's file, with the processes that the scheduler starts."""
     found = None
-    for launch in launches(commands(text), str(path)):
+    for launch in launches(commands(wrapped.text, wrapped.environment), str(path)):
         found = _started(launch, files, path, framework) or found
-    return found
+    if found is None:
+        return None
+    return replace(found, around=replace(found.around, shape=found.around.shape.over(wrapped.shape)))
 
 
 def _started(launch: Launch, files: Files, base: Path, framework: str) -> Source | None:
@@ -193,6 +211,8 @@ def _documents(words: Sequence[str], files: Files, framework: str) -> Source:
     documents = [files.document(Path(word.text)) for word in others]
     if not documents:
         raise ConfigFileError(f"{words[0][:80]!r} is a setting without a file", file="", hint="name the file first")
+    if len(documents) == 1 and (scheduled := _scheduled(documents[0], files, framework)) is not None:
+        return scheduled
     around = Partial()
     main: Document | None = None
     name = ""
@@ -207,6 +227,17 @@ def _documents(words: Sequence[str], files: Files, framework: str) -> Source:
         else:
             main, name = document, framework or kind
     return _of_documents(name, main, around, overrides, documents, files)
+
+
+def _scheduled(document: Document, files: Files, framework: str) -> Source | None:
+    """The training inside a SkyPilot task or a Kubeflow TrainJob; None for another file."""
+    reader = next((read for is_one, read in SCHEDULERS if is_one(document.data)), None)
+    if reader is None:
+        return None
+    found = _inside(reader(document), document.path, files, framework)
+    if found is None:
+        raise ConfigFileError(f"{document.name} starts no training that is known", file=document.name)
+    return found
 
 
 def _of_documents(

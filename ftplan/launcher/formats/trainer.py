@@ -10,6 +10,7 @@ from typing import Any, Final
 from ftplan.errors import ConfigFileError
 from ftplan.launcher.formats import deepspeed
 from ftplan.launcher.formats.audit import audit
+from ftplan.launcher.formats.dialect import optimizer_of
 from ftplan.launcher.formats.fsdp import FsdpAsked, fsdp_partial
 from ftplan.launcher.formats.given import DEEPSPEED_FILE, Given, Target
 from ftplan.launcher.formats.partial import Partial
@@ -65,7 +66,7 @@ def parse_arguments(given: Given) -> Partial:
 
     for key, field in BATCH.items():
         take(key, field, settings.integer(key, defaults[key], least=1))
-    take("optim", "optimizer", settings.text("optim", str(defaults["optim"])))
+    take("optim", "optimizer", optimizer_of(settings.text("optim", str(defaults["optim"]))))
     for key in ("bf16", "fp16"):
         if settings.flag(key):
             take(key, "precision", key)
@@ -137,6 +138,8 @@ def _fsdp(settings: Settings, given: Given) -> Partial:
     asked = Settings(flattened(named, settings.place("fsdp_config")))
     version = asked.integer("version", 2, least=1)
     strategy = {"HYBRID_SHARD_ZERO2": "HYBRID_SHARD"}.get(strategy, strategy)
+    if asked.value("reshard_after_forward") is not None:
+        strategy = ""  # fsdp_config has the last word over the words of `fsdp`
     return fsdp_partial(FsdpAsked(version, asked, strategy, place))
 
 

@@ -213,7 +213,7 @@ def test_it_reads_yaml_with_an_environment_of_its_own():
         ("NNODES=2 NPROC_PER_NODE=8", COMMAND, 2, 8),
         ("", "torchrun --nproc_per_node 2 swift/cli/sft.py --model m --dataset d", 1, 2),
         ("", "accelerate launch --num_processes 2 swift/cli/sft.py --model m --dataset d", 1, 2),
-        ("", "python -m swift.cli.sft --model m --dataset d", None, None),
+        ("", "python -m swift.cli.sft --model m --dataset d", 1, 1),
     ],
 )
 def test_processes(environment, command, nodes, per_node):
