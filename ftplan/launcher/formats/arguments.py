@@ -19,8 +19,8 @@ _LONGEST: Final = 4096
 def argument_settings(words: Sequence[Word], script: str = "") -> tuple[Settings, tuple[Word, ...]]:
     """Settings of ``--key value``, ``--key=value``, ``--key`` and ``key=value``, and the words that are none of these.
 
-    Hyphens in a name count as underscores. Several values make a list, and ``--no_key`` sets ``key`` to false unless
-    values follow.
+    Hyphens in a name count as underscores. Several values make a list, which a ``key=value`` ends, and
+    ``--no_key`` sets ``key`` to false unless values follow.
     """
     found: dict[str, Setting] = {}
     others: list[Word] = []
@@ -33,7 +33,7 @@ def argument_settings(words: Sequence[Word], script: str = "") -> tuple[Settings
             name, equals, value = word.text.lstrip("-").partition("=")
             key = name.replace("-", "_")
             taken: list[Word] = []
-            while not equals and at < len(words) and not _is_option(words[at]):
+            while not equals and at < len(words) and not _is_option(words[at]) and not _ends(words[at], taken):
                 taken.append(words[at])
                 at += 1
             missing = word.unresolved or next((each.unresolved for each in taken if each.unresolved), "")
@@ -51,6 +51,11 @@ def argument_settings(words: Sequence[Word], script: str = "") -> tuple[Settings
 
 def _is_option(word: Word) -> bool:
     return bool(re.match(r"--[A-Za-z_]|-[A-Za-z]", word.text))
+
+
+def _ends(word: Word, taken: Sequence[Word]) -> bool:
+    """Whether a word is no value of an option: a script's own arguments, or after one a setting by itself."""
+    return word.unresolved in ("$@", "$*") or (bool(taken) and _OVERRIDE.fullmatch(word.text) is not None)
 
 
 def _values(texts: Sequence[str]) -> Any:

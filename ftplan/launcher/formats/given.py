@@ -87,7 +87,7 @@ class Format:
         pins: fields that its files cannot choose, with the only value they have, for a method.
         cannot_say: values of fields that its files have no words for.
         nested: its settings are known by dotted keys, as a component and its arguments are.
-        shape: processes that it starts by itself where the command does not say; None: one a device.
+        shape: processes that it starts by itself where neither command nor launcher says; none known: one a device.
         around: what its own settings say of the launcher, for a framework that starts accelerate by itself.
 
     """
@@ -100,5 +100,5 @@ class Format:
     pins: Callable[[str], Mapping[str, Any]] = lambda _: {}
     cannot_say: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     nested: bool = False
-    shape: Shape = ANY_SHAPE
+    shape: Callable[[Given], Shape] = lambda _: ANY_SHAPE
     around: Callable[[Given], Partial] | None = None

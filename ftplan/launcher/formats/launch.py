@@ -162,14 +162,16 @@ def _python(words: list[Word], launch: Launch) -> Launch:
 
 
 def _torchrun_shape(launch: Launch, rest: list[Word], program: str = "") -> Launch:
+    """What torchrun's options say; a variable PET_… is the default of each (torch distributed/argparse_util.py)."""
     options = launch.options
-    nodes = options.text("nnodes").split(":")[-1]
-    ranks = options.text("nproc_per_node")
+    nodes = (options.text("nnodes") or launch.variable("PET_NNODES")).split(":")[-1]
+    ranks = options.text("nproc_per_node") or launch.variable("PET_NPROC_PER_NODE")
     launch = replace(launch, nodes=_count(nodes, options, "nnodes"), per_node=_count(ranks, options, "nproc_per_node"))
     if launch.launcher == "torchrun":
-        launch = replace(launch, nodes=launch.nodes or 1)
+        if "nnodes" not in options:
+            launch = replace(launch, nodes=launch.nodes or 1)
         if "nproc_per_node" not in options:
-            launch = replace(launch, per_node=1)
+            launch = replace(launch, per_node=launch.per_node or 1)
     if program:
         return replace(launch, program=program, arguments=tuple(rest))
     return _inside(rest, launch, is_module="module" in options or "m" in options)

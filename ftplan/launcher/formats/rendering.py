@@ -68,12 +68,20 @@ def _files(emitted: Emitted, what: str) -> dict[str, str]:
 def _text(name: str, content: Mapping[str, Any], title: str) -> str:
     if name.endswith(".json"):
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    body = yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    return f"# {title}\n{body}"
+    return as_yaml(content, title)
+
+
+def as_yaml(content: Mapping[str, Any], *comments: str) -> str:
+    """``content`` as YAML, under lines of comment."""
+    head = "".join(f"# {comment}\n" for comment in comments)
+    return head + yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes floats so that YAML 1.1 reads them as such: 1e-05 is text to it, 1.0e-05 a number."""
+    """Writes floats so that YAML 1.1 reads them as such: 1e-05 is text to it, 1.0e-05 a number.
+
+    Text of several lines is written as such, control characters as escapes: some of them PyYAML reads back as blanks.
+    """
 
 
 def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
@@ -83,7 +91,17 @@ def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
+def _string(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = None
+    if not value.replace("\n", "").isprintable():
+        style = '"'
+    elif "\n" in value:
+        style = "|"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
 _Dumper.add_representer(float, _float)
+_Dumper.add_representer(str, _string)
 
 
 def _script(emitted: Emitted, title: str) -> str:
@@ -109,7 +127,21 @@ def _lost(chosen: Format, config: RunConfig, target: Target, files: Mapping[str,
     except ValueError:
         return sorted(said.keys() ^ set(RunConfig.model_fields)) or ["model"]
     fields = RunConfig.model_fields
-    return [each for each in fields if each not in ignored and getattr(back, each) != getattr(config, each)]
+    return [
+        each
+        for each in fields
+        if each not in ignored and _meant(each, getattr(back, each)) != _meant(each, getattr(config, each))
+    ]
+
+
+_SAME_OPTIMIZER: Final = {"adamw_8bit": "adamw_bnb_8bit", "paged_adamw": "paged_adamw_32bit"}
+
+
+def _meant(field: str, value: Any) -> Any:
+    """A value without what is only its spelling: the order of LoRA's targets, an optimizer's second name."""
+    if field == "lora_targets":
+        return frozenset(("q_proj", "v_proj") if value == "qv" else value.split(","))
+    return _SAME_OPTIMIZER.get(value, value) if field == "optimizer" else value
 
 
 def _without_effect(config: RunConfig) -> frozenset[str]:
@@ -119,6 +151,8 @@ def _without_effect(config: RunConfig) -> frozenset[str]:
         none |= {"lora_rank", "lora_alpha", "lora_targets", "lora_dropout", "adapter_dtype"}
     if config.quantization == "none":
         none |= {"double_quantization", "prepare_kbit"}
+    if config.accumulation == 1:
+        none |= {"sync_each_batch"}
     return frozenset(none)
 
 
@@ -132,3 +166,8 @@ def read_back(chosen: Format, target: Target, files: Mapping[str, str]) -> dict[
     if chosen.name in PARTIAL:
         said = {name: value for name, value in said.items() if name not in PARTIAL[chosen.name]}
     return {name: value for name, value in said.items() if name in RunConfig.model_fields}
+
+
+def settings_files(emitted: Emitted, what: str) -> dict[str, str]:
+    """The files of ``emitted`` by name, without the script that starts it."""
+    return {name: text for name, text in _files(emitted, what).items() if name != LAUNCH_FILE}

@@ -51,7 +51,7 @@ class Source:
         """Processes as the command or the launcher's file states them."""
         launch = self.given.launch
         visible = len(launch.visible) if launch.visible is not None else None
-        stated = Shape(launch.nodes, launch.per_node).over(self.around.shape)
+        stated = Shape(launch.nodes, launch.per_node).over(self.around.shape).over(self.format.shape(self.given))
         if self.is_alone:
             return Shape(1, 1)
         return replace(stated, per_node=stated.per_node or visible)
