@@ -22,13 +22,7 @@ Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Kernels = Literal["none", "liger"]
 LossPath = Literal["full", "chunked", "liger"]
 Link = Literal["auto", "nvlink", "pcie"]
-StackName = Literal[
-    "trainer",
-    "trl",
-    "llamafactory",
-    "torchtune",
-    "cookbook",
-]
+StackName = Literal["trainer", "trl", "llamafactory", "axolotl", "swift", "torchtune", "cookbook"]
 Objective = Literal["throughput", "memory", "headroom", "cost"]
 
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]

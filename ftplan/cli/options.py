@@ -87,7 +87,12 @@ DoubleQuantization = Annotated[
     bool | None, typer.Option("--double-quantization/--no-double-quantization", help="Quantize the scales, too.")
 ]
 PrepareKbit = Annotated[bool | None, typer.Option("--prepare-kbit/--no-prepare-kbit", help="peft's k-bit preparation.")]
-Stack = Annotated[str | None, typer.Option("--stack", help="Whose loop runs it: trainer, trl or llamafactory.")]
+Stack = Annotated[
+    str | None,
+    typer.Option(
+        "--stack", help="Whose loop runs it: trainer, trl, llamafactory, axolotl, swift, torchtune or cookbook."
+    ),
+]
 Expandable = Annotated[
     bool | None, typer.Option("--expandable-segments/--no-expandable-segments", help="The CUDA allocator's option.")
 ]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Final
 
 from ftplan.launcher.formats.settings import FALSE, Setting, Settings
 from ftplan.profiles.frameworks import Costly, Vocabulary
 from ftplan.verdicts import Problem, Severity
+
+MOST_STRANGERS: Final = 40
+"""Unknown keys that are told one by one."""
 
 
 def audit(settings: Settings, vocabulary: Vocabulary, modelled: Collection[str] = ()) -> Iterator[Problem]:
@@ -16,7 +19,13 @@ def audit(settings: Settings, vocabulary: Vocabulary, modelled: Collection[str] 
 
     ``modelled`` names keys that the format's reader takes into account itself, whatever they hold.
     """
+    strangers = [key for key in settings if key not in vocabulary and not settings[key].unresolved]
+    if len(strangers) > MOST_STRANGERS:
+        yield _many_unknown(settings, strangers[MOST_STRANGERS:], vocabulary)
+    left_out = frozenset(strangers[MOST_STRANGERS:])
     for key, setting in settings.items():
+        if key in left_out:
+            continue
         if setting.unresolved:
             yield _unresolved(setting, matters=_matters(key, vocabulary, modelled))
         elif key in vocabulary.removed and key not in vocabulary.defaults:
@@ -42,8 +51,8 @@ def _unresolved(setting: Setting, *, matters: bool) -> Problem:
     return Problem(
         "unresolved",
         Severity.WARNING if matters else Severity.NOTE,
-        f"{setting.key} depends on {setting.unresolved[:60]}, which only a shell knows",
-        hint=f"set it in front of the command, or give the value with --set {setting.key}=...",
+        f"{setting.key[:80]} depends on {shown_value(setting.unresolved)}, which only a shell knows",
+        hint=f"set it in front of the command, or give the value with --set {setting.key[:80]}=...",
         key=setting.key,
         place=setting.place,
         may_need_more=matters,
@@ -64,6 +73,18 @@ def _unknown(setting: Setting, vocabulary: Vocabulary) -> Problem:
     )
 
 
+def _many_unknown(settings: Settings, keys: Sequence[str], vocabulary: Vocabulary) -> Problem:
+    return Problem(
+        "unknown-key",
+        Severity.WARNING,
+        f"{vocabulary.name} {vocabulary.version} knows none of {len(keys)} more keys",
+        hint="say whose configuration it is with --from",
+        key=keys[0],
+        place=settings.place(keys[0]),
+        source=vocabulary.source,
+    )
+
+
 def _removed(setting: Setting, vocabulary: Vocabulary) -> Problem:
     gone = vocabulary.removed[setting.key]
     return Problem(
@@ -79,13 +100,12 @@ def _removed(setting: Setting, vocabulary: Vocabulary) -> Problem:
 
 def _renamed(setting: Setting, vocabulary: Vocabulary) -> Iterator[Problem]:
     new = vocabulary.renamed[setting.key]
-    if not new.since and not new.removed:
-        return  # another spelling that is as good
+    since = f" since release {new.since}" if new.since else ""
     gone = f", and gone since {new.removed}" if new.removed else ""
     yield Problem(
         "renamed-key",
         Severity.WARNING if new.removed else Severity.NOTE,
-        f"{setting.key} is called {new.to} since release {new.since}{gone}",
+        f"{setting.key} is called {new.to}{since}{gone}",
         hint=f"write {new.to}",
         key=setting.key,
         place=setting.place,

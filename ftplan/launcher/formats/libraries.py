@@ -18,19 +18,25 @@ from ftplan.verdicts import Problem
 MAIN: Final = "training_args.json"
 
 
-def _nothing(given: Given) -> Partial:
-    """A library's file alone: what it says came with the source, the rest is for the user to state."""
-    del given
-    return Partial({"stack": "trainer"})
+def _parse_deepspeed(given: Given) -> Partial:
+    """A DeepSpeed file alone, or one that a script's ``--deepspeed`` names; the rest is for the user to state."""
+    alone = Partial({"stack": "trainer"})
+    settings = given.settings
+    if given.document is not None and deepspeed.ZERO in settings:
+        return alone.over(deepspeed.parse(given.document))
+    key = next((name for name in ("deepspeed", "deepspeed_config") if settings.value(name)), "")
+    if not key:
+        return alone  # what it says came with the source
+    path = given.files.find(settings.text(key), given.base)
+    return alone.over(deepspeed.parse(given.files.document(path, asked_by=settings.place(key).file)))
 
 
-def _named_by_command(given: Given) -> Partial:
-    """DeepSpeed's file that a command names; one that is given itself came with the source."""
-    named = next((key for key in ("deepspeed", "deepspeed_config") if given.settings.text(key).endswith(".json")), "")
-    if not named:
-        return _nothing(given)
-    path = given.files.find(given.settings.text(named), given.base)
-    return _nothing(given).over(deepspeed.parse(given.files.document(path, asked_by=given.launch.script)))
+def _parse_accelerate(given: Given) -> Partial:
+    """accelerate's file alone; under its launcher what it says came with the source."""
+    alone = Partial({"stack": "trainer"})
+    if given.document is not None and "distributed_type" in given.settings:
+        return alone.over(accelerate.parse(given.document, given.files))
+    return alone
 
 
 def _emit_deepspeed(config: RunConfig, target: Target) -> Emitted:
@@ -45,8 +51,7 @@ def _emit_accelerate(config: RunConfig, target: Target) -> Emitted:
     settings = accelerate.content(config, nodes=target.nodes, per_node=target.per_node, deepspeed_file=DEEPSPEED_FILE)
     content = None
     if config.sharding in deepspeed.STAGES:
-        # accelerate takes the precision from DeepSpeed's file alone, and refuses one of its own beside it.
-        del settings["mixed_precision"]
+        # accelerate takes the precision from DeepSpeed's file alone.
         content = deepspeed.content(config)
         content |= {name: {"enabled": config.precision == name} for name in ("bf16", "fp16")}
     settings = versions.written(settings, load_vocabulary("accelerate"), target.version)
@@ -105,9 +110,11 @@ NOT_ZERO: Final = ("none", "ddp", "fsdp2", "fsdp2-grad-op", "hsdp")
 NO_HSDP: Final = {"sharding": ("hsdp",)}
 
 DEEPSPEED: Final = Format(
-    "deepspeed", "DeepSpeed", "deepspeed", _named_by_command, _emit_deepspeed, cannot_say={"sharding": NOT_ZERO}
+    "deepspeed", "DeepSpeed", "deepspeed", _parse_deepspeed, _emit_deepspeed, cannot_say={"sharding": NOT_ZERO}
 )
-ACCELERATE: Final = Format("accelerate", "accelerate", "accelerate", _nothing, _emit_accelerate, cannot_say=NO_HSDP)
+ACCELERATE: Final = Format(
+    "accelerate", "accelerate", "accelerate", _parse_accelerate, _emit_accelerate, cannot_say=NO_HSDP
+)
 TRANSFORMERS: Final = Format(
     "transformers", "transformers", "transformers", _parse_arguments, _emit_arguments, cannot_say=NO_HSDP
 )

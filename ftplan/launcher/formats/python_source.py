@@ -19,6 +19,7 @@ from ftplan.errors import ConfigFileError
 from ftplan.launcher.formats.python_values import Values, called
 from ftplan.launcher.formats.reading import shown
 from ftplan.launcher.formats.settings import Setting, Settings
+from ftplan.units import KIB
 from ftplan.verdicts import Place
 
 ARGUMENTS: Final[Mapping[str, str]] = {
@@ -51,6 +52,8 @@ WITHOUT_LORA_ARGUMENTS: Final[Mapping[str, Any]] = {"lora_r": 8, "lora_alpha": 8
 """LoraConfig's own defaults (peft 0.21), which are not ModelConfig's."""
 WITHOUT_BITS_ARGUMENTS: Final[Mapping[str, Any]] = {"bnb_4bit_quant_type": "fp4", "use_bnb_nested_quant": False}
 """BitsAndBytesConfig's (transformers 5.23 utils/quantization_config.py)."""
+LONGEST_SCRIPT: Final = 128 * KIB
+"""A syntax tree takes up to 600 times the memory of its text."""
 LOADING: Final[Mapping[str, str]] = {
     "attn_implementation": "attn_implementation",
     "dtype": "dtype",
@@ -84,6 +87,9 @@ class Script:
 
 def read_script(text: str, path: Path) -> Script:
     """The literal arguments in ``text``; raises ConfigFileError for what is no Python."""
+    if len(text) > LONGEST_SCRIPT:
+        message = f"{shown(path)} is no training script: it has more than {LONGEST_SCRIPT // KIB} KiB"
+        raise ConfigFileError(message, file=str(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a script's odd escapes are its own affair

@@ -16,6 +16,8 @@ DTYPES: Final[Mapping[str, str]] = {
 DEEPEST: Final = 4
 """How many names or mappings within one another are followed."""
 UNKNOWN: Final = (False, None)
+LARGEST: Final = 10**18
+"""No integer of a training comes near it."""
 
 
 class Values:
@@ -28,13 +30,17 @@ class Values:
     def __init__(self, tree: ast.Module) -> None:
         self.constants = _constants(tree)
         self.declared = {**_fields(tree), **_options(tree)}
+        self._known: dict[tuple[str, int], tuple[bool, Any]] = {}
 
     def literal(self, value: ast.expr, depth: int = 0) -> tuple[bool, Any]:
         """Whether ``value`` is known, and what it is."""
         if depth >= DEEPEST:
             return UNKNOWN
         if isinstance(value, ast.Name) and value.id in self.constants:
-            return self.literal(self.constants[value.id], depth + 1)
+            key = (value.id, depth)
+            if key not in self._known:
+                self._known[key] = self.literal(self.constants[value.id], depth + 1)
+            return self._known[key]
         if isinstance(value, ast.Attribute):
             return self._attribute(value, depth)
         if isinstance(value, ast.Dict) or is_call_of(value, "dict"):
@@ -45,7 +51,7 @@ class Values:
             return UNKNOWN
         if isinstance(plain, tuple | set):
             plain = sorted(plain, key=str) if isinstance(plain, set) else list(plain)
-        return isinstance(plain, str | int | float | bool | list | None), plain
+        return isinstance(plain, str | int | float | bool | list | None) and _is_usual(plain), plain
 
     def _attribute(self, value: ast.Attribute, depth: int) -> tuple[bool, Any]:
         if called(value).startswith("torch.") and value.attr in DTYPES:
@@ -93,6 +99,13 @@ class Values:
             return self.argument(value.body, depth + 1)
         plain = isinstance(value, ast.Attribute) and isinstance(value.value, ast.Name)
         return value.attr if isinstance(value, ast.Attribute) and plain else ""
+
+
+def _is_usual(value: Any) -> bool:
+    """Whether a literal can be printed and compared: 0xfff... may have as many digits as the file."""
+    if isinstance(value, list | dict):
+        return all(_is_usual(each) for each in (value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, int) or abs(value) < LARGEST
 
 
 def called(function: ast.expr) -> str:

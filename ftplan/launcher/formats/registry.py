@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from ftplan.launcher.formats import cookbook, libraries, llamafactory, torchtune, trl
+from ftplan.launcher.formats import axolotl, cookbook, libraries, llamafactory, swift, torchtune, trl
 from ftplan.launcher.formats.given import Format
 
 FORMATS: Final[Mapping[str, Format]] = {
@@ -13,6 +13,8 @@ FORMATS: Final[Mapping[str, Format]] = {
     for each in (
         llamafactory.FORMAT,
         trl.FORMAT,
+        axolotl.FORMAT,
+        swift.FORMAT,
         torchtune.FORMAT,
         cookbook.FORMAT,
         libraries.DEEPSPEED,

@@ -13,7 +13,7 @@ from ftplan.verdicts import NOWHERE, Place
 
 TRUE: Final = frozenset({"true", "yes", "on", "1", "y", "t"})
 FALSE: Final = frozenset({"false", "no", "off", "0", "n", "f", "none", ""})
-_NUMBER: Final = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER: Final = re.compile(r"[+-]?(\d[\d_]*+\.?\d*+|\.\d++)([eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True)

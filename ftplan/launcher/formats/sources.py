@@ -11,7 +11,7 @@ from ftplan.errors import ConfigFileError, UnknownNameError
 from ftplan.launcher.formats import accelerate, deepspeed
 from ftplan.launcher.formats.arguments import argument_settings
 from ftplan.launcher.formats.document import Document
-from ftplan.launcher.formats.files import Files
+from ftplan.launcher.formats.files import Files, is_file
 from ftplan.launcher.formats.given import Format, Given
 from ftplan.launcher.formats.launch import Launch, launches, taken_apart
 from ftplan.launcher.formats.partial import NOTHING, Partial, Shape
@@ -91,21 +91,26 @@ def _opened(words: Sequence[str], files: Files, framework: str) -> Source:
     launch = taken_apart(as_command(list(words)))
     found = _started(launch, files, Path.cwd(), framework)
     if found is None:
-        shown = " ".join(words)[:80]
+        told = " ".join(words)[:80]
         hint = f"say whose it is with --from: {', '.join(FORMATS)}"
-        raise ConfigFileError(f"{shown!r} starts no training that is known", file="", hint=hint)
+        raise ConfigFileError(f"{told!r} starts no training that is known", file="", hint=hint)
     return found
 
 
 def _script(path: Path, files: Files, framework: str) -> Source:
     """The last training that a shell script starts."""
+    found = _last_training(path, files, framework)
+    if found is None:
+        hint = f"say whose it is with --from: {', '.join(FORMATS)}"
+        raise ConfigFileError(f"{shown(path)} starts no training that is known", file=str(path), hint=hint)
+    return found
+
+
+def _last_training(path: Path, files: Files, framework: str) -> Source | None:
     text = files.text(path)
     found = None
     for launch in launches(commands(text), str(path)):
         found = _started(launch, files, path, framework) or found
-    if found is None:
-        hint = f"say whose it is with --from: {', '.join(FORMATS)}"
-        raise ConfigFileError(f"{path} starts no training that is known", file=str(path), hint=hint)
     return found
 
 
@@ -114,7 +119,7 @@ def _started(launch: Launch, files: Files, base: Path, framework: str) -> Source
     if launch.program in ("bash", "sh"):
         inner = next((word for word in launch.arguments if not word.text.startswith("-")), None)
         if inner is not None and inner.text.lower().endswith(SCRIPT_SUFFIXES):
-            return _script(files.find(inner.text, base), files, framework)
+            return _last_training(files.find(inner.text, base), files, framework)
         return None
     settings, others = argument_settings(launch.arguments, launch.script)
     name = framework or framework_of_launch(launch, frozenset(settings))
@@ -141,7 +146,7 @@ def _python(
 ) -> Source | None:
     """A script of somebody's own: its literal arguments, read without running it, under those of the command."""
     path = files.find(launch.program, base)
-    found = read_script(files.text(path), path) if path.is_file() else Script()
+    found = read_script(files.module(path), path) if is_file(path) else Script()
     if found.other or not (found.framework or name in FORMATS):
         _require_training(launch, path, found)
         return None
@@ -154,7 +159,7 @@ def _python(
 
 def _require_training(launch: Launch, path: Path, found: Script) -> None:
     """Raise ConfigFileError for a script that trains otherwise, unless it is one of several commands."""
-    if launch.script or not path.is_file():
+    if launch.script or not is_file(path):
         return
     name = shown(path)
     if found.other:
@@ -186,6 +191,8 @@ def _documents(words: Sequence[str], files: Files, framework: str) -> Source:
     """Files given together: a framework's own, with accelerate's or DeepSpeed's beside it."""
     overrides, others = argument_settings([Word(word) for word in words])
     documents = [files.document(Path(word.text)) for word in others]
+    if not documents:
+        raise ConfigFileError(f"{words[0][:80]!r} is a setting without a file", file="", hint="name the file first")
     around = Partial()
     main: Document | None = None
     name = ""

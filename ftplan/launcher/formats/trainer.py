@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -17,7 +18,7 @@ from ftplan.launcher.formats.trainer_conflicts import conflicts, differing, mism
 from ftplan.launcher.formats.versions import is_before
 from ftplan.profiles.frameworks import Vocabulary, load_vocabulary
 from ftplan.spec import RunConfig
-from ftplan.verdicts import Problem
+from ftplan.verdicts import Place, Problem
 
 NAME: Final = "transformers"
 BATCH: Final[Mapping[str, str]] = {
@@ -144,8 +145,19 @@ _OLD_WORDS: Final = frozenset({"full_shard", "shard_grad_op", "no_shard", "hybri
 
 def _syncs(settings: Settings) -> bool:
     config = settings.value("accelerator_config", {})
+    if isinstance(config, str) and config.lstrip().startswith("{"):
+        config = _json(config, settings.place("accelerator_config"))
     inside = config.get("gradient_accumulation_kwargs") if isinstance(config, Mapping) else None
     return bool(isinstance(inside, Mapping) and inside.get("sync_each_batch"))
+
+
+def _json(text: str, place: Place) -> Any:
+    """A mapping as an option of a command line has it."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        where = place.file or "the command line"
+        raise ConfigFileError(f"{where}: {text[:40]!r} is no JSON", file=place.file, line=place.line) from error
 
 
 def arguments(config: RunConfig, target: Target, *, version: str = "") -> dict[str, Any]:
