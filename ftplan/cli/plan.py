@@ -15,7 +15,8 @@ Formats = Annotated[
     list[str] | None,
     typer.Option(
         "--format",
-        help="Whose files --out writes: native, llamafactory, axolotl, trl, torchtune, swift, cookbook, transformers, accelerate, deepspeed, slurm, skypilot, kubeflow.",
+        help="Whose files --out writes: native, llamafactory, axolotl, trl, torchtune, swift, cookbook, transformers, "
+        "accelerate, deepspeed, slurm, skypilot or kubeflow.",
     ),
 ]
 ForVersion = Annotated[
