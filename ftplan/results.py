@@ -174,8 +174,17 @@ class HostEstimate:
     @property
     def needed_bytes(self) -> int:
         """The highest peak of any phase, with shared pages counted once."""
+        return max(self._needed.values())
+
+    @property
+    def needed_phase(self) -> Phase:
+        """The phase of `needed_bytes`."""
+        return max(self._needed, key=self._needed.__getitem__)
+
+    @property
+    def _needed(self) -> dict[Phase, int]:
         by_phase = Timeline(self.terms).by_phase
-        return max(size - (self.shared_bytes if phase is Phase.LOAD else 0) for phase, size in by_phase.items())
+        return {phase: size - (self.shared_bytes if phase is Phase.LOAD else 0) for phase, size in by_phase.items()}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Any, Final
 
 from ftplan.estimators.analytic import estimate, held_bytes
-from ftplan.planner.rules import first_rejection
+from ftplan.planner.rules import first_rejection, trains_in_fp16
 from ftplan.planner.search import without_collections
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Estimate
@@ -78,17 +78,19 @@ class _Mending:
         self.cluster = cluster
         self.margin = margin
         self.allowed = allowed
+        self.required: tuple[Move, ...] = ()
         self.room = min(gpu.usable_bytes for gpu in cluster.gpus) * (1 - margin)
         self.told: dict[RunConfig, Estimate | None] = {}
 
     def answers(self) -> list[Mended]:
         """Those that keep what is trained, else those that do not; else those that need more RAM than was assumed."""
         moves = [*_moves(self.config, self.model, self.cluster)]
+        self.required = (*_required(self.config, self.model, self.cluster),)
         keeping = [move for move in moves if move.keeps_result]
         assumed = any(node.host.memory_assumed for node in self.cluster.nodes)
         for fits in (_fits, _fits_devices)[: 1 + assumed]:
             for candidates in (keeping, moves):
-                for size in range(1, MOST_CHANGES + 1):
+                for size in range(0 if self.required else 1, MOST_CHANGES + 1):
                     found = self._of_size(size, candidates, fits)
                     if found:
                         return found[:MOST_FIXES]
@@ -97,8 +99,9 @@ class _Mending:
     def _of_size(self, size: int, moves: Sequence[Move], fits: Callable[[Estimate], bool]) -> list[Mended]:
         """What fits after so many moves: the fastest of the fit, confirmed by the simulated allocator."""
         promising = []
-        for chosen in combinations(moves, size):
-            if len({move.subject for move in chosen}) < size:
+        for others in combinations(moves, size):
+            chosen = (*self.required, *others)
+            if len({move.subject for move in chosen}) < len(chosen):
                 continue
             changed = _changed(self.config, chosen)
             told = self._estimate(changed) if changed is not None else None
@@ -160,6 +163,16 @@ def _changed(config: RunConfig, moves: Sequence[Move]) -> RunConfig | None:
         return None
     padded = config.padding or config.micro_batch == 1
     return changed.model_copy(update={"padding": changed.micro_batch > 1}) if padded and not config.packing else changed
+
+
+def _required(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Iterator[Move]:
+    """What has to change whatever else does: the dtype on cards that have no arithmetic for it."""
+    lacks = any(not gpu.bf16 for gpu in cluster.gpus)
+    fields = {name: "fp16" for name in ("precision", "weights_dtype") if getattr(config, name) == "bf16"}
+    if lacks and fields:
+        if trains_in_fp16(config.model_copy(update=fields), model, cluster) is not None:
+            fields["weights_dtype"] = "fp32"
+        yield Move("fp16 in place of bf16", fields)
 
 
 def _moves(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Iterator[Move]:

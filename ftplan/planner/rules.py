@@ -12,6 +12,7 @@ from typing import Final
 from ftplan.estimators.params import expert_targets
 from ftplan.profiles.kernels import liger
 from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
+from ftplan.profiles.stacks import load_stack
 from ftplan.results import Estimate, Rejection
 from ftplan.spec import PlanRequest, RunConfig
 
@@ -34,8 +35,9 @@ def needs_bf16(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Reje
 
 
 def trains_in_fp16(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
-    """torch's gradient scaler refuses fp16 gradients, so fp16 weights cannot train."""
+    """torch's gradient scaler refuses fp16 gradients, so fp16 weights cannot train unless something casts them."""
     makes_fp32 = config.sharding.startswith(("zero", "fsdp", "hsdp")) and config.precision != "none"
+    makes_fp32 = makes_fp32 or load_stack(config.stack).upcasts(config)
     trains_fp16 = not config.trains_adapters and config.weights_dtype == "fp16" and not makes_fp32
     if not trains_fp16:
         return None
@@ -301,7 +303,7 @@ def memory_rejection(estimate: Estimate, margin: float) -> Rejection | None:
     if not estimate.host.fits:
         return Rejection(
             "host-memory",
-            f"host RAM is too small while in phase {estimate.host.peak_phase}",
+            f"host RAM is too small while in phase {estimate.host.needed_phase}",
             hint="a host with more RAM, fewer ranks on a host, or no offload",
             needed_bytes=estimate.host.needed_bytes,
             available_bytes=estimate.host.capacity_bytes,

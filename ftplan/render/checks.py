@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from rich.table import Table
 from rich.text import Text
 
@@ -40,8 +42,8 @@ def print_check(check: Check) -> None:
         host = check.estimate.host
         known = " assumed" if host.capacity_assumed else ""
         console.print(
-            f"host RAM {size(host.peak_bytes)} of{known} {size(host.capacity_bytes)} a node, highest in "
-            f"{host.peak_phase} · step {duration(check.estimate.step_seconds)} · "
+            f"host RAM {size(host.needed_bytes)} of{known} {size(host.capacity_bytes)} a node, highest in "
+            f"{host.needed_phase} · step {duration(check.estimate.step_seconds)} · "
             f"{check.estimate.tokens_per_second:,.0f} tokens/s"
         )
     if check.problems:
@@ -119,4 +121,6 @@ def change_line(change: Change) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, dict | list):
+        return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -80,7 +80,8 @@ def print_memory(result: Estimate) -> None:
     host = result.host
     known = " assumed" if host.capacity_assumed else ""
     console.print(
-        f"host RAM {size(host.peak_bytes)} of{known} {size(host.capacity_bytes)} a node, highest in {host.peak_phase}"
+        f"host RAM {size(host.needed_bytes)} of{known} {size(host.capacity_bytes)} a node, highest in "
+        f"{host.needed_phase}"
     )
 
 

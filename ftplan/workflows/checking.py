@@ -207,11 +207,13 @@ def _check(
     estimated = told.estimate
     phases = _phases(config, told, asked.margin)
     verdict = _verdict(estimated, phases, problems, asked.margin)
-    found = [*_memory(config, estimated, model, phases, asked.margin), *problems]
+    found = [*_memory(config, estimated, model, phases, asked.margin), *_evaluating(told, phases), *problems]
     mending: tuple[Fix, ...] = batch_fixes(source, config, estimated, model, cluster, asked.margin, files, asked.was)
     is_short = not estimated.fits or verdict is Verdict.OOM
-    if asked.mends and is_short:
-        mending += fixes(source, config, estimated, model, cluster, asked.margin, files)
+    if asked.mends and (is_short or first_rejection(config, model, cluster) is not None):
+        own = any(phase.phase == str(Phase.EVAL) and not phase.fits for phase in phases)
+        own = own and told.evaluation_bytes is not None
+        mending += fixes(source, config, estimated, model, cluster, asked.margin, files, evaluation=own)
     elif asked.mends:
         found += waste_problems(source, config, estimated, model, cluster, asked.margin)
     global_batch = config.micro_batch * config.accumulation * (1 if config.sharding == "none" else cluster.world_size)
@@ -297,27 +299,31 @@ def _memory(
             needed_bytes=worst.needed_bytes,
             available_bytes=worst.capacity_bytes,
         )
-    evaluation = next((phase for phase in phases if phase.phase == str(Phase.EVAL) and not phase.fits), None)
-    if evaluation is not None and worst.fits:
-        yield Problem(
-            "memory",
-            Severity.ERROR,
-            "the evaluation runs out of memory, with a micro-batch of its own",
-            hint="a smaller per_device_eval_batch_size",
-            key="per_device_eval_batch_size",
-            needed_bytes=evaluation.bytes,
-            available_bytes=evaluation.available_bytes,
-        )
     if not told.host.fits:
         yield Problem(
             "host-memory",
             Severity.ERROR,
-            f"a host runs out of RAM in phase {told.host.peak_phase}: the system would kill it (exit -9)",
+            f"a host runs out of RAM in phase {told.host.needed_phase}: the system would kill it (exit -9)",
             hint="fewer ranks on a host, less offload, or state its RAM with --host-memory"
             if told.host.capacity_assumed
             else "more RAM, fewer ranks on a host, less offload",
             needed_bytes=told.host.needed_bytes,
             available_bytes=told.host.capacity_bytes,
+        )
+
+
+def _evaluating(told: _Told, phases: Sequence[PhaseVerdict]) -> Iterator[Problem]:
+    """An evaluation whose own micro-batch is too large; one of training's is in the estimate of training."""
+    evaluation = next((phase for phase in phases if phase.phase == str(Phase.EVAL) and not phase.fits), None)
+    if evaluation is not None and told.evaluation_bytes is not None:
+        yield Problem(
+            "memory",
+            Severity.ERROR if evaluation.bytes > told.estimate.capacity_bytes else Severity.WARNING,
+            "the evaluation runs out of memory in phase eval, with a micro-batch of its own",
+            hint="a smaller per_device_eval_batch_size",
+            key="per_device_eval_batch_size",
+            needed_bytes=evaluation.bytes,
+            available_bytes=told.estimate.capacity_bytes,
         )
 
 

@@ -11,7 +11,7 @@ from ftplan.estimators.analytic import estimate
 from ftplan.files import write_atomic
 from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.given import Target
-from ftplan.launcher.formats.patching import ENVIRONMENT, Patch, patch
+from ftplan.launcher.formats.patching import ENVIRONMENT, EVAL_KEYS, Patch, patch
 from ftplan.launcher.formats.reading import as_in
 from ftplan.launcher.formats.sources import Source
 from ftplan.planner.mending import Mended, Move, mended
@@ -44,17 +44,27 @@ def fixes(
     cluster: Cluster,
     margin: float,
     files: Files,
+    *,
+    evaluation: bool = False,
 ) -> tuple[Fix, ...]:
-    """What makes ``config`` fit, fastest first, each with its edits where the files' own words can say it."""
+    """What makes ``config`` fit, fastest first, each with its edits where the files' own words can say it.
+
+    ``evaluation`` says that it is evaluations of a micro-batch of their own that do not fit: they get that of training.
+    """
     target = target_of(cluster)
     known: dict[RunConfig, Patch | None] = {}
 
     def found(new: RunConfig) -> Patch | None:
         if new not in known:
-            made = patch(source, config, new, target, files)
-            known[new] = made if made is not None and says(source, made, new, target) else None
+            made = patch(source, config, new, target, files, evaluation=evaluation)
+            known[new] = made if made is not None and says(source, made, config, new, target) else None
         return known[new]
 
+    if evaluation and told.fits:
+        alone = estimate(config, model, cluster, margin=margin, replays=True)
+        if alone.fits:
+            move = Move(f"evaluations of micro-batch {config.micro_batch}, as training has", {})
+            return (_fix(Mended((move,), config, alone), config, told, found(config)),)
     answers = mended(config, model, cluster, margin=margin, allowed=lambda new: found(new) is not None)
     if not answers:
         answers = mended(config, model, cluster, margin=margin)
@@ -85,7 +95,7 @@ def batch_fixes(
         f"accumulation {accumulation}, which keeps the batch of {samples} samples", {"accumulation": accumulation}
     )
     made = patch(source, config, new, target_of(cluster), files)
-    if made is not None and not says(source, made, new, target_of(cluster)):
+    if made is not None and not says(source, made, config, new, target_of(cluster)):
         made = None
     return (_fix(Mended((move,), new, kept), config, told, made),) if kept.fits else ()
 
@@ -146,7 +156,8 @@ def write_fix(source: Source, config: RunConfig, fix: Fix, cluster: Cluster, fil
     Every file is replaced whole or not at all. What belongs into the environment or onto a command line is left to the
     user, who is told.
     """
-    made = patch(source, config, fix.config, target_of(cluster), files)
+    evaluation = any(change.key.removeprefix("--") in EVAL_KEYS for change in fix.changes)
+    made = patch(source, config, fix.config, target_of(cluster), files, evaluation=evaluation)
     if made is None or not (made.texts or made.new_files):
         raise InputError("this fix cannot be written into the files", hint="make the change by hand", field="fix")
     base = source.given.base if not source.given.base.suffix else source.given.base.parent

@@ -13,14 +13,16 @@ from ftplan.spec import RunConfig
 
 FOLLOWS: Final = frozenset({"padding", "loss_path", "model", "evaluates"})
 """Fields that follow from others or that no fix changes."""
-BY_LAUNCH: Final = frozenset({"sharding", "offload", "sync_each_batch", "precision", "zero_overlap"})
+BY_LAUNCH: Final = frozenset({"sharding", "offload", "precision", "zero_overlap"})
 """Fields that a launcher's new file decides, which only a new command names."""
 
 
-def says(source: Source, made: Patch, new: RunConfig, target: Target) -> bool:
-    """Whether the files edited as ``made`` says say ``new``.
+def says(source: Source, made: Patch, old: RunConfig, new: RunConfig, target: Target) -> bool:
+    """Whether the files edited as ``made`` says say ``new``, where they said ``old``.
 
-    What stands in the environment or on a command line is not in a file, and is taken as it is shown.
+    What stands in the environment or on a command line is not in a file, and is taken as it is shown. A field that
+    neither the edit nor the new configuration changes may differ: the user stated it beside the files, or it was put
+    right for the model (names of LoRA targets, attention).
     """
     elsewhere = _elsewhere(made)
     base = source.given.base if not source.given.base.suffix else source.given.base.parent
@@ -29,8 +31,10 @@ def says(source: Source, made: Patch, new: RunConfig, target: Target) -> bool:
         said = opened(source.words, Files(texts), source.framework).understood(target.ranks).fields
     except FtplanError:
         return False
+    before = source.understood(target.ranks).fields
     fields = [name for name in said if name in RunConfig.model_fields and name not in FOLLOWS | elsewhere]
-    return all(said[name] == getattr(new, name) for name in fields)
+    wrong = [name for name in fields if said[name] != getattr(new, name)]
+    return all(said[name] == before.get(name) and getattr(old, name) == getattr(new, name) for name in wrong)
 
 
 def _elsewhere(made: Patch) -> frozenset[str]:

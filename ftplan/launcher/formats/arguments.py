@@ -21,14 +21,17 @@ _WORD: Final = re.compile(r"[A-Za-z_/][\w./-]*")
 _NO_WORDS: Final = frozenset(
     {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "none"}  # to YAML, or to Python
 )
+PASSED_ON: Final = frozenset({"$@", "$*", "${@}", "${*}"})
 
 
 def argument_settings(words: Sequence[Word], script: str = "") -> tuple[Settings, tuple[Word, ...]]:
     """Settings of ``--key value``, ``--key=value``, ``--key`` and ``key=value``, and the words that are none of these.
 
-    Hyphens in a name count as underscores. Several values make a list, and ``--no_key`` sets ``key`` to false unless
-    values follow.
+    Hyphens in a name count as underscores. Several values make a list, which a ``key=value`` ends, and
+    ``--no_key`` sets ``key`` to false unless values follow. A script's own
+    arguments, ``"$@"``, are taken to be none.
     """
+    words = [word for word in words if word.text not in PASSED_ON]
     found: dict[str, Setting] = {}
     others: list[Word] = []
     at = 0
@@ -40,7 +43,7 @@ def argument_settings(words: Sequence[Word], script: str = "") -> tuple[Settings
             name, equals, value = word.text.lstrip("-").partition("=")
             key = name.replace("-", "_")
             taken: list[Word] = []
-            while not equals and at < len(words) and not _is_option(words[at]):
+            while not equals and at < len(words) and not _is_option(words[at]) and not _ends(words[at], taken):
                 taken.append(words[at])
                 at += 1
             missing = word.unresolved or next((each.unresolved for each in taken if each.unresolved), "")
@@ -58,6 +61,11 @@ def argument_settings(words: Sequence[Word], script: str = "") -> tuple[Settings
 
 def _is_option(word: Word) -> bool:
     return bool(re.match(r"--[A-Za-z_]|-[A-Za-z]", word.text))
+
+
+def _ends(word: Word, taken: Sequence[Word]) -> bool:
+    """Whether a word is no value of an option: a script's own arguments, or after one a setting by itself."""
+    return word.unresolved in ("$@", "$*") or (bool(taken) and _OVERRIDE.fullmatch(word.text) is not None)
 
 
 def _values(texts: Sequence[str]) -> Any:

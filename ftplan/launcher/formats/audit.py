@@ -27,7 +27,7 @@ def audit(settings: Settings, vocabulary: Vocabulary, modelled: Collection[str] 
         if key in left_out:
             continue
         if setting.unresolved:
-            yield _unresolved(setting)
+            yield _unresolved(setting, matters=_matters(key, vocabulary, modelled))
         elif key in vocabulary.removed and key not in vocabulary.defaults:
             yield _removed(setting, vocabulary)
         elif key not in vocabulary:
@@ -40,16 +40,23 @@ def audit(settings: Settings, vocabulary: Vocabulary, modelled: Collection[str] 
                 yield from _costly(setting, _costly_of(name, vocabulary))
 
 
-def _unresolved(setting: Setting) -> Problem:
+def _matters(key: str, vocabulary: Vocabulary, modelled: Collection[str]) -> bool:
+    """Whether memory depends on ``key``, or may: it is unknown."""
+    name = vocabulary.canonical(key)
+    read = name in modelled or key in modelled or modelled_parent(name, modelled)
+    return read or key not in vocabulary or _costly_of(name, vocabulary) is not None
+
+
+def _unresolved(setting: Setting, *, matters: bool) -> Problem:
     return Problem(
         "unresolved",
-        Severity.WARNING,
+        Severity.WARNING if matters else Severity.NOTE,
         f"{setting.key[:80]} depends on {shown_value(setting.unresolved)}, which only a shell knows",
         hint=f"set it in front of the command, or give the value with --set {setting.key[:80]}=...",
         key=setting.key,
         place=setting.place,
-        may_need_more=True,
-        may_need_less=True,
+        may_need_more=matters,
+        may_need_less=matters,
     )
 
 
@@ -93,6 +100,8 @@ def _removed(setting: Setting, vocabulary: Vocabulary) -> Problem:
 
 def _renamed(setting: Setting, vocabulary: Vocabulary) -> Iterator[Problem]:
     new = vocabulary.renamed[setting.key]
+    if not new.since and not new.removed:
+        return  # another spelling that is as good
     gone = f", and gone since {new.removed}" if new.removed else ""
     yield Problem(
         "renamed-key",

@@ -7,6 +7,7 @@ the edited files are read again, and only edits that then say what was meant are
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from ftplan.spec import RunConfig
 from ftplan.verdicts import Change
 
 ENVIRONMENT: Final = "environment"
+EVAL_KEYS: Final = ("per_device_eval_batch_size", "eval_batch_size")
+"""Names of an evaluation's own micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,13 @@ class Patch:
     new_files: Mapping[str, str] = field(default_factory=dict)
 
 
-def patch(source: Source, old: RunConfig, new: RunConfig, target: Target, files: Files) -> Patch | None:
-    """The edits that turn ``source``, which says ``old``, into ``new``; None where its words cannot say that."""
+def patch(
+    source: Source, old: RunConfig, new: RunConfig, target: Target, files: Files, *, evaluation: bool = False
+) -> Patch | None:
+    """The edits that turn ``source``, which says ``old``, into ``new``; None where its words cannot say that.
+
+    With ``evaluation`` an evaluation's own micro-batch becomes that of training, as ``new`` has it.
+    """
     emit = source.format.emit
     if emit is None:
         return None
@@ -47,7 +55,7 @@ def patch(source: Source, old: RunConfig, new: RunConfig, target: Target, files:
     except FtplanError:
         return None
     try:
-        return _Writer(source, files, before, after).patch()
+        return _Writer(source, files, before, after, EVAL_KEYS if evaluation else ()).patch()
     except ConfigFileError:  # values that are shared through an alias, for one
         return None
 
@@ -62,11 +70,14 @@ def _emitted_before(emit: Any, old: RunConfig, new: RunConfig, target: Target) -
 class _Writer:
     """Collects the edits of one patch."""
 
-    def __init__(self, source: Source, files: Files, before: Emitted, after: Emitted) -> None:
+    def __init__(
+        self, source: Source, files: Files, before: Emitted, after: Emitted, always: tuple[str, ...] = ()
+    ) -> None:
         self.source = source
         self.files = files
         self.before = before
         self.after = after
+        self.always = always
         self.changes: list[Change] = []
         self.texts: dict[Path, str] = {}
         self.new_files: dict[str, str] = {}
@@ -74,6 +85,7 @@ class _Writer:
     def patch(self) -> Patch:
         flat = _flat if self.source.format.nested else dict
         main = _difference(flat(self.before.main), flat(self.after.main))
+        main |= {key: self.after.main[key] for key in self.always if key in self.after.main}
         self._deepspeed(main)
         self._accelerate()
         self._main(main)
@@ -106,6 +118,7 @@ class _Writer:
 
     def _edit_command(self, changes: Mapping[str, Any]) -> None:
         launch = self.source.given.launch
+        changes = {key: _as_word(value) for key, value in _whole(changes, self.after.main).items()}
         for key, value in changes.items():
             self.changes.append(
                 Change(launch.script or "command line", f"--{key}", self.source.given.settings.value(key), value)
@@ -139,7 +152,7 @@ class _Writer:
             return
         self.new_files[ACCELERATE_FILE] = yaml.safe_dump(dict(self.after.accelerate), sort_keys=False)
         document = self.source.given.document
-        own = document.path.name if document is not None else self.after.main_name
+        own = shlex.quote(document.path.name) if document is not None else "..."
         command = " ".join(own if word == self.after.main_name else word for word in self.after.command)
         self.changes.append(Change("command line", "launch with", None, command))
 
@@ -156,6 +169,15 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = value
     return found
+
+
+def _whole(changes: Mapping[str, Any], main: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes inside of mappings as changes of the whole mapping: options have no dotted names."""
+    return {key.partition(".")[0]: main.get(key.partition(".")[0]) if "." in key else changes[key] for key in changes}
+
+
+def _as_word(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, Mapping) else value
 
 
 def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

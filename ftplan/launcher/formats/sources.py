@@ -15,12 +15,13 @@ from ftplan.launcher.formats.files import Files, is_file
 from ftplan.launcher.formats.given import Format, Given
 from ftplan.launcher.formats.launch import Launch, launches, taken_apart
 from ftplan.launcher.formats.partial import NOTHING, Partial, Shape
-from ftplan.launcher.formats.python_source import read_script
+from ftplan.launcher.formats.python_source import Script, read_script
 from ftplan.launcher.formats.reading import shown
-from ftplan.launcher.formats.recognising import framework_of, framework_of_launch
+from ftplan.launcher.formats.recognising import PROGRAMS, framework_of, framework_of_launch
 from ftplan.launcher.formats.registry import FORMATS
 from ftplan.launcher.formats.settings import Setting, Settings, document_settings
 from ftplan.launcher.formats.words import Word, as_command, commands
+from ftplan.profiles.frameworks import load_vocabulary
 
 CONFIG_SUFFIXES: Final = (".yaml", ".yml", ".json")
 SCRIPT_SUFFIXES: Final = (".sh", ".bash", ".slurm", ".sbatch", ".sub")
@@ -50,7 +51,7 @@ class Source:
         """Processes as the command or the launcher's file states them."""
         launch = self.given.launch
         visible = len(launch.visible) if launch.visible is not None else None
-        stated = Shape(launch.nodes, launch.per_node).over(self.around.shape)
+        stated = Shape(launch.nodes, launch.per_node).over(self.around.shape).over(self.format.shape(self.given))
         if self.is_alone:
             return Shape(1, 1)
         return replace(stated, per_node=stated.per_node or visible)
@@ -62,7 +63,7 @@ class Source:
 
     def understood(self, ranks: int) -> Partial:
         """The fields that all of it says for so many processes."""
-        part = self.format.parse(replace(self.given, ranks=ranks)).over(self.around)
+        part = self.format.parse(replace(self.given, ranks=ranks, around=self.around)).over(self.around)
         if self.around.fields.get("gradient_checkpointing"):
             # FSDP's own checkpointing counts, whatever the trainer's is.
             part = replace(part, fields={**part.fields, "gradient_checkpointing": True})
@@ -132,8 +133,9 @@ def _started(launch: Launch, files: Files, base: Path, framework: str) -> Source
     documents = [files.document(files.find(word.text, base), asked_by=launch.script or "the command") for word in named]
     if not name and documents:
         name = framework_of(documents[0].data)
-    if launch.program.endswith(".py") and (not name or name in ("transformers", "trl")):
-        return _python(launch, settings, documents, files, base, framework or name)
+    own = name == "trl" or launch.program.rsplit("/", 1)[-1] not in PROGRAMS
+    if launch.program.endswith(".py") and own:
+        return _python(launch, settings, documents, files, base, name)
     if name not in FORMATS:
         return None
     return _source(FORMATS[name], settings, documents, launch, files, base)
@@ -144,13 +146,26 @@ def _python(
 ) -> Source | None:
     """A script of somebody's own: its literal arguments, read without running it, under those of the command."""
     path = files.find(launch.program, base)
-    if not is_file(path):
-        return _source(FORMATS[name], settings, documents, launch, files, base) if name in FORMATS else None
-    found = read_script(files.module(path), path)
-    if not found.settings and not name:
+    found = read_script(files.module(path), path) if is_file(path) else Script()
+    if found.other or not (found.framework or name in FORMATS):
+        _require_training(launch, path, found)
         return None
-    known = next(each for each in (found.framework, name, "transformers") if each in FORMATS)
-    return _source(FORMATS[known], found.settings.replaced(settings), documents, launch, files, base)
+    if name not in ("", "transformers", "trl") and not found.framework:
+        return _source(FORMATS[name], settings, documents, launch, files, base)
+    known = found.framework or name
+    flags = found.under(settings, load_vocabulary(known).defaults)
+    return _source(FORMATS[known], flags, documents, launch, files, base)
+
+
+def _require_training(launch: Launch, path: Path, found: Script) -> None:
+    """Raise ConfigFileError for a script that trains otherwise, unless it is one of several commands."""
+    if launch.script or not is_file(path):
+        return
+    name = shown(path)
+    if found.other:
+        raise ConfigFileError(f"{name} trains by {found.other}, which is no supervised fine-tuning", file=str(path))
+    hint = "read are scripts with transformers' TrainingArguments or TRL's SFTConfig"
+    raise ConfigFileError(f"{name} trains by a loop of its own, or not at all", file=str(path), hint=hint)
 
 
 def _source(
@@ -161,19 +176,15 @@ def _source(
     flags = Settings({key: each for key, each in flags.items() if key != "config" or main is None})
     here = main.path if main else base
     given = Given(written.replaced(flags), here, files, launch, main)
-    return Source(chosen, given, _around(launch, files, base))
+    around = _around(launch, files, base)
+    return Source(chosen, given, chosen.around(given).over(around) if chosen.around else around)
 
 
 def _around(launch: Launch, files: Files, base: Path) -> Partial:
     """What the launcher's own options and its configuration file say."""
     if launch.launcher != "accelerate":
         return Partial()
-    options = accelerate.launch_settings(launch.options)
-    named = launch.options.text("config_file")
-    document = files.document(files.find(named, base), asked_by=launch.script or "the command") if named else None
-    written = document_settings(document, nested=True) if document else Settings()
-    both = written.replaced(options)
-    return accelerate.parse_settings(both, files, document.path if document else base) if both else Partial()
+    return accelerate.parse_launch(launch.options, files, base, asked_by=launch.script)
 
 
 def _documents(words: Sequence[str], files: Files, framework: str) -> Source:
@@ -212,7 +223,7 @@ def _of_documents(
         raise ConfigFileError(f"{main.name} is no framework's training configuration", file=main.name, hint=hint)
     chosen = FORMATS[name]
     found = _source(chosen, overrides, [main], Launch(), files, main.path)
-    return Source(chosen, found.given, around)
+    return Source(chosen, found.given, around.over(found.around))
 
 
 def overridden(source: Source, given: dict[str, Setting]) -> Source:

@@ -96,11 +96,17 @@ def _simple_commands(text: str, variables: Mapping[str, Word]) -> Iterator[list[
                 yield current
             current = []
         else:
-            current.append(filler.filled(piece))
+            word = filler.filled(piece)
+            if word.text not in _CALLERS:
+                current.append(word)
             if len(current) > MOST_WORDS:
                 raise _too_long(f"a command of more than {MOST_WORDS} words", current[0].line)
     if current:
         yield current
+
+
+_CALLERS: Final = ("$@", "$*", "${@}", "${*}")
+"""A script's own arguments, of which it has none when it is called by its name."""
 
 
 @dataclass

@@ -103,7 +103,12 @@ class TestLargeModelWithoutSharding:
         assert not result.fits
         load = Timeline(result.terms).bytes_at(Phase.LOAD)
         assert load > 5 * result.capacity_bytes
-        assert not result.host.fits
+
+    def test_the_pages_of_the_checkpoint_are_on_the_host_once(self):
+        host = estimate("8xRTX4090", model=self.MODEL, method="lora", sharding="ddp").host
+        assert host.fits
+        assert host.peak_bytes > 1000 * GIB
+        assert host.peak_bytes - host.shared_bytes < host.capacity_bytes
 
     def test_pinned_replication_has_no_plan_and_says_how_much_is_missing(self):
         chosen = plan("8xRTX4090", self.MODEL, pins={"sharding": "ddp"})
