@@ -41,7 +41,7 @@ def launched(text):
         ("llamafactory-cli train a.yaml", "llamafactory-cli", None, None, "llamafactory-cli"),
         ("NNODES=2 NPROC_PER_NODE=4 llamafactory-cli train a.yaml", "llamafactory-cli", 2, 4, "llamafactory-cli"),
         ("tune run --nproc_per_node 2 lora_finetune_distributed --config a", "tune", None, 2, "tune run"),
-        ("axolotl train a.yaml", "axolotl", None, None, "axolotl"),
+        ("axolotl train a.yaml", "accelerate", None, None, "axolotl"),
     ],
 )
 def test_launchers(text, launcher, nodes, per_node, program):

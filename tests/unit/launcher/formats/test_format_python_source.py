@@ -37,6 +37,8 @@ def main(args):
 def test_a_script_of_one_s_own():
     values, found = read(SCRIPT)
     assert values == {
+        "lora_dropout": 0.0,
+        "use_bnb_nested_quant": False,
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
         "model_name_or_path": "Qwen/Qwen2.5-7B",

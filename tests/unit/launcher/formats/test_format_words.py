@@ -71,7 +71,7 @@ def test_the_environment_is_known():
     assert texts("a $HOME", {"HOME": "/root"}) == [["a", "/root"]]
 
 
-@pytest.mark.parametrize("part", ["$UNKNOWN", "$(nproc)", "`nproc`", "${A[0]}", "${A##*/}", "$1", "$@", "x$(a $(b))y"])
+@pytest.mark.parametrize("part", ["$UNKNOWN", "$(nproc)", "`nproc`", "${A[0]}", "${A##*/}", "$1", "x$(a $(b))y"])
 def test_what_only_a_shell_knows_is_unresolved(part):
     (command,) = commands(f"a --b {part}")
     assert [bool(word.unresolved) for word in command.words] == [False, False, True]
