@@ -22,6 +22,7 @@ from ftplan.launcher.formats.launch import launches, taken_apart
 from ftplan.launcher.formats.python_source import read_script
 from ftplan.launcher.formats.sources import opened
 from ftplan.launcher.formats.words import as_command, commands
+from ftplan.profiles.frameworks import load_vocabulary
 
 TRAIN = {
     "model_name_or_path": "gpt2",
@@ -258,16 +259,42 @@ ODD = st.sampled_from(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(st.dictionaries(st.sampled_from(list(TRAIN)), JSON_VALUES | ODD, min_size=1, max_size=3), st.booleans())
-def test_check_answers_whatever_a_configuration_holds(tmp_path, capsys, changes, as_json):
+BASES = {
+    "llamafactory": TRAIN,
+    "axolotl": {"base_model": "gpt2", "adapter": "lora", "lora_r": 8, "sequence_len": 64, "micro_batch_size": 1},
+    "trl": {"model_name_or_path": "gpt2", "dataset_name": "x", "use_peft": True, "max_length": 64, "bf16": True},
+    "swift": {"model": "gpt2", "tuner_type": "lora", "max_length": 64, "torch_dtype": "bfloat16"},
+    "transformers": {"model_name_or_path": "gpt2", "output_dir": "x", "per_device_train_batch_size": 1},
+    "torchtune": {
+        "model": {"_component_": "torchtune.models.llama3_2.lora_llama3_2_1b", "lora_rank": 8},
+        "tokenizer": {"_component_": "torchtune.models.llama3.llama3_tokenizer", "max_seq_len": 64},
+        "optimizer": {"_component_": "torch.optim.AdamW", "lr": 1e-4},
+        "batch_size": 1,
+        "dtype": "bf16",
+    },
+    "accelerate": {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 2}},
+    "deepspeed": {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": True}},
+}
+
+
+@pytest.mark.parametrize("framework", BASES)
+def test_check_answers_whatever_a_configuration_holds(tmp_path, capsys, framework):
+    base = BASES[framework]
+    keys = st.sampled_from(list(base)) | st.sampled_from(sorted(load_vocabulary(framework).defaults))
     path = tmp_path / "train.yaml"
-    path.write_text(json.dumps({**TRAIN, **changes}), encoding="utf-8")
-    code = cli.run(["check", str(path), "--gpus", "2x24GB", *(["--json"] if as_json else [])])
-    answer = capsys.readouterr()
-    assert code in (0, 1, 2)
-    assert "Traceback" not in answer.out + answer.err
-    assert "\x1b" not in answer.out + answer.err
-    assert answer.err.startswith("error:") == (code == 2)
-    if as_json and code != 2:
-        json.loads(answer.out)
+
+    @settings(max_examples=25 if framework == "llamafactory" else 10, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.dictionaries(keys, JSON_VALUES | ODD, min_size=1, max_size=3), st.booleans())
+    def check(changes, as_json):
+        path.write_text(json.dumps({**base, **changes}), encoding="utf-8")
+        given_model = [] if "gpt2" in base.values() else ["--model", "gpt2"]
+        code = cli.run(["check", str(path), "--gpus", "2x24GB", *given_model, *(["--json"] if as_json else [])])
+        answer = capsys.readouterr()
+        assert code in (0, 1, 2)
+        assert "Traceback" not in answer.out + answer.err
+        assert "\x1b" not in answer.out + answer.err
+        assert answer.err.startswith("error:") == (code == 2)
+        if as_json and code != 2:
+            json.loads(answer.out)
+
+    check()
