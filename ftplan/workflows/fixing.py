@@ -12,6 +12,7 @@ from ftplan.files import write_atomic
 from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.given import Target
 from ftplan.launcher.formats.patching import ENVIRONMENT, EVAL_KEYS, Patch, patch
+from ftplan.launcher.formats.reading import as_in
 from ftplan.launcher.formats.sources import Source
 from ftplan.planner.mending import Mended, Move, mended
 from ftplan.planner.waste import wasted
@@ -167,7 +168,7 @@ def write_fix(source: Source, config: RunConfig, fix: Fix, cluster: Cluster, fil
     written = {**new, **made.texts}
     try:
         for path, text in written.items():
-            write_atomic(path, text)
+            write_atomic(path, as_in(path, text))
     except OSError as error:
         raise InputError(f"cannot write: {error.strerror}", hint="make the change by hand", field="fix") from error
     return tuple(written)

@@ -78,6 +78,8 @@ def plain_value(text: str) -> Any:
     """The number, truth value or list that ``text`` spells in YAML, else the text itself."""
     if len(text) > _LONGEST or any(mark in text for mark in ("&", "*", "!", "\n")):
         return text
+    if text == "None":
+        return None
     if _WORD.fullmatch(text) and text.lower() not in _NO_WORDS:
         return text
     if text[:1] not in ("[", "{") and len(text) > _LONGEST_NUMBER:
@@ -90,11 +92,7 @@ def plain_value(text: str) -> Any:
         return text
     if isinstance(value, dict):
         return value if text.lstrip().startswith("{") else text
-    return (
-        value
-        if isinstance(value, bool | int | float | str | list)
-        else (None if text in ("null", "None", "~") else text)
-    )
+    return value if value is None or isinstance(value, bool | int | float | str | list) else text
 
 
 def leading_files(words: Sequence[Word], suffixes: Collection[str]) -> tuple[Word, ...]:

@@ -56,6 +56,16 @@ def _start_of(path: Path) -> bytes | None:
         os.close(descriptor)
 
 
+def as_in(path: Path, text: str) -> str:
+    """``text`` with the line ends and the byte order mark of the file whose place it takes, if there is one."""
+    try:
+        data = _start_of(path) or b""
+    except (OSError, ValueError):
+        return text
+    mark = "\ufeff" if data.startswith(b"\xef\xbb\xbf") else ""
+    return mark + (text.replace("\n", "\r\n") if b"\r\n" in data else text)
+
+
 def shown(path: Path | str) -> str:
     """``path`` as it may be printed: without control characters, and not endless."""
     text = "".join(char if char.isprintable() else "?" for char in str(path))

@@ -71,8 +71,11 @@ PROGRAMS: Final[Mapping[str, str]] = {
     "llama_recipes.finetuning": "cookbook",
     "llama_cookbook.finetuning": "cookbook",
 }
-BY_ARGUMENTS: Final = ("llamafactory", "cookbook", "trl", "swift", "transformers")
-"""Frameworks that scripts of other names are tried for, by how many of the arguments are theirs."""
+BY_ARGUMENTS: Final = ("transformers", "trl", "swift", "llamafactory", "cookbook")
+"""Frameworks that scripts of other names are tried for, by how many of the arguments are theirs.
+
+Among equals the first: those behind pass transformers' arguments on, and know all of them.
+"""
 TRAINING_KEYS: Final = frozenset(
     {
         *(

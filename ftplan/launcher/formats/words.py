@@ -172,12 +172,14 @@ class _Scanner:
 
     def _word(self) -> _Piece:
         piece = _Piece([], self.line, self.at)
+        open_brackets = 0
         while self.at < len(self.text):
             char = self.text[self.at]
             if char.isspace() or (char in _OPERATORS and char not in "()"):
                 break
-            if char in "()" and not piece.parts:
+            if char in "()" and (not piece.parts or (char == ")" and not open_brackets)):
                 break
+            open_brackets += {"(": 1, ")": -1}.get(char, 0)
             if char == "'":
                 piece.parts.append((self._until("'"), False))
             elif char == '"':
@@ -211,7 +213,7 @@ class _Scanner:
 
     def _escaped(self) -> str:
         found = self.text[self.at + 1 : self.at + 2]
-        self.at += 2
+        self.at = min(self.at + 2, len(self.text))
         self.line += found == "\n"
         return "" if found == "\n" else found
 

@@ -21,6 +21,8 @@ LIMIT_SECONDS = 10
 LIMIT_BYTES = 200 * 2**20
 N = 250_000
 """Characters, just below the largest file that is read."""
+M = 125_000
+"""And of Python."""
 
 TRAIN = """model_name_or_path: gpt2
 stage: sft
@@ -216,15 +218,15 @@ SCRIPTS = {
     "program of 4,000 characters": f"python {'a' * 4000}.py --output_dir x --learning_rate 1\n",
 }
 PYTHON = {
-    "deep brackets": "(" * N,
-    "deep lists": "x = " + "[" * 150 + "]" * 150 + "\n" + "-" * N + "1",
-    "long sum": "x = " + "1+" * (N // 2 - 5) + "1",
-    "long attribute": "x" + ".a" * (N // 2 - 5),
-    "long calls": "x" + ".a()" * (N // 4 - 5),
-    "decorators": "@a\n" * (N // 3),
-    "names": "x = [" + "a," * (N // 2 - 5) + "]",
-    "huge constant": "TrainingArguments(learning_rate=0x" + "f" * (N - 50) + ")",
-    "constant of many": "A = [" + "1," * 40_000 + "]\n" + "SFTConfig(a=A)\n" * 10_000,
+    "deep brackets": "(" * M,
+    "deep lists": "x = " + "[" * 150 + "]" * 150 + "\n" + "-" * M + "1",
+    "long sum": "x = " + "1+" * (M // 2 - 5) + "1",
+    "long attribute": "x" + ".a" * (M // 2 - 5),
+    "long calls": "x" + ".a()" * (M // 4 - 5),
+    "decorators": "@a\n" * (M // 3),
+    "names": "x = [" + "a," * (M // 2 - 5) + "]",
+    "huge constant": "TrainingArguments(learning_rate=0x" + "f" * (M - 50) + ")",
+    "constant of many": "A = [" + "1," * 20_000 + "]\n" + "SFTConfig(a=A)\n" * 5_000,
     "power": "TrainingArguments(learning_rate=10**10**10, output_dir='a' * 10**12)",
     "deep functions": "".join(" " * i + "def f():\n" for i in range(120)),
     "runs": f"__import__('os').system('touch {CANARY}')\nTrainingArguments(output_dir=open('{CANARY}', 'w'))\n",
