@@ -80,9 +80,13 @@ class BatchError(InputError):
 
 
 class ConfigFileError(InputError):
-    """A framework's file or command line that cannot be read or used; ``line`` counts from 1, 0 if there is none."""
+    """A framework's file or command line that cannot be read or used; ``line`` counts from 1, 0 if there is none.
+
+    The message stays one line, whatever the file or what stands in it is called.
+    """
 
     def __init__(self, message: str, *, file: str, line: int = 0, hint: str = "", field: str = "") -> None:
+        message, hint = message.replace("\n", "?"), hint.replace("\n", "?")
         super().__init__(f"{message} (line {line})" if line else message, hint=hint, field=field)
         self.file, self.line = file, line
 

@@ -1,7 +1,8 @@
 """Frozen inputs: what to train (`RunConfig`), what is asked (`PlanRequest`), and on which devices (`Inventory`).
 
-Light to import: pydantic and the standard library only. Nothing in a `RunConfig` is "auto"; a field that is left out
-when one is built takes the default documented here, which may follow from other fields (`_DERIVED`).
+Light to import: pydantic and the standard library only. Nothing in a `RunConfig` is "auto" but the sizes of DeepSpeed's
+buckets, which follow from the model (`OF_THE_MODEL`); a field that is left out when one is built takes the default
+documented here, which may follow from other fields (`_DERIVED`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Kernels = Literal["none", "liger"]
 LossPath = Literal["full", "chunked", "liger"]
 Link = Literal["auto", "nvlink", "pcie"]
-StackName = Literal["trainer", "trl", "llamafactory"]
+StackName = Literal["trainer", "trl", "llamafactory", "axolotl", "swift", "torchtune", "cookbook"]
 Objective = Literal["throughput", "memory", "headroom", "cost"]
 
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
@@ -127,6 +128,9 @@ class RunConfig(Spec):
         return self.micro_batch * self.seq_len
 
 
+OF_THE_MODEL: Final = frozenset({"zero_reduce_bucket", "zero_prefetch_bucket", "zero_persistence_threshold"})
+"""Fields that may be None: a multiple of the model's hidden size, as transformers fills in "auto"."""
+
 _DERIVED: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     "quantization": lambda given: "nf4" if given.get("method") == "qlora" else "none",
     "double_quantization": lambda given: given["quantization"] != "none",
@@ -134,7 +138,11 @@ _DERIVED: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     # TRL's SFTTrainer recasts the adapters of a quantized model to bf16; peft alone makes them fp32 (FACTS in data/).
     "adapter_dtype": lambda given: "bf16" if given.get("stack") == "trl" and given.get("method") == "qlora" else "fp32",
     "loss_path": lambda given: (
-        "liger" if given.get("kernels") == "liger" else "chunked" if given.get("stack") == "trl" else "full"
+        "liger"
+        if given.get("kernels") == "liger"
+        else "chunked"
+        if given.get("stack") in ("trl", "torchtune")
+        else "full"
     ),
 }
 

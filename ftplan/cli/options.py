@@ -55,6 +55,29 @@ Sharding = Annotated[
     str | None, typer.Option("--sharding", help="none, ddp, fsdp2, fsdp2-grad-op, hsdp, zero1, zero2 or zero3.")
 ]
 Offload = Annotated[str | None, typer.Option("--offload", help="none, optimizer or optimizer+params.")]
+ZeroReduceBucket = Annotated[
+    int | None,
+    typer.Option(
+        "--zero-reduce-bucket", min=1, help="Elements of ZeRO's reduce bucket (default: hidden size squared)."
+    ),
+]
+ZeroPrefetchBucket = Annotated[
+    int | None,
+    typer.Option(
+        "--zero-prefetch-bucket", min=0, help="Elements ZeRO-3 prefetches (default: 0.9 of the hidden size squared)."
+    ),
+]
+ZeroPersistenceThreshold = Annotated[
+    int | None,
+    typer.Option(
+        "--zero-persistence-threshold",
+        min=0,
+        help="Elements up to which ZeRO-3 keeps a parameter whole (default: 10 times the hidden size).",
+    ),
+]
+ZeroOverlap = Annotated[
+    bool | None, typer.Option("--zero-overlap/--no-zero-overlap", help="DeepSpeed's overlap_comm (default: on).")
+]
 SyncEachBatch = Annotated[
     bool | None,
     typer.Option("--sync-each-batch/--no-sync-each-batch", help="Reduce gradients after every micro-batch (FSDP2)."),
@@ -64,7 +87,12 @@ DoubleQuantization = Annotated[
     bool | None, typer.Option("--double-quantization/--no-double-quantization", help="Quantize the scales, too.")
 ]
 PrepareKbit = Annotated[bool | None, typer.Option("--prepare-kbit/--no-prepare-kbit", help="peft's k-bit preparation.")]
-Stack = Annotated[str | None, typer.Option("--stack", help="Whose loop runs it: trainer, trl or llamafactory.")]
+Stack = Annotated[
+    str | None,
+    typer.Option(
+        "--stack", help="Whose loop runs it: trainer, trl, llamafactory, axolotl, swift, torchtune or cookbook."
+    ),
+]
 Expandable = Annotated[
     bool | None, typer.Option("--expandable-segments/--no-expandable-segments", help="The CUDA allocator's option.")
 ]

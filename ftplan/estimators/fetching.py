@@ -19,9 +19,6 @@ from ftplan.units import ceil_div
 REUSE: Final = 10**9
 """Elements: stage3_max_reuse_distance, and stage3_max_live_parameters, beyond which nothing is prefetched."""
 
-PREFETCH: Final = 0.9
-"""Of H² elements: stage3_prefetch_bucket_size as transformers fills in "auto"."""
-
 
 class Memory(Protocol):
     """Where parameters are gathered."""
@@ -46,7 +43,7 @@ class Coordinator:
         self._copies = fetching.copies
         self._lingers = fetching.lingers
         self._holds_frozen = fetching.holds_frozen
-        self._bucket = int(PREFETCH * fetching.model.hidden_size**2)
+        self._bucket = fetching.prefetch_elements
         steps = [module for section in order.sections for module in section.modules]
         self._queue = [(each, step) for step, module in enumerate(steps) for each in module]
         self._uses = _uses(steps)

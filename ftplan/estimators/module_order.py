@@ -16,6 +16,9 @@ from ftplan.profiles.schema import LayerProfile, ModelProfile
 PERSISTS: Final = 10
 """Times H elements: stage3_param_persistence_threshold as transformers fills in "auto"."""
 
+PREFETCH: Final = 0.9
+"""Of H² elements: stage3_prefetch_bucket_size as transformers fills in "auto"."""
+
 Kind: TypeAlias = Literal["embedding", "forward", "head", "head backward", "recompute", "backward", "end"]
 
 
@@ -76,7 +79,8 @@ class Fetching:
     gathers of frozen parameters stays to the end of the backward, not of the layer's. ``external_head``: the loss reads
     the head's weight without calling its module. ``lingers``: what was copied from the host to be sent stays until the
     gathered parameter is used, as it does where NCCL's watchdog, which looks every tenth of a second, does not see to
-    it before: two H200 held 0 to 0.6 GB so, another amount in every step.
+    it before: two H200 held 0 to 0.6 GB so, another amount in every step. ``prefetch`` and ``persists``: elements that
+    are gathered ahead, and up to which a parameter stays whole; None: what transformers makes of "auto".
     """
 
     model: ModelProfile
@@ -90,6 +94,18 @@ class Fetching:
     holds_frozen: bool
     external_head: bool
     lingers: bool = True
+    prefetch: int | None = None
+    persists: int | None = None
+
+    @property
+    def prefetch_elements(self) -> int:
+        """stage3_prefetch_bucket_size."""
+        return int(PREFETCH * self.model.hidden_size**2) if self.prefetch is None else self.prefetch
+
+    @property
+    def persistent_elements(self) -> int:
+        """stage3_param_persistence_threshold."""
+        return PERSISTS * self.model.hidden_size if self.persists is None else self.persists
 
 
 @lru_cache(maxsize=64)
@@ -146,7 +162,7 @@ class _Weights:
 
     def __init__(self, fetching: Fetching) -> None:
         self._fetching = fetching
-        self._stays = PERSISTS * fetching.model.hidden_size
+        self._stays = fetching.persistent_elements
         self.weights: list[Weight] = []
         self.persistent_bytes = 0
 

@@ -41,46 +41,119 @@ def ddp_buckets(work: Workload) -> int:
     return work.trainable * work.gradient_bytes
 
 
+def reduce_bucket(work: Workload) -> int:
+    """Elements of DeepSpeed's reduce_bucket_size; transformers makes "auto" H² (integrations/deepspeed.py)."""
+    return work.config.zero_reduce_bucket or work.model.hidden_size**2
+
+
 def zero_buffers(work: Workload) -> int:
     """DeepSpeed's buffers between steps.
 
-    ZeRO-3: the reduce bucket of H² elements, and one flat bf16 gradient partition, e T / W. With the optimizer
-    offloaded only the bucket; stages 1 and 2 have a bf16 buffer of the largest trainable tensor then.
+    ZeRO-3: the reduce bucket, and one flat bf16 gradient partition, e T / W. With the optimizer offloaded only the
+    bucket; stages 1 and 2 have a bf16 buffer of the largest trainable tensor then.
     """
     element = work.compute_bytes
     if work.zero_stage == 3:
         partition = 0 if offloads_optimizer(work) else ceil_div(work.trainable, work.world)
-        return (work.model.hidden_size**2 + partition) * element
+        return (reduce_bucket(work) + partition) * element
     if work.zero_stage and offloads_optimizer(work):
         return largest_trainable(work) * element
     return 0
 
 
 def zero_buckets(work: Workload) -> int:
-    """ZeRO-1 and 2's two reduce buckets of H² elements in the backward (transformers' "auto")."""
+    """ZeRO-1 and 2's reduce bucket, two that take turns where reducing overlaps with the backward.
+
+    Whole whatever trains: torch.empty(reduce_bucket_size) at the first gradient (stage_1_and_2.py, setup_buckets).
+    """
     if work.zero_stage not in (1, 2):
         return 0
-    return min(work.model.hidden_size**2, work.trainable) * work.compute_bytes * 2
+    return reduce_bucket(work) * work.compute_bytes * (2 if work.config.zero_overlap else 1)
+
+
+def reduces_late(work: Workload) -> bool:
+    """ZeRO-1 without overlap_comm: no gradient is copied before the backward has ended (reduce_gradients)."""
+    return work.zero_stage == 1 and not work.config.zero_overlap
 
 
 def zero_partition(work: Workload) -> int:
-    """The partition of the gradients that ZeRO-1 and 2 make in the backward; accumulating, ZeRO-2 has it already."""
-    if work.zero_stage not in (1, 2) or offloads_optimizer(work) or work.world == 1:
+    """The partition of the gradients that ZeRO-1 and 2 make in the backward; accumulating, ZeRO-2 has it already.
+
+    It is made as the first bucket is reduced: at the end where one takes all gradients, see `zero_reducing`. Of those
+    that stage 1 accumulated what is in the bucket is gone by then.
+    """
+    if not _makes_partition(work) or _reduces_at_end(work):
         return 0
-    if work.zero_stage == 2 and work.config.accumulation > 1:
+    gone = _copied(work) * work.gradient_bytes if _copied_from(work) else 0
+    return max(0, _own_part(work) - gone)
+
+
+def zero_reducing(work: Workload, in_backward: int, kept: int) -> int:
+    """What reducing takes under ZeRO-1/2 beyond the ``in_backward`` bytes of the highest moment of the backward.
+
+    A bucket with gradients of several ranks is copied into one tensor (allreduce_bucket): the first is full when so
+    many gradients have come, and as large a part of what the layers ``kept`` is gone. Where nothing is reduced before
+    the end the rank's partition is made there, too, beside gradients that wait for the bucket.
+    """
+    if work.zero_stage not in (1, 2) or work.world == 1:
         return 0
-    return ceil_div(work.updated, work.optimizer_shards) * work.gradient_bytes
+    bucket = min(reduce_bucket(work), work.updated)
+    copy = bucket * work.gradient_bytes
+    if not _reduces_at_end(work):
+        gone = max(bucket / work.updated, 1 / work.world)
+        return max(0, copy - int(gone * (kept + _copied_from(work))))
+    made = _own_part(work) if _makes_partition(work) else 0
+    return max(0, _waiting(work) + max(copy, made) - in_backward - _copied_from(work))
 
 
 def zero_host_copies(work: Workload, in_backward: int) -> int:
     """What ZeRO-1/2 take beyond the ``in_backward`` bytes of the highest moment to move gradients to the host.
 
     The largest gradient, which the embedding's backward makes last, when no layer is there any more, is converted to
-    fp32 and added up in another fp32 buffer (traced, and 5.32 GiB measured for Llama-3.2-1B on one card).
+    fp32 and added up in another fp32 buffer (traced, and 5.32 GiB measured for Llama-3.2-1B on one card). It lies
+    beside the bucket if it is too large for that; where nothing is reduced before, so do others.
     """
     if work.zero_stage not in (1, 2) or not offloads_optimizer(work):
         return 0
-    return max(0, largest_trainable(work) * (2 * FP32 + work.compute_bytes) - in_backward)
+    largest = largest_trainable(work)
+    beside = largest * work.compute_bytes if largest > reduce_bucket(work) else 0
+    if reduces_late(work):
+        beside = _waiting(work)
+        in_backward += _copied_from(work)
+    return max(0, largest * 2 * FP32 + beside - in_backward)
+
+
+def _makes_partition(work: Workload) -> bool:
+    if work.zero_stage not in (1, 2) or offloads_optimizer(work) or work.world == 1:
+        return False
+    return work.zero_stage == 1 or work.config.accumulation == 1
+
+
+def _reduces_at_end(work: Workload) -> bool:
+    return reduces_late(work) or work.updated <= reduce_bucket(work)
+
+
+def _own_part(work: Workload) -> int:
+    return ceil_div(work.updated, work.optimizer_shards) * work.gradient_bytes
+
+
+def _copied_from(work: Workload) -> int:
+    """Bytes of accumulated gradients, which are gone from where they lay when they are in a bucket."""
+    return accumulated_gradients(work) if work.zero_stage == 1 else 0
+
+
+def _waiting(work: Workload) -> int:
+    """Bytes of the gradients that are not in the bucket as it is reduced first, at the end of the backward."""
+    return (work.updated - _copied(work)) * work.gradient_bytes
+
+
+def _copied(work: Workload) -> int:
+    """Elements in the bucket as it is reduced first.
+
+    How far it is full then is not known: at least to where the largest gradient would not fit.
+    """
+    bucket = reduce_bucket(work)
+    return work.updated if work.updated <= bucket else max(0, bucket - largest_trainable(work))
 
 
 def layer_weight_bytes(work: Workload) -> int:
@@ -132,6 +205,8 @@ def zero3_fetching(work: Workload, *, lingers: bool) -> Fetching:
         holds_frozen=work.stack.holds_frozen(config),
         external_head=config.loss_path != "full",
         lingers=lingers,
+        prefetch=config.zero_prefetch_bucket,
+        persists=config.zero_persistence_threshold,
     )
 
 

@@ -123,9 +123,19 @@ def _launch_seconds(work: Workload, traffic: Traffic) -> float:
 
 
 def _communication_seconds(work: Workload, gpu: GpuProfile) -> tuple[float, float]:
-    """(overlapped, exposed) seconds of a micro-batch: bytes over the slowest link, and ZeRO-3's gathers by module."""
+    """(overlapped, exposed) seconds of a micro-batch: bytes over the slowest link, and ZeRO-3's gathers by module.
+
+    Without overlap_comm DeepSpeed's collectives are on the stream of the kernels, and nothing is overlapped.
+    """
     if work.world == 1:
         return 0.0, 0.0
+    overlapped, exposed = _collective_seconds(work, gpu)
+    if work.zero_stage and not work.config.zero_overlap:
+        return 0.0, overlapped + exposed
+    return overlapped, exposed
+
+
+def _collective_seconds(work: Workload, gpu: GpuProfile) -> tuple[float, float]:
     inside, across = _link_rate(gpu), _network_rate(work)
     everywhere = min(inside, across)
     gradients = work.trainable * work.compute_bytes

@@ -18,6 +18,8 @@ FP32: Final = 4
 SHORT_LIVED: Final = frozenset(
     ("recomputed layer", "layer backward", "optimizer temporaries", "gradients", "gathered parameters")
 )
+KEPT: Final = frozenset(("layer outputs", "norms", "attention", "mlp"))
+"""What layers keep for their backward."""
 IN_STEP: Final = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD)
 MODULES: Final = "transformers' modelling code as a program over sizes (estimators/tape)"
 
@@ -57,6 +59,10 @@ def device_terms(work: Workload, gpu: GpuProfile) -> tuple[Term, ...]:
     bill = _Bill(list(static))
     in_backward = _step(bill, work)
     bill.terms += gathered
+    kept = sum(term.bytes for term in bill.terms if term.name in KEPT and Phase.BACKWARD in term.alive)
+    reducing = sharding.zero_reducing(work, in_backward, kept)
+    reason = "a bucket's copy, or the partition beside gradients that wait for the bucket"
+    bill.add("gradients being reduced", reducing, (Phase.BACKWARD,), reason, "deepspeed 0.19.8")
     reason = "the largest gradient on its way to the host, in fp32 twice"
     copies = sharding.zero_host_copies(work, in_backward)
     bill.add("gradients to the host", copies, (Phase.BACKWARD,), reason, "deepspeed 0.19.8")
@@ -167,9 +173,10 @@ def _gathered(bill: _Bill, work: Workload) -> None:
             by_size.setdefault(size, []).extend(phases)
         for size, alive in by_size.items():
             bill.add("gathered parameters", size, tuple(alive), reason, "deepspeed 0.19.8")
-    bill.add(
-        "buckets", sharding.zero_buckets(work), (Phase.BACKWARD,), "DeepSpeed's reduce buckets", "deepspeed 0.19.8"
-    )
+    # Made at the first gradient of a step; stage 1 gives them back when it has reduced, in the last backward.
+    stays = work.zero_stage == 1 and work.config.accumulation > 1
+    held: tuple[Phase, ...] = IN_STEP if stays else (Phase.BACKWARD,)
+    bill.add("buckets", sharding.zero_buckets(work), held, "DeepSpeed's reduce buckets", "deepspeed 0.19.8")
 
 
 def _optimizer(bill: _Bill, work: Workload) -> None:

@@ -129,7 +129,7 @@ def files(job: TrainJob) -> dict[str, str]:
 def deepspeed_config(job: TrainJob) -> dict[str, Any] | None:
     """DeepSpeed's JSON for ``job``; None where it is not sharded by ZeRO.
 
-    Bucket sizes and thresholds are transformers' "auto": multiples of the hidden size.
+    Bucket sizes and thresholds that are not given are transformers' "auto": multiples of the hidden size.
     """
     config = job.config
     if config.sharding not in ZERO_STAGES:
@@ -163,14 +163,14 @@ def _zero(config: RunConfig) -> dict[str, Any]:
     stage = ZERO_STAGES[config.sharding]
     settings: dict[str, Any] = {
         "stage": stage,
-        "overlap_comm": True,
+        "overlap_comm": config.zero_overlap,
         "contiguous_gradients": True,
-        "reduce_bucket_size": "auto",
+        "reduce_bucket_size": _or_auto(config.zero_reduce_bucket),
     }
     if stage == 3:
         settings |= {
-            "stage3_prefetch_bucket_size": "auto",
-            "stage3_param_persistence_threshold": "auto",
+            "stage3_prefetch_bucket_size": _or_auto(config.zero_prefetch_bucket),
+            "stage3_param_persistence_threshold": _or_auto(config.zero_persistence_threshold),
             "stage3_gather_16bit_weights_on_model_save": True,
         }
     if config.offload != "none":
@@ -178,6 +178,10 @@ def _zero(config: RunConfig) -> dict[str, Any]:
     if config.offload == "optimizer+params" and stage == 3:
         settings["offload_param"] = {"device": "cpu", "pin_memory": True}
     return settings
+
+
+def _or_auto(elements: int | None) -> int | str:
+    return "auto" if elements is None else elements
 
 
 def _needs_hub(job: TrainJob) -> bool:

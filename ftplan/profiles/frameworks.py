@@ -6,7 +6,7 @@ vocabulary is unknown; one that is `Costly` changes memory in a way that no esti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -44,7 +44,10 @@ class Removed:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The keys of one framework, those of the libraries it passes them on to among them."""
+    """The keys of one framework, those of the libraries it passes them on to among them.
+
+    ``own`` are the names that its own file holds; the others follow the releases of those libraries.
+    """
 
     name: str
     version: str
@@ -54,6 +57,7 @@ class Vocabulary:
     renamed: Mapping[str, Renamed]
     removed: Mapping[str, Removed]
     added: Mapping[str, str]
+    own: frozenset[str] = frozenset()
 
     def __contains__(self, key: str) -> bool:
         return key in self.defaults or key in self.renamed
@@ -81,10 +85,16 @@ def load_vocabulary(name: str) -> Vocabulary:
         source=row["source"],
         defaults=_joined([part.defaults for part in parts], row["keys"]),
         costly=_joined([part.costly for part in parts], costly),
-        renamed=_joined([part.renamed for part in parts], renamed),
+        # What a framework declares anew keeps its name, whatever the library calls it by now.
+        renamed=_joined([_without(part.renamed, row["keys"]) for part in parts], renamed),
         removed=_joined([part.removed for part in parts], removed),
         added=_joined([part.added for part in parts], row.get("added", {})),
+        own=frozenset({*row["keys"], *renamed, *removed, *row.get("added", {})}),
     )
+
+
+def _without(part: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key not in keys}
 
 
 def _joined(parts: list[Mapping[str, Any]], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ class StackProfile:
     ``reentrant_checkpointing``: torch's older way to recompute, which runs a layer's forward without a graph.
     ``reentrant_adapters_under_zero3``: that way for adapters under ZeRO-3, whatever is asked (see `reenters`).
     ``checkpoints_calls``: a layer's hooks run inside its checkpoint (transformers before 5.23).
+    ``loss_chunks``: parts of the tokens whose loss is computed one after another and kept for the backward, where the
+    loss path is chunked; 0: TRL's tiles, which are made again.
     ``casts_outputs_to_fp32``: accelerate's autocast wrapper converts the model's outputs, logits among them, to fp32.
     """
 
@@ -39,6 +41,7 @@ class StackProfile:
     host_adam: Literal["torch", "deepspeed"]
     shares_cores: bool
     source: str
+    loss_chunks: int = 0
 
     def upcasts(self, config: RunConfig) -> bool:
         """Whether what trains is cast to fp32: not in pure 16-bit training, which has no autocast to compute in."""
@@ -48,7 +51,9 @@ class StackProfile:
     def reenters(self, config: RunConfig) -> bool:
         """Whether activation checkpointing of ``config`` is the reentrant one."""
         forced = self.reentrant_adapters_under_zero3 and config.sharding == "zero3" and config.trains_adapters
-        return self.reentrant_checkpointing or forced
+        # LLaMA-Factory gives it up under FSDP2 (model/model_utils/checkpointing.py).
+        usual = self.reentrant_checkpointing and config.sharding not in ("fsdp2", "fsdp2-grad-op", "hsdp")
+        return usual or forced
 
     def holds_frozen(self, config: RunConfig) -> bool:
         """Whether ZeRO-3 keeps frozen weights whole to the end of the backward, once it has run their layer again.

@@ -89,7 +89,7 @@ def _problem(problem: Problem) -> Text:
         needs = f": needs {size(problem.needed_bytes)} of {size(problem.available_bytes)}"
     where = f" ({problem.place})" if str(problem.place) else ""
     kind = (f"{problem.severity}: ", SEVERITIES[problem.severity])
-    return words(kind, f"[{problem.kind}] {problem.message}{needs}{where}")
+    return words(kind, f"[{problem.kind}] {problem.message}{needs}{where}".replace("\n", "?"))
 
 
 def _print_fix(number: int, fix: Fix) -> None:

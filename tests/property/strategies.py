@@ -67,7 +67,15 @@ _METHODS = st.sampled_from(
     ]
 )
 _LOSSES = st.sampled_from(
-    [{"loss_path": "full"}, {"loss_path": "chunked"}, {"kernels": "liger"}, {"stack": "trl"}, {"stack": "llamafactory"}]
+    [
+        {"loss_path": "full"},
+        {"loss_path": "chunked"},
+        {"kernels": "liger"},
+        {"stack": "trl"},
+        {"stack": "llamafactory"},
+        {"stack": "torchtune"},
+        {"stack": "cookbook"},
+    ]
 )
 _DTYPES = st.sampled_from(
     [
@@ -77,6 +85,15 @@ _DTYPES = st.sampled_from(
     ]
 )
 _SHARDINGS = ("none", "ddp", "fsdp2", "fsdp2-grad-op", "hsdp", "zero1", "zero2", "zero3")
+_ZERO = st.fixed_dictionaries(
+    {},
+    optional={
+        "zero_reduce_bucket": st.sampled_from((10**6, 5 * 10**8)),
+        "zero_prefetch_bucket": st.sampled_from((0, 5 * 10**7)),
+        "zero_persistence_threshold": st.sampled_from((0, 10**6)),
+        "zero_overlap": st.just(False),
+    },
+)
 _OFFLOADS = ("none", "optimizer", "optimizer+params")
 _FLAGS = ("gradient_checkpointing", "padding", "packing", "sync_each_batch", "expandable_segments")
 
@@ -102,6 +119,8 @@ def configs(draw: st.DrawFn, model: st.SearchStrategy[str] = models) -> RunConfi
         "accumulation": draw(st.integers(1, 8)),
         **{flag: draw(st.booleans()) for flag in _FLAGS},
     }
+    if fields["sharding"].startswith("zero"):
+        fields |= draw(_ZERO)
     return RunConfig(**fields)
 
 

@@ -15,8 +15,8 @@ from ftplan.spec import PlanRequest, RunConfig
 RUN_CONFIG = """
     model method lora_rank lora_alpha lora_targets lora_dropout adapter_dtype quantization double_quantization
     prepare_kbit weights_dtype precision optimizer gradient_checkpointing seq_len micro_batch accumulation
-    padding packing attention kernels loss_path sharding offload sync_each_batch stack expandable_segments
-    evaluates
+    padding packing attention kernels loss_path sharding offload zero_reduce_bucket zero_prefetch_bucket
+    zero_persistence_threshold zero_overlap sync_each_batch stack expandable_segments evaluates
 """
 
 PLAN_REQUEST = """
@@ -31,8 +31,9 @@ COMMANDS = {
         --lora-dropout --adapter-dtype --quantization --double-quantization --no-double-quantization
         --prepare-kbit --no-prepare-kbit --weights-dtype --precision --optimizer --gradient-checkpointing
         --no-gradient-checkpointing --micro-batch --accumulation --padding --no-padding --packing
-        --no-packing --attention --kernels --loss-path --sharding --offload --sync-each-batch
-        --no-sync-each-batch --stack --expandable-segments --no-expandable-segments --evaluates
+        --no-packing --attention --kernels --loss-path --sharding --offload
+        --zero-reduce-bucket --zero-prefetch-bucket --zero-persistence-threshold --zero-overlap --no-zero-overlap
+        --sync-each-batch --no-sync-each-batch --stack --expandable-segments --no-expandable-segments --evaluates
         --no-evaluates --samples --epochs --mean-tokens --price --confirm --out --json
     """,
     "estimate": """
@@ -40,7 +41,9 @@ COMMANDS = {
         --quantization --double-quantization --no-double-quantization --prepare-kbit --no-prepare-kbit
         --weights-dtype --precision --optimizer --gradient-checkpointing --no-gradient-checkpointing
         --seq-len --micro-batch --accumulation --padding --no-padding --packing --no-packing --attention
-        --kernels --loss-path --sharding --offload --sync-each-batch --no-sync-each-batch --stack
+        --kernels --loss-path --sharding --offload
+        --zero-reduce-bucket --zero-prefetch-bucket --zero-persistence-threshold --zero-overlap --no-zero-overlap
+        --sync-each-batch --no-sync-each-batch --stack
         --expandable-segments --no-expandable-segments --evaluates --no-evaluates --samples --epochs
         --mean-tokens --price --estimator --batch --margin --json
     """,

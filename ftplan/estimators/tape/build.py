@@ -50,6 +50,7 @@ def options_of(work: Workload) -> Options:
         embedding_dropout=model.dropout.embedding,
         inputs_require_gradients=config.gradient_checkpointing,
         loss_path=config.loss_path,
+        loss_chunks=work.stack.loss_chunks if config.loss_path == "chunked" else 0,
         casts_outputs=work.stack.casts_outputs_to_fp32 and bool(work.autocast),
         accumulates=config.accumulation > 1,
         reduction=_reduction(work),
@@ -63,7 +64,8 @@ def options_of(work: Workload) -> Options:
 def _reduction(work: Workload) -> Reduction:
     """FSDP2 reduces a layer at a time, ZeRO-2 and 3 each tensor, into memory that a rank already has or the host's.
 
-    ZeRO-1 keeps the gradients that are not of its own partition up to the step: as large a part of each, in the mean.
+    ZeRO-1 keeps the gradients that are not of its own partition up to the step, where they are too large for a bucket,
+    which else took them over: as large a part of each, in the mean.
     """
     element = 0 if sharding.offloads_parameters(work) or work.zero_stage else work.gradient_bytes
     if work.is_fsdp and (work.config.accumulation == 1 or work.config.sync_each_batch):
@@ -71,11 +73,12 @@ def _reduction(work: Workload) -> Reduction:
         return Reduction("part", work.gradient_shards, element, work.gathered_bytes, tied)
     if (
         work.zero_stage == 1
-        and work.world > 1
+        and (work.world > 1 or sharding.offloads_optimizer(work))
         and work.config.accumulation == 1
-        and not sharding.offloads_optimizer(work)
+        and work.config.zero_overlap
     ):
-        return Reduction("tensor", work.world / (work.world - 1), work.gradient_bytes)
+        shards = 1 if sharding.offloads_optimizer(work) else work.world / (work.world - 1)
+        return Reduction("tensor", shards, work.gradient_bytes, above=sharding.reduce_bucket(work))
     if work.zero_stage >= 2:
         return Reduction("tensor", work.gradient_shards, element, work.compute_bytes)
     return Reduction()

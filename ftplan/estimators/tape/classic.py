@@ -217,6 +217,8 @@ class Falcon(Layer):
     def __init__(self, profile: LayerProfile, options: Options, targets: Targets) -> None:
         super().__init__(profile, options, targets)
         self.masked = True
+        for projection in (*self.of_attention, *self.of_mlp):
+            projection.transposes = True  # FalconLinear: input @ weight.T
 
     def __call__(self, tape: Tape, hidden: Tensor) -> Tensor:
         """The layer's output."""

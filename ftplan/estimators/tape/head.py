@@ -23,12 +23,13 @@ class Outside:
         self.model = model
         self.options = options
         trains = options.trains_all
-        uses = 2 if model.tied else 1
-        self.embedding_weight = Parameter(model.embedding_params, options.unquantized, trains=trains, uses=uses)
+        uses = max(1, options.loss_chunks) + (1 if model.tied else 0)
+        own = uses if model.tied else 1
+        self.embedding_weight = Parameter(model.embedding_params, options.unquantized, trains=trains, uses=own)
         self.head_weight = (
             self.embedding_weight
             if model.tied
-            else Parameter(model.embedding_params, options.unquantized, trains=trains)
+            else Parameter(model.embedding_params, options.unquantized, trains=trains, uses=max(1, options.loss_chunks))
         )
         self.head_bias = Parameter(model.vocab_size, options.unquantized, trains=trains) if model.head_bias else None
         self.norms = [Norm(each, options) for each in model.outer_norms]
@@ -72,12 +73,16 @@ class Outside:
         tape.by_rule(Rule("embedding", rows, width), "scratch")
         return made
 
-    def logits(self, tape: Tape, hidden: Tensor) -> Tensor:
-        """The head's product, soft-capped where the model has it."""
+    def logits(self, tape: Tape, hidden: Tensor, *, parts: int = 1, first_back: bool = True) -> Tensor:
+        """The head's product, soft-capped where the model has it, or that of one of ``parts`` of the tokens.
+
+        ``first_back``: its backward is the head's first.
+        """
         options = self.options
-        size = Size(tokens=self.model.vocab_size)
+        size = Size(tokens=self.model.vocab_size / parts)
         logits = ops.linear(tape, hidden, self.head_weight, size, bias=self.head_bias, autocast=options.autocast)
-        logits = ops.watched(tape, logits, self.at_logits_backward)
+        if first_back:
+            logits = ops.watched(tape, logits, self.at_logits_backward)
         if self.model.logits_softcap:
             logits = ops.times_constant(tape, logits)
             logits = ops.unary(tape, logits, saves=False, saves_output=True)
@@ -91,7 +96,9 @@ class Outside:
         path = self.options.loss_path
         if path == "full" or (path == "liger" and not tape.training):  # Liger's models evaluate on whole logits
             return self._full(tape, hidden)
-        return self._tiled(tape, hidden) if path == "chunked" else self._fused(tape, hidden)
+        if path == "chunked":
+            return self._in_parts(tape, hidden) if self.options.loss_chunks else self._tiled(tape, hidden)
+        return self._fused(tape, hidden)
 
     def _full(self, tape: Tape, hidden: Tensor) -> Tensor:
         """transformers' loss over all logits in fp32."""
@@ -104,6 +111,26 @@ class Outside:
             del logits
             del converted
         return loss
+
+    def _in_parts(self, tape: Tape, hidden: Tensor) -> Tensor:
+        """torchtune's linear cross entropy: a part of the tokens at a time (0.7, modules/loss/cross_entropy_loss.py).
+
+        Logits go with their part, the logarithms of probabilities in fp32 stay for the backward. All tokens are taken
+        to have labels.
+        """
+        parts, size, element = self.options.loss_chunks, self.hidden, hidden.element
+        rows = tape.operation((hidden,), lambda _: (tape.empty(size, element),), lambda: tape.empty(size, element))
+        del hidden
+        total: Tensor | None = None
+        for number in range(parts):
+            part = _slice(tape, rows, size.times(1 / parts))
+            logits = self.logits(tape, part, parts=parts, first_back=number == parts - 1)
+            loss = _cross_entropy(tape, ops.to(tape, logits, FP32))
+            del logits, part
+            total = loss if total is None else _sum(tape, total, loss)
+        tape.caches.clear()
+        assert total is not None
+        return total
 
     def _tiled(self, tape: Tape, hidden: Tensor) -> Tensor:
         """TRL's fused head: a tile of logits at a time, made again in the backward (trl 1.16, chunked_logprob.py).
@@ -173,6 +200,22 @@ class Outside:
         out = tape.operation((hidden, weight), backward, lambda: Tensor(Size(tokens=1), FP32, None), saved=kept)
         tape.caches.clear()
         return out
+
+
+def _slice(tape: Tape, rows: Tensor, size: Size) -> Tensor:
+    """A view of some rows; its gradient is one of all rows."""
+    whole, element = rows.size, rows.element
+    return tape.operation(
+        (rows,),
+        lambda _: (tape.empty(whole, element),),
+        lambda: Tensor(size, element, rows.storage, view=True),
+    )
+
+
+def _sum(tape: Tape, first: Tensor, second: Tensor) -> Tensor:
+    return tape.operation(
+        (first, second), lambda gradient: (gradient, gradient), lambda: Tensor(Size(tokens=1), FP32, None)
+    )
 
 
 def _scattered(tape: Tape, gradient: Tensor) -> tuple[Tensor]:

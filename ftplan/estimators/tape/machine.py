@@ -52,7 +52,8 @@ class Reduction(NamedTuple):
     """How ranks reduce gradients: not here (``by`` none), a part of the model at a time, or each tensor as it comes.
 
     One of ``shards`` parts of the result stays, of ``element`` bytes (0 where it lies elsewhere); ``buffer_element`` is
-    what is sent. ``tied``: head and embedding are reduced together, at the end.
+    what is sent. ``tied``: head and embedding are reduced together, at the end. ``above``: of a tensor of no more
+    elements nothing stays.
     """
 
     by: str = "none"
@@ -60,6 +61,7 @@ class Reduction(NamedTuple):
     element: int = 4
     buffer_element: int = 2
     tied: bool = False
+    above: int = 0
 
 
 class _Enough(Exception):  # noqa: N818 - it ends a recomputation, and is no error
@@ -379,6 +381,7 @@ class Tape:
                 self._gradients.append(target)
         if self.reduction.by == "tensor" and target.arrived == target.uses:
             self.events.append(Mark(COMPLETE, target.elements))
-            target.gradient = self._shard(target.elements, self.place)
+            stays = target.elements > self.reduction.above
+            target.gradient = self._shard(target.elements if stays else 0, self.place)
         if self.accumulates and self.reduction.by != "part" and target.arrived == target.uses:
             target.gradient = None  # added to what lies elsewhere

@@ -50,6 +50,7 @@ class Options:
     embedding_dropout: float = 0.0
     inputs_require_gradients: bool = True
     loss_path: str = "full"
+    loss_chunks: int = 0
     casts_outputs: bool = True
     accumulates: bool = False
     reduction: Reduction = NO_REDUCTION
@@ -83,6 +84,8 @@ class Projection:
         self._bias = Parameter(profile.out_features, element, trains=options.trains_all) if profile.bias else None
         self._adapter = _Adapter(profile, options) if adapted else None
         self._out = Size(tokens=profile.out_features)
+        self.transposes = False
+        """Its forward multiplies by a transposed view of the weight, which autocast converts anew each time."""
 
     def __call__(self, tape: Tape, value: Tensor) -> Tensor:
         """[T, in] to [T, out]."""
@@ -93,8 +96,15 @@ class Projection:
     def _base(self, tape: Tape, value: Tensor) -> Tensor:
         if self._packed:
             return self._unpacking(tape, value)
-        options = self._options
-        return ops.linear(tape, value, self._weight, self._out, bias=self._bias, autocast=options.autocast)
+        return ops.linear(
+            tape,
+            value,
+            self._weight,
+            self._out,
+            bias=self._bias,
+            autocast=self._options.autocast,
+            cached=not self.transposes,
+        )
 
     def _unpacking(self, tape: Tape, value: Tensor) -> Tensor:
         """bitsandbytes' Linear4bit: converts its input, unpacks the weight, multiplies, converts back."""

@@ -124,7 +124,7 @@ class _Steps:
             self._options = replace(self._options, reduction=Reduction("tensor", element=0))
         if work.zero_stage == 3:
             self.partitioning = Scattering(log, work, self._trainables)
-            self._fetches = Fetches(log, zero3_fetching(work, lingers=True))
+            self._fetches = Fetches(log, zero3_fetching(work, lingers=True), overlaps=work.config.zero_overlap)
         elif work.zero_stage:
             self.partitioning = Partitioning(log, work, self._trainables, last=last)
 

@@ -1,6 +1,7 @@
 """ZeRO-3's parameters and gradients as they are allocated: gathered module by module, scattered bucket by bucket.
 
-Parameters are gathered on a stream of their own and gradients reduced on another. One bucket stands from the start; a
+Parameters are gathered on a stream of their own and gradients reduced on another, without overlap_comm on that of the
+kernels. One bucket stands from the start; a
 gradient that is larger stays where it is until the next one comes. Every parameter's part of the gradient has a place
 in one flat tensor, which the step converts to fp32. Names and lines are of deepspeed 0.19.8, runtime/zero/stage3.py.
 """
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 from ftplan.estimators.fetching import Coordinator
 from ftplan.estimators.module_order import Fetching, Kind, order_of
-from ftplan.estimators.sharding import offloads_optimizer, offloads_parameters
+from ftplan.estimators.sharding import offloads_optimizer, offloads_parameters, reduce_bucket
 from ftplan.estimators.tape.log import COMPUTE, GATHERS, Log
 from ftplan.estimators.tape.partitioning import FP64, flat_step
 from ftplan.estimators.workload import FP32, Workload
@@ -27,8 +28,9 @@ class Fetches:
     ``external_head``: the head's weight belongs to the whole model, whose backward begins before that of the logits.
     """
 
-    def __init__(self, log: Log, fetching: Fetching) -> None:
+    def __init__(self, log: Log, fetching: Fetching, *, overlaps: bool = True) -> None:
         self.external_head = fetching.external_head
+        self._stream = GATHERS if overlaps else COMPUTE
         self._log = log
         self._sections = order_of(fetching).sections
         self._coordinator = Coordinator(fetching, self)
@@ -51,7 +53,7 @@ class Fetches:
 
     def allocate(self, size: int, *, among_kernels: bool = False) -> int:
         """Allocate on the stream of gathers, or that of the kernels."""
-        return self._log.allocate(size, COMPUTE if among_kernels else GATHERS)
+        return self._log.allocate(size, COMPUTE if among_kernels else self._stream)
 
     def release(self, key: int) -> None:
         """Free what the kernels may still read (partition_parameters.py, free_param)."""
@@ -66,7 +68,8 @@ class Scattering:
         self._log = log
         self._work = work
         self._element = work.gradient_bytes
-        self._capacity = work.model.hidden_size**2
+        self._capacity = reduce_bucket(work)
+        self._stream = REDUCTION if work.config.zero_overlap else COMPUTE
         self._parts = [ceil_div(each, work.world) for each in trainables]
         self._share = sum(self._parts)
         self._filled = 0
@@ -129,16 +132,16 @@ class Scattering:
         """The bucket is reduced, several gradients as one tensor; offloaded parts go by way of the device."""
         log, work = self._log, self._work
         element = work.compute_bytes
-        joined = [log.allocate(self._filled * element, REDUCTION)] if len(self._bucket) > 1 else []
+        joined = [log.allocate(self._filled * element, self._stream)] if len(self._bucket) > 1 else []
         for elements, key in self._bucket:
             part = ceil_div(elements, work.world)
             if offloads_optimizer(work):
-                back = log.allocate(part * element, REDUCTION)
-                log.passing([part * FP64], REDUCTION)
-                log.passing([part * FP32], REDUCTION)
+                back = log.allocate(part * element, self._stream)
+                log.passing([part * FP64], self._stream)
+                log.passing([part * FP32], self._stream)
                 log.free([back])
             if key is not None:
-                log.record(key, REDUCTION)
+                log.record(key, self._stream)
                 log.free([key])
         log.free(joined)
         self._bucket = []

@@ -46,5 +46,7 @@ def worst_rank(config: RunConfig, world_size: int) -> int:
     """The rank that needs most: the first, whose shards are the largest, but the last under ZeRO-1 and 2.
 
     Gradients come from the end of the model, so that the last rank has its partition of them from the first one on.
+    ZeRO-1 without overlap reduces when all are there, from the begin of the model on.
     """
-    return world_size - 1 if config.sharding in ("zero1", "zero2") and config.offload == "none" else 0
+    partitions = config.sharding == "zero2" or (config.sharding == "zero1" and config.zero_overlap)
+    return world_size - 1 if partitions and config.offload == "none" else 0

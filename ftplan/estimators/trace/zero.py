@@ -40,13 +40,14 @@ def deepspeed_config(settings: TraceSettings, hidden_size: int) -> dict[str, Any
     stage = STAGES[config.sharding]
     zero: dict[str, Any] = {
         "stage": stage,
-        "overlap_comm": True,
+        "overlap_comm": config.zero_overlap,
         "contiguous_gradients": True,
-        "reduce_bucket_size": hidden_size * hidden_size,
+        "reduce_bucket_size": _given(config.zero_reduce_bucket, hidden_size * hidden_size),
     }
     if stage == 3:
-        zero["stage3_prefetch_bucket_size"] = int(0.9 * hidden_size * hidden_size)
-        zero["stage3_param_persistence_threshold"] = 10 * hidden_size
+        prefetched = _given(config.zero_prefetch_bucket, int(0.9 * hidden_size * hidden_size))
+        zero["stage3_prefetch_bucket_size"] = prefetched
+        zero["stage3_param_persistence_threshold"] = _given(config.zero_persistence_threshold, 10 * hidden_size)
     if config.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if config.offload == "optimizer+params" and stage == 3:
@@ -62,6 +63,10 @@ def deepspeed_config(settings: TraceSettings, hidden_size: int) -> dict[str, Any
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": zero,
     }
+
+
+def _given(elements: int | None, auto: int) -> int:
+    return auto if elements is None else elements
 
 
 class ZeroLoop(PlainLoop):

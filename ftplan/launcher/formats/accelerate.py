@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,11 +52,22 @@ def launch_settings(options: Settings) -> Settings:
             found[f"{DEEPSPEED}{key}"] = setting
         elif key in ("mixed_precision", "num_processes", "num_machines", "gradient_accumulation_steps"):
             found[key] = setting
+    if options.flag("multi_gpu"):
+        found["distributed_type"] = Setting("distributed_type", "MULTI_GPU", options.place("multi_gpu"))
     if options.flag("use_deepspeed"):
         found["distributed_type"] = Setting("distributed_type", "DEEPSPEED", options.place("use_deepspeed"))
     if options.flag("use_fsdp"):
         found["distributed_type"] = Setting("distributed_type", "FSDP", options.place("use_fsdp"))
     return Settings(found)
+
+
+def parse_launch(options: Settings, files: Files, base: Path, *, asked_by: str = "") -> Partial:
+    """What ``accelerate launch``'s own options say, and the configuration file that they name."""
+    named = options.text("config_file")
+    document = files.document(files.find(named, base), asked_by=asked_by or "the command") if named else None
+    written = document_settings(document, nested=True) if document else Settings()
+    both = written.replaced(launch_settings(options))
+    return parse_settings(both, files, document.path if document else base) if both else Partial()
 
 
 def parse_settings(settings: Settings, files: Files, base: Path) -> Partial:
@@ -79,9 +92,15 @@ def parse_settings(settings: Settings, files: Files, base: Path) -> Partial:
     if kind == "FSDP":
         return own.over(_fsdp(settings))
     if kind in ("NO", "MULTI_GPU", "MULTI_CPU"):
-        several = (total or 0) > 1 or kind == "MULTI_GPU"
-        return own.over(Partial({"sharding": "ddp" if several else "none"} if "distributed_type" in settings else {}))
+        return own if "distributed_type" not in settings else _plain(own, kind)
     return own.having(_no_model_of(settings, kind))
+
+
+def _plain(own: Partial, kind: str) -> Partial:
+    """DDP, or a single process: with NO accelerate starts one, however many the file names (commands/launch.py)."""
+    if kind == "NO":
+        return replace(own, shape=Shape(1, 1, 1)).over(Partial({"sharding": "none"}))
+    return own.over(Partial({"sharding": "ddp"}))
 
 
 def _no_model_of(settings: Settings, kind: str) -> Problem:
@@ -102,7 +121,7 @@ def _deepspeed(settings: Settings, files: Files, base: Path) -> Partial:
     if settings.value(file_key):
         named = settings.text(file_key)
         document = files.document(files.find(named, base), asked_by=settings.place(file_key).file)
-        return deepspeed.parse(document)
+        return deepspeed.parse(document).having(*_twice(settings, file_key))
     stage = settings.integer(f"{DEEPSPEED}zero_stage", 2)
     inside: dict[str, Setting] = {}
     for key, old in (
@@ -120,6 +139,30 @@ def _deepspeed(settings: Settings, files: Files, base: Path) -> Partial:
         origin = settings[f"{DEEPSPEED}gradient_accumulation_steps"]
         return Partial({"accumulation": steps}, {"accumulation": origin}).over(found)
     return found
+
+
+OF_THE_FILE: Final = (
+    *("mixed_precision", f"{DEEPSPEED}gradient_accumulation_steps", f"{DEEPSPEED}gradient_clipping"),
+    *(f"{DEEPSPEED}zero_stage", f"{DEEPSPEED}offload_optimizer_device", f"{DEEPSPEED}offload_param_device"),
+    *(f"{DEEPSPEED}offload_optimizer_nvme_path", f"{DEEPSPEED}offload_param_nvme_path"),
+    f"{DEEPSPEED}zero3_save_16bit_model",
+)
+"""What accelerate refuses beside a DeepSpeed file of its own."""
+
+
+def _twice(settings: Settings, file_key: str) -> Iterator[Problem]:
+    """Keys of the same file that only DeepSpeed's may have."""
+    for key in OF_THE_FILE:
+        if settings.value(key) is not None and settings.place(key).file == settings.place(file_key).file:
+            yield Problem(
+                "conflict",
+                Severity.ERROR,
+                f"{key} stands beside deepspeed_config_file, which accelerate refuses",
+                hint="leave it out: DeepSpeed's file has it",
+                key=key,
+                place=settings.place(key),
+                source="accelerate 1.15 utils/dataclasses.py, DeepSpeedPlugin._deepspeed_config_checks",
+            )
 
 
 def _fsdp(settings: Settings) -> Partial:

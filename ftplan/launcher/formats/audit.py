@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Final
 
 from ftplan.launcher.formats.settings import FALSE, Setting, Settings
 from ftplan.profiles.frameworks import Costly, Vocabulary
 from ftplan.verdicts import Problem, Severity
+
+MOST_STRANGERS: Final = 40
+"""Unknown keys that are told one by one."""
 
 
 def audit(settings: Settings, vocabulary: Vocabulary, modelled: Collection[str] = ()) -> Iterator[Problem]:
@@ -16,9 +19,15 @@ def audit(settings: Settings, vocabulary: Vocabulary, modelled: Collection[str] 
 
     ``modelled`` names keys that the format's reader takes into account itself, whatever they hold.
     """
+    strangers = [key for key in settings if key not in vocabulary and not settings[key].unresolved]
+    if len(strangers) > MOST_STRANGERS:
+        yield _many_unknown(settings, strangers[MOST_STRANGERS:], vocabulary)
+    left_out = frozenset(strangers[MOST_STRANGERS:])
     for key, setting in settings.items():
+        if key in left_out:
+            continue
         if setting.unresolved:
-            yield _unresolved(setting)
+            yield _unresolved(setting, matters=_matters(key, vocabulary, modelled))
         elif key in vocabulary.removed and key not in vocabulary.defaults:
             yield _removed(setting, vocabulary)
         elif key not in vocabulary:
@@ -31,16 +40,23 @@ def audit(settings: Settings, vocabulary: Vocabulary, modelled: Collection[str] 
                 yield from _costly(setting, _costly_of(name, vocabulary))
 
 
-def _unresolved(setting: Setting) -> Problem:
+def _matters(key: str, vocabulary: Vocabulary, modelled: Collection[str]) -> bool:
+    """Whether memory depends on ``key``, or may: it is unknown."""
+    name = vocabulary.canonical(key)
+    read = name in modelled or key in modelled or modelled_parent(name, modelled)
+    return read or key not in vocabulary or _costly_of(name, vocabulary) is not None
+
+
+def _unresolved(setting: Setting, *, matters: bool) -> Problem:
     return Problem(
         "unresolved",
-        Severity.WARNING,
-        f"{setting.key} depends on {setting.unresolved[:60]}, which only a shell knows",
-        hint=f"set it in front of the command, or give the value with --set {setting.key}=...",
+        Severity.WARNING if matters else Severity.NOTE,
+        f"{setting.key[:80]} depends on {shown_value(setting.unresolved)}, which only a shell knows",
+        hint=f"set it in front of the command, or give the value with --set {setting.key[:80]}=...",
         key=setting.key,
         place=setting.place,
-        may_need_more=True,
-        may_need_less=True,
+        may_need_more=matters,
+        may_need_less=matters,
     )
 
 
@@ -53,6 +69,18 @@ def _unknown(setting: Setting, vocabulary: Vocabulary) -> Problem:
         hint=f"did you mean {' or '.join(near)}?" if near else "it is left out of the estimate",
         key=setting.key,
         place=setting.place,
+        source=vocabulary.source,
+    )
+
+
+def _many_unknown(settings: Settings, keys: Sequence[str], vocabulary: Vocabulary) -> Problem:
+    return Problem(
+        "unknown-key",
+        Severity.WARNING,
+        f"{vocabulary.name} {vocabulary.version} knows none of {len(keys)} more keys",
+        hint="say whose configuration it is with --from",
+        key=keys[0],
+        place=settings.place(keys[0]),
         source=vocabulary.source,
     )
 
@@ -72,6 +100,8 @@ def _removed(setting: Setting, vocabulary: Vocabulary) -> Problem:
 
 def _renamed(setting: Setting, vocabulary: Vocabulary) -> Iterator[Problem]:
     new = vocabulary.renamed[setting.key]
+    if not new.since and not new.removed:
+        return  # another spelling that is as good
     gone = f", and gone since {new.removed}" if new.removed else ""
     yield Problem(
         "renamed-key",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,33 +16,23 @@ from typing import Any, Final, Literal
 import yaml
 
 from ftplan.errors import ConfigFileError
+from ftplan.launcher.formats.json_text import without_comments
+from ftplan.launcher.formats.nodes import Builder, Entry, Scalar, Span, alias_spans, children
 from ftplan.launcher.formats.reading import read_config, shown
 
+__all__ = ["Document", "Entry", "load_document", "parse_document"]
+
 DEEPEST: Final = 32
-MOST_NODES: Final = 20_000
+MOST_NODES: Final = 5_000
 """More than any configuration nests or holds; aliases count as what they stand for."""
+MOST_DIRECTIVES: Final = 16
+LONGEST_NUMBER: Final = 64
+"""Characters of what is read as a number: int() and float() take their time, and 1:2:3 is one to YAML."""
 
 PLAIN_TAGS: Final = frozenset(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))
-TEXT_TAGS: Final = frozenset({"tag:yaml.org,2002:timestamp"})
-MERGE: Final = "tag:yaml.org,2002:merge"
-_COMMENT_OR_STRING: Final = re.compile(
-    r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/|,(?=(?:\s|//[^\n]*|/\*.*?\*/)*[}\]])', re.DOTALL
-)
+TEXT_TAGS: Final = frozenset({"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:str"})
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One value of a file: offsets of its text, and of the whole entry with its key; its line, from 1."""
-
-    key: str
-    value: Any
-    line: int
-    start: int
-    end: int
-    key_start: int
-    column: int
-    in_flow: bool
+_CONSTRUCTOR: Final = yaml.constructor.SafeConstructor()
 
 
 @dataclass(frozen=True)
@@ -74,19 +64,20 @@ def parse_document(text: str, path: Path) -> Document:
     try:
         if is_json:
             return _json(text, path)
-        root = _composed(text, path)
-        return _document(text, path, "yaml", root, _yaml_scalar)
+        return _document(text, text, path, "yaml", _yaml_scalar)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else 0
-        problem = getattr(error, "problem", None) or "cannot be parsed"
+        problem = str(getattr(error, "problem", None) or "cannot be parsed")[:80]
         raise ConfigFileError(f"{shown(path)} is not valid YAML: {problem}", file=str(path), line=line) from error
     except (RecursionError, MemoryError) as error:
         raise ConfigFileError(f"{shown(path)} nests too deeply", file=str(path)) from error
+    except UnicodeError as error:
+        raise ConfigFileError(f"{shown(path)} is no UTF-8 text", file=str(path)) from error
 
 
 def _json(text: str, path: Path) -> Document:
-    plain = _without_comments(text)
+    plain = without_comments(text)
     try:
         json.loads(plain)
     except json.JSONDecodeError as error:
@@ -94,41 +85,41 @@ def _json(text: str, path: Path) -> Document:
         raise ConfigFileError(message, file=str(path), line=error.lineno) from error
     except ValueError as error:
         raise ConfigFileError(f"{shown(path)} is not valid JSON: {error}", file=str(path)) from error
-    return _document(text, path, "json", _composed(plain.replace("\t", " "), path), _json_scalar)
+    return _document(text, plain.replace("\t", " "), path, "json", _json_scalar)
 
 
-def _without_comments(text: str) -> str:
-    """JSON text with comments and trailing commas blanked out, every other character in its place."""
-
-    def blank(match: re.Match[str]) -> str:
-        found = match[0]
-        return found if found.startswith('"') else "".join("\n" if char == "\n" else " " for char in found)
-
-    return _COMMENT_OR_STRING.sub(blank, text)
-
-
-def _composed(text: str, path: Path) -> yaml.Node:
-    """The node graph of the one YAML document in ``text``, after its depth was looked at event by event."""
-    depth = 0
-    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > DEEPEST or count > MOST_NODES:
-            what = f"nests deeper than {DEEPEST} levels" if depth > DEEPEST else f"holds more than {MOST_NODES} values"
-            raise ConfigFileError(f"{shown(path)} {what}", file=str(path), line=_line(event))
-    root = yaml.compose(text, Loader=_Loader)
+def _document(text: str, plain: str, path: Path, syntax: Literal["yaml", "json"], scalar: Scalar) -> Document:
+    """The document that ``plain``, which is ``text`` as YAML reads it, holds."""
+    aliases = _looked_over(plain, path)
+    root = yaml.compose(plain, Loader=_Loader)
     if root is None:
         raise ConfigFileError(f"{shown(path)} is empty", file=str(path))
     if not isinstance(root, yaml.MappingNode):
         raise ConfigFileError(f"{shown(path)} holds no mapping of keys to values", file=str(path), line=1)
     _expanded_size(root, {}, path)
-    return root
+    builder = Builder(plain, path, scalar, alias_spans(root, iter(aliases)))
+    data = builder.mapping(root, "")
+    return Document(path, text, syntax, data, builder.entries)
 
 
-def _line(event: yaml.Event) -> int:
-    return event.start_mark.line + 1 if event.start_mark is not None else 0
+def _looked_over(text: str, path: Path) -> list[Span]:
+    """Where the aliases of ``text`` stand, after its depth and length were looked at event by event."""
+    if len(re.findall(r"^%", text, re.MULTILINE)) > MOST_DIRECTIVES:
+        raise ConfigFileError(f"{shown(path)} has more than {MOST_DIRECTIVES} YAML directives", file=str(path))
+    depth = 0
+    aliases = []
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent) and event.start_mark is not None and event.end_mark is not None:
+            aliases.append((event.start_mark.index, event.end_mark.index))
+        if depth > DEEPEST or count > MOST_NODES:
+            what = f"nests deeper than {DEEPEST} levels" if depth > DEEPEST else f"holds more than {MOST_NODES} values"
+            line = event.start_mark.line + 1 if event.start_mark is not None else 0
+            raise ConfigFileError(f"{shown(path)} {what}", file=str(path), line=line)
+    return aliases
 
 
 def _expanded_size(node: yaml.Node, known: dict[int, int], path: Path) -> int:
@@ -139,7 +130,7 @@ def _expanded_size(node: yaml.Node, known: dict[int, int], path: Path) -> int:
     if size is not None:
         return size
     known[id(node)] = 0
-    size = 1 + sum(_expanded_size(child, known, path) for child in _children(node))
+    size = 1 + sum(_expanded_size(child, known, path) for child in children(node))
     if size > MOST_NODES:
         message = f"{shown(path)} holds more than {MOST_NODES} values once its aliases are written out"
         raise ConfigFileError(message, file=str(path), line=node.start_mark.line + 1)
@@ -147,88 +138,29 @@ def _expanded_size(node: yaml.Node, known: dict[int, int], path: Path) -> int:
     return size
 
 
-def _children(node: yaml.Node) -> Iterator[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        for pair in node.value:
-            yield from pair
-    elif isinstance(node, yaml.SequenceNode):
-        yield from node.value
-
-
 def _yaml_scalar(node: yaml.ScalarNode, path: Path) -> Any:
     if node.tag in TEXT_TAGS:
-        return node.value
+        return str(node.value)
     if node.tag not in PLAIN_TAGS:
-        message = f"{shown(path)}: the tag {node.tag} is not read"
+        message = f"{shown(path)}: the tag {node.tag[:80]} is not read"
         raise ConfigFileError(message, hint="plain values only", file=str(path), line=node.start_mark.line + 1)
     try:
-        return yaml.constructor.SafeConstructor().construct_object(node)
-    except (ValueError, yaml.YAMLError) as error:
-        message = f"{shown(path)}: {node.value[:40]!r} is no value"
-        raise ConfigFileError(message, file=str(path), line=node.start_mark.line + 1) from error
+        if len(node.value) > LONGEST_NUMBER:
+            raise ValueError(node.tag)
+        return _CONSTRUCTOR.construct_object(node)
+    # Explicit tags put anything into YAML's constructors: !!bool maybe, !!int "".
+    except (ValueError, ArithmeticError, LookupError, yaml.YAMLError) as error:
+        raise _no_value(node, path) from error
 
 
-def _json_scalar(node: yaml.ScalarNode, _: Path) -> Any:
-    return node.value if node.style == '"' else json.loads(node.value)
-
-
-class _Builder:
-    """Turns nodes into plain values and notes where each stands."""
-
-    def __init__(self, path: Path, scalar: Any) -> None:
-        self.path = path
-        self.scalar = scalar
-        self.entries: dict[str, Entry] = {}
-
-    def mapping(self, node: yaml.MappingNode, prefix: str) -> dict[str, Any]:
-        data: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            if key_node.tag == MERGE:
-                for merged in self._merged(value_node):
-                    data = {**self.mapping(merged, prefix), **data}
-                continue
-            key = self._key(key_node)
-            value = self.value(value_node, f"{prefix}{key}.")
-            data[key] = value
-            dotted = prefix + key
-            start, end = value_node.start_mark.index, value_node.end_mark.index
-            mark = key_node.start_mark
-            self.entries[dotted] = Entry(
-                dotted, value, mark.line + 1, start, end, mark.index, mark.column, bool(node.flow_style)
-            )
-        return data
-
-    def value(self, node: yaml.Node, prefix: str) -> Any:
-        if isinstance(node, yaml.MappingNode):
-            return self.mapping(node, prefix)
-        if isinstance(node, yaml.SequenceNode):
-            self._check_tag(node, "seq")
-            return [self.value(item, f"{prefix}{index}.") for index, item in enumerate(node.value)]
-        return self.scalar(node, self.path)
-
-    def _merged(self, node: yaml.Node) -> Iterator[yaml.MappingNode]:
-        for each in node.value if isinstance(node, yaml.SequenceNode) else [node]:
-            if not isinstance(each, yaml.MappingNode):
-                raise ConfigFileError(
-                    f"{shown(self.path)}: << merges no mapping", file=str(self.path), line=node.start_mark.line + 1
-                )
-            yield each
-
-    def _key(self, node: yaml.Node) -> str:
-        if not isinstance(node, yaml.ScalarNode):
-            message = f"{shown(self.path)}: a key is no plain word"
-            raise ConfigFileError(message, file=str(self.path), line=node.start_mark.line + 1)
+def _json_scalar(node: yaml.ScalarNode, path: Path) -> Any:
+    if node.style == '"':
         return str(node.value)
-
-    def _check_tag(self, node: yaml.Node, name: str) -> None:
-        if node.tag != f"tag:yaml.org,2002:{name}":
-            message = f"{shown(self.path)}: the tag {node.tag} is not read"
-            raise ConfigFileError(message, hint="plain values only", file=str(self.path), line=node.start_mark.line + 1)
+    if len(node.value) > LONGEST_NUMBER:
+        raise _no_value(node, path)
+    return json.loads(node.value)
 
 
-def _document(text: str, path: Path, syntax: Literal["yaml", "json"], root: yaml.Node, scalar: Any) -> Document:
-    builder = _Builder(path, scalar)
-    builder._check_tag(root, "map")
-    assert isinstance(root, yaml.MappingNode)
-    data = builder.mapping(root, "")
-    return Document(path, text, syntax, data, builder.entries)
+def _no_value(node: yaml.ScalarNode, path: Path) -> ConfigFileError:
+    message = f"{shown(path)}: {node.value[:40]!r} is no value"
+    return ConfigFileError(message, file=str(path), line=node.start_mark.line + 1)

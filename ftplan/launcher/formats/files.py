@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,8 @@ from ftplan.launcher.formats.reading import read_config, shown
 MOST_FILES: Final = 16
 """More than any training's configuration is spread over."""
 MOST_PARENTS: Final = 8
+SUFFIXES: Final = (".json", ".jsonc", ".yaml", ".yml")
+"""Of the files that a configuration may refer to: what else it names is not opened, and so not quoted in an error."""
 
 
 class Files:
@@ -22,10 +25,14 @@ class Files:
         self.read: list[str] = []
         self.documents: dict[str, Document] = {}
         self._texts = dict(texts or {})
+        self._modules: dict[str, str] = {}
 
     def document(self, path: Path, *, asked_by: str = "") -> Document:
         """The document in ``path``, read once however often it is named; raises ConfigFileError."""
         name = shown(path)
+        if asked_by and path.suffix.lower() not in SUFFIXES:
+            hint = f"configurations end in {', '.join(SUFFIXES)}"
+            raise ConfigFileError(f"{name} (named in {shown(asked_by)}) is not read", file=name, hint=hint)
         if name not in self.documents:
             self.documents[name] = parse_document(self.text(path, asked_by=asked_by), path)
         return self.documents[name]
@@ -36,6 +43,13 @@ class Files:
         known = self._texts.get(path)
         return read_config(path, asked_by=asked_by) if known is None else known
 
+    def module(self, path: Path) -> str:
+        """The text of a Python file, which a script may start more than once."""
+        name = shown(path)
+        if name not in self._modules:
+            self._modules[name] = self.text(path)
+        return self._modules[name]
+
     def find(self, reference: str, base: Path) -> Path:
         """The file that ``reference`` means in ``base``: see `referred`."""
         path = (base if not base.suffix else base.parent) / reference
@@ -44,7 +58,9 @@ class Files:
     def _note(self, path: Path, asked_by: str) -> None:
         name = shown(path)
         if name in self.read:
-            raise ConfigFileError(f"{name} is named twice, the second time in {asked_by or 'the command'}", file=name)
+            raise ConfigFileError(
+                f"{name} is named twice, the second time in {shown(asked_by or 'the command')}", file=name
+            )
         if len(self.read) >= MOST_FILES:
             raise ConfigFileError(f"more than {MOST_FILES} files refer to one another", file=name)
         self.read.append(name)
@@ -61,11 +77,22 @@ def referred(reference: str, base: Path) -> Path:
     if path.is_absolute():
         return path
     folder = base if base.is_dir() else base.parent
-    tried = [folder, *list(folder.resolve().parents)[:MOST_PARENTS], Path.cwd()]
-    for each in tried:
-        try:
-            if (each / path).is_file():
-                return each / path
-        except (OSError, ValueError):
-            break
-    return folder / path
+    return next((each / path for each in _around(folder) if is_file(each / path)), folder / path)
+
+
+def _around(folder: Path) -> list[Path]:
+    """``folder``, those above it, the current one; fewer where one of them is gone, or a circle of links."""
+    found = [folder]
+    with suppress(OSError, RuntimeError):
+        found += list(folder.resolve().parents)[:MOST_PARENTS]
+    with suppress(OSError):
+        found.append(Path.cwd())
+    return found
+
+
+def is_file(path: Path) -> bool:
+    """Whether ``path`` is a file, and can be one: no name is too long or too odd to be asked about."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

@@ -10,7 +10,7 @@ from typing import Any
 from ftplan.launcher.formats.document import Document
 from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.launch import Launch
-from ftplan.launcher.formats.partial import ANY_SHAPE, Partial, Shape
+from ftplan.launcher.formats.partial import ANY_SHAPE, NOTHING, Partial, Shape
 from ftplan.launcher.formats.settings import Settings
 from ftplan.spec import RunConfig
 
@@ -20,7 +20,8 @@ class Given:
     """A framework's settings as somebody wrote them.
 
     ``base`` is the file, or the folder, against which other files are named; ``document`` is the settings' own file if
-    they have one; ``ranks`` is how many processes start in all, as far as is known when they are read.
+    they have one; ``ranks`` is how many processes start in all, as far as is known when they are read. ``around`` is
+    what launcher and library files beside them say, ``version`` the release that they are for, where that is known.
     """
 
     settings: Settings
@@ -29,6 +30,8 @@ class Given:
     launch: Launch = field(default_factory=Launch)
     document: Document | None = None
     ranks: int = 1
+    around: Partial = NOTHING
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ class Format:
         pins: fields that its files cannot choose, with the only value they have, for a method.
         cannot_say: values of fields that its files have no words for.
         nested: its settings are known by dotted keys, as a component and its arguments are.
-        shape: processes that it starts by itself where the command does not say; None: one a device.
+        shape: processes that it starts by itself where neither command nor launcher says; none known: one a device.
+        around: what its own settings say of the launcher, for a framework that starts accelerate by itself.
 
     """
 
@@ -96,4 +100,5 @@ class Format:
     pins: Callable[[str], Mapping[str, Any]] = lambda _: {}
     cannot_say: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     nested: bool = False
-    shape: Shape = ANY_SHAPE
+    shape: Callable[[Given], Shape] = lambda _: ANY_SHAPE
+    around: Callable[[Given], Partial] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Final
 
 from ftplan.errors import ConfigFileError
@@ -48,6 +49,7 @@ DEEPSPEED_FLAGS: Final = frozenset(
         "elastic_training",
     }
 )
+MOST_DIGITS: Final = 5
 PYTHON_VALUES: Final = frozenset({"-W", "-X"})
 
 
@@ -75,6 +77,12 @@ class Launch:
         """The value of an environment variable, empty if it is not set or cannot be told."""
         word = self.environment.get(name)
         return word.text if word is not None and not word.unresolved else ""
+
+    @property
+    def expands_segments(self) -> bool:
+        """Whether torch's allocator is told to use expandable segments, by its present name or its older one."""
+        stated = self.variable("PYTORCH_ALLOC_CONF") or self.variable("PYTORCH_CUDA_ALLOC_CONF")
+        return "expandable_segments:true" in stated.lower()
 
 
 def taken_apart(command: Command, script: str = "") -> Launch:
@@ -131,7 +139,24 @@ def _program(words: list[Word], launch: Launch) -> Launch:
     if name == "tune" and len(words) > 1 and words[1].text == "run":
         options, rest = _options(words[2:], TORCHRUN_FLAGS, launch)
         return _torchrun_shape(replace(launch, launcher="tune", options=options), rest, "tune run")
+    if name == "axolotl":
+        return _axolotl(words[1:], launch)
     return replace(launch, launcher=launch.launcher or name, program=name, arguments=tuple(words[1:]))
+
+
+def _axolotl(words: list[Word], launch: Launch) -> Launch:
+    """``axolotl train file --launcher torchrun -- options``, the last of them its launcher's (cli/utils/train.py)."""
+    texts = [word.text for word in words]
+    at = texts.index("--") if "--" in texts else len(texts)
+    chosen = next((after.lstrip("-") for before, after in pairwise(texts[:at]) if before == "--launcher"), "accelerate")
+    chosen = next((text.partition("=")[2] for text in texts[:at] if text.startswith("--launcher=")), chosen)
+    options, _ = _options(words[at + 1 :], TORCHRUN_FLAGS | ACCELERATE_FLAGS, launch)
+    launch = replace(launch, launcher=chosen, options=options, program="axolotl", arguments=tuple(words[:at]))
+    if chosen == "torchrun":
+        return replace(_torchrun_shape(launch, [], "axolotl"), arguments=launch.arguments)
+    if chosen == "python":
+        return replace(launch, nodes=1, per_node=1)
+    return _accelerate_shape(launch)
 
 
 def _python(words: list[Word], launch: Launch) -> Launch:
@@ -156,14 +181,16 @@ def _python(words: list[Word], launch: Launch) -> Launch:
 
 
 def _torchrun_shape(launch: Launch, rest: list[Word], program: str = "") -> Launch:
+    """What torchrun's options say; a variable PET_… is the default of each (torch distributed/argparse_util.py)."""
     options = launch.options
-    nodes = options.text("nnodes").split(":")[-1]
-    ranks = options.text("nproc_per_node")
+    nodes = (options.text("nnodes") or launch.variable("PET_NNODES")).split(":")[-1]
+    ranks = options.text("nproc_per_node") or launch.variable("PET_NPROC_PER_NODE")
     launch = replace(launch, nodes=_count(nodes, options, "nnodes"), per_node=_count(ranks, options, "nproc_per_node"))
     if launch.launcher == "torchrun":
-        launch = replace(launch, nodes=launch.nodes or 1)
+        if "nnodes" not in options:
+            launch = replace(launch, nodes=launch.nodes or 1)
         if "nproc_per_node" not in options:
-            launch = replace(launch, per_node=1)
+            launch = replace(launch, per_node=launch.per_node or 1)
     if program:
         return replace(launch, program=program, arguments=tuple(rest))
     return _inside(rest, launch, is_module="module" in options or "m" in options)
@@ -171,11 +198,15 @@ def _torchrun_shape(launch: Launch, rest: list[Word], program: str = "") -> Laun
 
 def _accelerate(words: list[Word], launch: Launch) -> Launch:
     options, rest = _options(words, ACCELERATE_FLAGS, launch)
+    launch = _accelerate_shape(replace(launch, launcher="accelerate", options=options))
+    return _inside(rest, launch, is_module="module" in options or "m" in options)
+
+
+def _accelerate_shape(launch: Launch) -> Launch:
+    options = launch.options
     nodes = _count(options.text("num_machines"), options, "num_machines")
     total = _count(options.text("num_processes"), options, "num_processes")
-    per_node = total // (nodes or 1) if total else None
-    launch = replace(launch, launcher="accelerate", options=options, nodes=nodes, per_node=per_node)
-    return _inside(rest, launch, is_module="module" in options or "m" in options)
+    return replace(launch, nodes=nodes, per_node=total // (nodes or 1) if total else None)
 
 
 def _deepspeed(words: list[Word], launch: Launch) -> Launch:
@@ -219,21 +250,27 @@ def _count(text: str, options: Settings, key: str) -> int | None:
     """A number of processes or machines; None where it is left to the launcher (auto, gpu) or to a shell."""
     if not text or text.startswith("$") or text in ("auto", "gpu", "cpu", "True"):
         return None
-    if text.isdecimal() and 0 < int(text) < 100_000:
-        return int(text)
+    count = _usual_count(text)
+    if count is not None:
+        return count
     place = options.place(key)
     where = place.file or "the command line"
     raise ConfigFileError(f"{where}: {key} is {text[:40]!r}, not a number", file=place.file, line=place.line, field=key)
+
+
+def _usual_count(text: str) -> int | None:
+    """The number that ``text`` spells, if there can be as many processes; None otherwise."""
+    return int(text) or None if text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
 def _from_environment(launch: Launch) -> Launch:
     """Numbers that programs read from the environment (llamafactory-cli, swift), where the command has none."""
     nodes = launch.nodes
     per_node = launch.per_node
-    if nodes is None and launch.variable("NNODES").isdecimal():
-        nodes = int(launch.variable("NNODES")) or None
-    if per_node is None and launch.variable("NPROC_PER_NODE").isdecimal():
-        per_node = int(launch.variable("NPROC_PER_NODE")) or None
+    if nodes is None:
+        nodes = _usual_count(launch.variable("NNODES"))
+    if per_node is None:
+        per_node = _usual_count(launch.variable("NPROC_PER_NODE"))
     return replace(launch, nodes=nodes, per_node=per_node)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import yaml
 
-from ftplan.errors import FtplanError
+from ftplan.errors import ConfigFileError, FtplanError
 from ftplan.launcher.formats.document import Document
 from ftplan.launcher.formats.editing import edited, edited_script
 from ftplan.launcher.formats.files import Files
@@ -54,7 +54,10 @@ def patch(
         before = _emitted_before(emit, old, new, target)
     except FtplanError:
         return None
-    return _Writer(source, files, before, after, EVAL_KEYS if evaluation else ()).patch()
+    try:
+        return _Writer(source, files, before, after, EVAL_KEYS if evaluation else ()).patch()
+    except ConfigFileError:  # values that are shared through an alias, for one
+        return None
 
 
 def _emitted_before(emit: Any, old: RunConfig, new: RunConfig, target: Target) -> Emitted:

@@ -20,17 +20,14 @@ def read_config(path: Path, *, asked_by: str = "") -> str:
     ``asked_by`` names the file that refers to this one. A device, a pipe or a folder is refused before it is opened for
     reading, so that nothing waits for it.
     """
-    told = f" (named in {asked_by})" if asked_by else ""
+    told = f" (named in {shown(asked_by)})" if asked_by else ""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        data = _start_of(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
         raise ConfigFileError(f"cannot read {shown(path)}{told}: {reason}", file=str(path)) from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigFileError(f"{shown(path)}{told} is no regular file", file=str(path))
-        data = file.read(LARGEST_FILE + 1)
+    if data is None:
+        raise ConfigFileError(f"{shown(path)}{told} is no regular file", file=str(path))
     if len(data) > LARGEST_FILE:
         hint = "a configuration file has a few kilobytes; data and checkpoints are not read"
         raise ConfigFileError(
@@ -42,10 +39,24 @@ def read_config(path: Path, *, asked_by: str = "") -> str:
         raise ConfigFileError(f"{shown(path)}{told} is no UTF-8 text", file=str(path)) from error
     if "\0" in text:
         raise ConfigFileError(f"{shown(path)}{told} is no text: it holds a null character", file=str(path))
-    return text.replace("\r\n", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def shown(path: Path) -> str:
+def _start_of(path: Path) -> bytes | None:
+    """The first bytes of a regular file; None for anything else. It is looked at before it is opened, and after."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        return None
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(LARGEST_FILE + 1)
+    finally:
+        os.close(descriptor)
+
+
+def shown(path: Path | str) -> str:
     """``path`` as it may be printed: without control characters, and not endless."""
     text = "".join(char if char.isprintable() else "?" for char in str(path))
     return text if len(text) <= 200 else text[:197] + "..."

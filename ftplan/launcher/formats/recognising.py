@@ -60,8 +60,11 @@ PROGRAMS: Final[Mapping[str, str]] = {
     "axolotl": "axolotl",
     "axolotl.cli.train": "axolotl",
     "swift": "swift",
+    "swift.cli.sft": "swift",
+    "swift.cli.pt": "swift",
     "trl": "trl",
     "sft.py": "trl",
+    "trl.scripts.sft": "trl",
     "tune run": "torchtune",
     "finetuning.py": "cookbook",
     "llama_finetuning.py": "cookbook",
@@ -100,7 +103,7 @@ def framework_of_launch(launch: Launch, keys: frozenset[str]) -> str:
     if "llamafactory" in launch.program and name in ("launcher.py", "cli.py"):
         return "llamafactory"
     if "swift/cli/" in launch.program:
-        return "swift"
+        return "swift" if name in ("sft.py", "pt.py", "main.py") else ""
     if name in PROGRAMS:
         return PROGRAMS[name]
     if not keys & TRAINING_KEYS:

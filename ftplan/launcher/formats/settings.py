@@ -13,7 +13,7 @@ from ftplan.verdicts import NOWHERE, Place
 
 TRUE: Final = frozenset({"true", "yes", "on", "1", "y", "t"})
 FALSE: Final = frozenset({"false", "no", "off", "0", "n", "f", "none", ""})
-_NUMBER: Final = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER: Final = re.compile(r"[+-]?(\d[\d_]*+\.?\d*+|\.\d++)([eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -116,3 +116,14 @@ def document_settings(document: Document, *, nested: bool = False) -> Settings:
         if nested or "." not in key or key in document.data:
             found[key] = Setting(key, entry.value, Place(document.name, entry.line))
     return Settings(found)
+
+
+def flattened(values: Mapping[str, Any], place: Place, prefix: str = "") -> dict[str, Setting]:
+    """Every leaf of ``values`` by its dotted key."""
+    found: dict[str, Setting] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flattened(value, place, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = Setting(f"{prefix}{key}", value, place)
+    return found

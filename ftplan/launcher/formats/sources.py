@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,16 +11,22 @@ from typing import Final
 from ftplan.errors import ConfigFileError, UnknownNameError
 from ftplan.launcher.formats import accelerate, deepspeed
 from ftplan.launcher.formats.arguments import argument_settings
+from ftplan.launcher.formats.cluster import Wrapped
 from ftplan.launcher.formats.document import Document
-from ftplan.launcher.formats.files import Files
+from ftplan.launcher.formats.files import Files, is_file
 from ftplan.launcher.formats.given import Format, Given
+from ftplan.launcher.formats.kubeflow import is_kubeflow, read_kubeflow
 from ftplan.launcher.formats.launch import Launch, launches, taken_apart
 from ftplan.launcher.formats.partial import NOTHING, Partial, Shape
-from ftplan.launcher.formats.python_source import read_script
-from ftplan.launcher.formats.recognising import framework_of, framework_of_launch
+from ftplan.launcher.formats.python_source import Script, read_script
+from ftplan.launcher.formats.reading import shown
+from ftplan.launcher.formats.recognising import PROGRAMS, framework_of, framework_of_launch
 from ftplan.launcher.formats.registry import FORMATS
 from ftplan.launcher.formats.settings import Setting, Settings, document_settings
+from ftplan.launcher.formats.skypilot import is_skypilot, read_skypilot
+from ftplan.launcher.formats.slurm import read_slurm
 from ftplan.launcher.formats.words import Word, as_command, commands
+from ftplan.profiles.frameworks import load_vocabulary
 
 CONFIG_SUFFIXES: Final = (".yaml", ".yml", ".json")
 SCRIPT_SUFFIXES: Final = (".sh", ".bash", ".slurm", ".sbatch", ".sub")
@@ -29,6 +36,11 @@ NOT_A_TRAINING: Final = {
 }
 TRAINING_WORDS: Final = {"llamafactory": ("train",), "swift": ("sft", "pt"), "trl": ("sft",), "axolotl": ("train",)}
 """Subcommands that train by supervised fine-tuning."""
+
+
+SBATCH: Final = re.compile(r"^#SBATCH\b", re.MULTILINE)
+SCHEDULERS: Final = ((is_skypilot, read_skypilot), (is_kubeflow, read_kubeflow))
+"""Schedulers' own files: how one is known, and what reads the command inside."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class Source:
         """Processes as the command or the launcher's file states them."""
         launch = self.given.launch
         visible = len(launch.visible) if launch.visible is not None else None
-        stated = Shape(launch.nodes, launch.per_node).over(self.around.shape)
+        stated = Shape(launch.nodes, launch.per_node).over(self.around.shape).over(self.format.shape(self.given))
         if self.is_alone:
             return Shape(1, 1)
         return replace(stated, per_node=stated.per_node or visible)
@@ -61,7 +73,7 @@ class Source:
 
     def understood(self, ranks: int) -> Partial:
         """The fields that all of it says for so many processes."""
-        part = self.format.parse(replace(self.given, ranks=ranks)).over(self.around)
+        part = self.format.parse(replace(self.given, ranks=ranks, around=self.around)).over(self.around)
         if self.around.fields.get("gradient_checkpointing"):
             # FSDP's own checkpointing counts, whatever the trainer's is.
             part = replace(part, fields={**part.fields, "gradient_checkpointing": True})
@@ -89,22 +101,35 @@ def _opened(words: Sequence[str], files: Files, framework: str) -> Source:
     launch = taken_apart(as_command(list(words)))
     found = _started(launch, files, Path.cwd(), framework)
     if found is None:
-        shown = " ".join(words)[:80]
+        told = " ".join(words)[:80]
         hint = f"say whose it is with --from: {', '.join(FORMATS)}"
-        raise ConfigFileError(f"{shown!r} starts no training that is known", file="", hint=hint)
+        raise ConfigFileError(f"{told!r} starts no training that is known", file="", hint=hint)
     return found
 
 
 def _script(path: Path, files: Files, framework: str) -> Source:
     """The last training that a shell script starts."""
-    text = files.text(path)
-    found = None
-    for launch in launches(commands(text), str(path)):
-        found = _started(launch, files, path, framework) or found
+    found = _last_training(path, files, framework)
     if found is None:
         hint = f"say whose it is with --from: {', '.join(FORMATS)}"
-        raise ConfigFileError(f"{path} starts no training that is known", file=str(path), hint=hint)
+        raise ConfigFileError(f"{shown(path)} starts no training that is known", file=str(path), hint=hint)
     return found
+
+
+def _last_training(path: Path, files: Files, framework: str) -> Source | None:
+    text = files.text(path)
+    wrapped = read_slurm(text, path) if SBATCH.search(text) else Wrapped(text)
+    return _inside(wrapped, path, files, framework)
+
+
+def _inside(wrapped: Wrapped, path: Path, files: Files, framework: str) -> Source | None:
+    """The last training of a script or of a scheduler's file, with the processes that the scheduler starts."""
+    found = None
+    for launch in launches(commands(wrapped.text, wrapped.environment), str(path)):
+        found = _started(launch, files, path, framework) or found
+    if found is None:
+        return None
+    return replace(found, around=replace(found.around, shape=found.around.shape.over(wrapped.shape)))
 
 
 def _started(launch: Launch, files: Files, base: Path, framework: str) -> Source | None:
@@ -112,7 +137,7 @@ def _started(launch: Launch, files: Files, base: Path, framework: str) -> Source
     if launch.program in ("bash", "sh"):
         inner = next((word for word in launch.arguments if not word.text.startswith("-")), None)
         if inner is not None and inner.text.lower().endswith(SCRIPT_SUFFIXES):
-            return _script(files.find(inner.text, base), files, framework)
+            return _last_training(files.find(inner.text, base), files, framework)
         return None
     settings, others = argument_settings(launch.arguments, launch.script)
     name = framework or framework_of_launch(launch, frozenset(settings))
@@ -126,8 +151,9 @@ def _started(launch: Launch, files: Files, base: Path, framework: str) -> Source
     documents = [files.document(files.find(word.text, base), asked_by=launch.script or "the command") for word in named]
     if not name and documents:
         name = framework_of(documents[0].data)
-    if launch.program.endswith(".py") and (not name or name in ("transformers", "trl")):
-        return _python(launch, settings, documents, files, base, framework or name)
+    own = name == "trl" or launch.program.rsplit("/", 1)[-1] not in PROGRAMS
+    if launch.program.endswith(".py") and own:
+        return _python(launch, settings, documents, files, base, name)
     if name not in FORMATS:
         return None
     return _source(FORMATS[name], settings, documents, launch, files, base)
@@ -138,13 +164,26 @@ def _python(
 ) -> Source | None:
     """A script of somebody's own: its literal arguments, read without running it, under those of the command."""
     path = files.find(launch.program, base)
-    if not path.is_file():
-        return _source(FORMATS[name], settings, documents, launch, files, base) if name in FORMATS else None
-    found = read_script(files.text(path), path)
-    if not found.settings and not name:
+    found = read_script(files.module(path), path) if is_file(path) else Script()
+    if found.other or not (found.framework or name in FORMATS):
+        _require_training(launch, path, found)
         return None
-    known = found.framework or name or "transformers"
-    return _source(FORMATS[known], found.settings.replaced(settings), documents, launch, files, base)
+    if name not in ("", "transformers", "trl") and not found.framework:
+        return _source(FORMATS[name], settings, documents, launch, files, base)
+    known = found.framework or name
+    flags = found.under(settings, load_vocabulary(known).defaults)
+    return _source(FORMATS[known], flags, documents, launch, files, base)
+
+
+def _require_training(launch: Launch, path: Path, found: Script) -> None:
+    """Raise ConfigFileError for a script that trains otherwise, unless it is one of several commands."""
+    if launch.script or not is_file(path):
+        return
+    name = shown(path)
+    if found.other:
+        raise ConfigFileError(f"{name} trains by {found.other}, which is no supervised fine-tuning", file=str(path))
+    hint = "read are scripts with transformers' TrainingArguments or TRL's SFTConfig"
+    raise ConfigFileError(f"{name} trains by a loop of its own, or not at all", file=str(path), hint=hint)
 
 
 def _source(
@@ -155,25 +194,25 @@ def _source(
     flags = Settings({key: each for key, each in flags.items() if key != "config" or main is None})
     here = main.path if main else base
     given = Given(written.replaced(flags), here, files, launch, main)
-    return Source(chosen, given, _around(launch, files, base))
+    around = _around(launch, files, base)
+    return Source(chosen, given, chosen.around(given).over(around) if chosen.around else around)
 
 
 def _around(launch: Launch, files: Files, base: Path) -> Partial:
     """What the launcher's own options and its configuration file say."""
     if launch.launcher != "accelerate":
         return Partial()
-    options = accelerate.launch_settings(launch.options)
-    named = launch.options.text("config_file")
-    document = files.document(files.find(named, base), asked_by=launch.script or "the command") if named else None
-    written = document_settings(document, nested=True) if document else Settings()
-    both = written.replaced(options)
-    return accelerate.parse_settings(both, files, document.path if document else base) if both else Partial()
+    return accelerate.parse_launch(launch.options, files, base, asked_by=launch.script)
 
 
 def _documents(words: Sequence[str], files: Files, framework: str) -> Source:
     """Files given together: a framework's own, with accelerate's or DeepSpeed's beside it."""
     overrides, others = argument_settings([Word(word) for word in words])
     documents = [files.document(Path(word.text)) for word in others]
+    if not documents:
+        raise ConfigFileError(f"{words[0][:80]!r} is a setting without a file", file="", hint="name the file first")
+    if len(documents) == 1 and (scheduled := _scheduled(documents[0], files, framework)) is not None:
+        return scheduled
     around = Partial()
     main: Document | None = None
     name = ""
@@ -190,6 +229,17 @@ def _documents(words: Sequence[str], files: Files, framework: str) -> Source:
     return _of_documents(name, main, around, overrides, documents, files)
 
 
+def _scheduled(document: Document, files: Files, framework: str) -> Source | None:
+    """The training inside a SkyPilot task or a Kubeflow TrainJob; None for another file."""
+    reader = next((read for is_one, read in SCHEDULERS if is_one(document.data)), None)
+    if reader is None:
+        return None
+    found = _inside(reader(document), document.path, files, framework)
+    if found is None:
+        raise ConfigFileError(f"{document.name} starts no training that is known", file=document.name)
+    return found
+
+
 def _of_documents(
     name: str, main: Document | None, around: Partial, overrides: Settings, documents: list[Document], files: Files
 ) -> Source:
@@ -204,7 +254,7 @@ def _of_documents(
         raise ConfigFileError(f"{main.name} is no framework's training configuration", file=main.name, hint=hint)
     chosen = FORMATS[name]
     found = _source(chosen, overrides, [main], Launch(), files, main.path)
-    return Source(chosen, found.given, around)
+    return Source(chosen, found.given, around.over(found.around))
 
 
 def overridden(source: Source, given: dict[str, Setting]) -> Source:

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from ftplan.errors import ConfigFileError
 from ftplan.launcher.formats import deepspeed
 from ftplan.launcher.formats.audit import audit
+from ftplan.launcher.formats.dialect import optimizer_of
 from ftplan.launcher.formats.fsdp import FsdpAsked, fsdp_partial
 from ftplan.launcher.formats.given import DEEPSPEED_FILE, Given, Target
 from ftplan.launcher.formats.partial import Partial
-from ftplan.launcher.formats.settings import FALSE, Setting, Settings
-from ftplan.profiles.frameworks import load_vocabulary
+from ftplan.launcher.formats.settings import FALSE, Setting, Settings, document_settings, flattened
+from ftplan.launcher.formats.trainer_conflicts import conflicts, differing, mismatches
+from ftplan.launcher.formats.versions import is_before
+from ftplan.profiles.frameworks import Vocabulary, load_vocabulary
 from ftplan.spec import RunConfig
-from ftplan.verdicts import Place, Problem, Severity
+from ftplan.verdicts import Place, Problem
 
 NAME: Final = "transformers"
 BATCH: Final[Mapping[str, str]] = {
     "per_device_train_batch_size": "micro_batch",
     "gradient_accumulation_steps": "accumulation",
 }
-FSDP_KEYS: Final = ("fsdp", "fsdp_config", "fsdp_transformer_layer_cls_to_wrap", "fsdp_min_num_params")
+FSDP_KEYS: Final = (
+    *("fsdp", "fsdp_transformer_layer_cls_to_wrap", "fsdp_min_num_params", "fsdp_config.version"),
+    *("fsdp_config.reshard_after_forward", "fsdp_config.cpu_offload", "fsdp_config.activation_checkpointing"),
+    *("fsdp_config.forward_prefetch", "fsdp_config.backward_prefetch"),
+)
+"""How FSDP1 prefetches is in what its being estimated as FSDP2 may be off by."""
 MODELLED: Final = frozenset(
-    {*BATCH, *FSDP_KEYS, "deepspeed", "bf16", "fp16", "gradient_checkpointing", "activation_checkpointing"}
+    {
+        *(*BATCH, *FSDP_KEYS, "deepspeed", "bf16", "fp16", "gradient_checkpointing", "activation_checkpointing"),
+        *("accelerator_config.gradient_accumulation_kwargs.sync_each_batch", "use_liger_kernel"),
+        *("eval_strategy", "per_device_eval_batch_size"),
+    }
 )
 """Keys that are read here, whatever they hold."""
 
@@ -53,7 +66,7 @@ def parse_arguments(given: Given) -> Partial:
 
     for key, field in BATCH.items():
         take(key, field, settings.integer(key, defaults[key], least=1))
-    take("optim", "optimizer", settings.text("optim", str(defaults["optim"])))
+    take("optim", "optimizer", optimizer_of(settings.text("optim", str(defaults["optim"]))))
     for key in ("bf16", "fp16"):
         if settings.flag(key):
             take(key, "precision", key)
@@ -68,15 +81,27 @@ def parse_arguments(given: Given) -> Partial:
     }
     if settings.value("learning_rate") is not None:
         beside["learning_rate"] = settings.number("learning_rate", 0.0)
-    own = Partial(fields, origins, problems=tuple(_conflicts(settings)), beside=beside)
-    return own.over(sharding(settings, given))
+    asked = sharding(settings, given)
+    kind = str(asked.fields.get("sharding", given.around.fields.get("sharding", "")))
+    problems = (*conflicts(settings, kind), *_otherwise_around(given, fields))
+    return Partial(fields, origins, problems=problems, beside=beside).over(asked)
+
+
+def _otherwise_around(given: Given, fields: Mapping[str, Any]) -> Iterator[Problem]:
+    """A batch that accelerate gives DeepSpeed, which the Trainer compares with its own arguments, too."""
+    around = given.around
+    if around.fields.get("sharding") not in deepspeed.STAGES:
+        return
+    for key, field in BATCH.items():
+        if around.fields.get(field, fields[field]) != fields[field]:
+            yield differing(around.origins[field], key, fields[field])
 
 
 def sharding(settings: Settings, given: Given) -> Partial:
     """DeepSpeed or FSDP as the training's own arguments ask for it; nothing if they do not."""
     named = settings.value("deepspeed")
     if named:
-        return _checked_batch(_deepspeed(settings, given), settings)
+        return _deepspeed(settings, given)
     asked = settings.value("fsdp")
     if asked is None or asked is False or (isinstance(asked, str) and asked.strip().lower() in FALSE):
         return Partial()
@@ -84,44 +109,17 @@ def sharding(settings: Settings, given: Given) -> Partial:
 
 
 def _deepspeed(settings: Settings, given: Given) -> Partial:
+    """DeepSpeed's part; the batch is the arguments' own, and transformers refuses another in its file."""
     named, place = settings.value("deepspeed"), settings.place("deepspeed")
     if isinstance(named, Mapping):
-        return deepspeed.parse_settings(Settings(_flat(named, place)))
-    document = given.files.document(given.files.find(str(named), given.base), asked_by=place.file or "the command line")
-    return deepspeed.parse(document)
-
-
-def _flat(values: Mapping[str, Any], place: Place, prefix: str = "") -> dict[str, Setting]:
-    found: dict[str, Setting] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, place, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = Setting(f"{prefix}{key}", value, place)
-    return found
-
-
-def _checked_batch(found: Partial, settings: Settings) -> Partial:
-    """transformers refuses a DeepSpeed file whose batch differs from its own arguments (integrations/deepspeed.py)."""
-    problems = []
-    fields = dict(found.fields)
-    for key, field in BATCH.items():
-        stated = fields.pop(field, None)
-        mine = settings.integer(key, load_vocabulary(NAME).defaults[key], least=1)
-        if stated is not None and stated != mine:
-            origin = found.origins[field]
-            problems.append(
-                Problem(
-                    "conflict",
-                    Severity.ERROR,
-                    f"{origin.key} is {stated} in DeepSpeed's file, and {key} is {mine}",
-                    hint='write "auto" into DeepSpeed\'s file',
-                    key=origin.key,
-                    place=origin.place,
-                    source="transformers 5.23 integrations/deepspeed.py, trainer_config_finalize",
-                )
-            )
-    return Partial(fields, found.origins, found.shape, (*found.problems, *problems), found.beside)
+        inside = Settings(flattened(named, place))
+    else:
+        path = given.files.find(str(named), given.base)
+        document = given.files.document(path, asked_by=place.file or "the command line")
+        inside = document_settings(document, nested=True)
+    found = deepspeed.parse_settings(inside)
+    fields = {name: value for name, value in found.fields.items() if name not in BATCH.values()}
+    return replace(found, fields=fields).having(*mismatches(inside, settings))
 
 
 def _fsdp(settings: Settings, given: Given) -> Partial:
@@ -137,9 +135,11 @@ def _fsdp(settings: Settings, given: Given) -> Partial:
     strategy = next((word.upper() for word in words if word in _OLD_WORDS), "")
     if "offload" in words:
         named["cpu_offload"] = True
-    asked = Settings(_flat(named, settings.place("fsdp_config")))
+    asked = Settings(flattened(named, settings.place("fsdp_config")))
     version = asked.integer("version", 2, least=1)
     strategy = {"HYBRID_SHARD_ZERO2": "HYBRID_SHARD"}.get(strategy, strategy)
+    if asked.value("reshard_after_forward") is not None:
+        strategy = ""  # fsdp_config has the last word over the words of `fsdp`
     return fsdp_partial(FsdpAsked(version, asked, strategy, place))
 
 
@@ -161,22 +161,6 @@ def _json(text: str, place: Place) -> Any:
     except ValueError as error:
         where = place.file or "the command line"
         raise ConfigFileError(f"{where}: {text[:40]!r} is no JSON", file=place.file, line=place.line) from error
-
-
-def _conflicts(settings: Settings) -> list[Problem]:
-    if settings.flag("bf16") and settings.flag("fp16"):
-        return [
-            Problem(
-                "conflict",
-                Severity.ERROR,
-                "bf16 and fp16 are both set",
-                hint="set one",
-                key="fp16",
-                place=settings.place("fp16"),
-                source="transformers 5.23 training_args.py, __post_init__",
-            )
-        ]
-    return []
 
 
 def arguments(config: RunConfig, target: Target, *, version: str = "") -> dict[str, Any]:
@@ -207,17 +191,7 @@ def arguments(config: RunConfig, target: Target, *, version: str = "") -> dict[s
 
 def eval_key(version: str) -> str:
     """``eval_strategy``, which transformers before 4.41 called ``evaluation_strategy``."""
-    return "evaluation_strategy" if version and release(version) < (4, 41) else "eval_strategy"
-
-
-def release(version: str) -> tuple[int, ...]:
-    """The numbers of a release, to compare."""
-    numbers = []
-    for part in version.split("."):
-        if not part.isdecimal():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
+    return "evaluation_strategy" if is_before(version, "4.41") else "eval_strategy"
 
 
 def rate_of(config: RunConfig, target: Target) -> float:
@@ -227,21 +201,35 @@ def rate_of(config: RunConfig, target: Target) -> float:
     return 1e-4 if config.trains_adapters else 1e-5
 
 
-def fsdp_arguments(config: RunConfig) -> dict[str, Any]:
-    """``fsdp`` and ``fsdp_config`` of TrainingArguments from 5.15 on."""
-    return {
-        "fsdp": True,
-        "fsdp_config": {
-            "version": 2,
-            "reshard_after_forward": config.sharding != "fsdp2-grad-op",
-            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "cpu_offload": config.offload != "none",
-            "cpu_ram_efficient_loading": config.quantization == "none",
-            "state_dict_type": "SHARDED_STATE_DICT",
-        },
+def fsdp_arguments(config: RunConfig, version: str = "") -> dict[str, Any]:
+    """``fsdp`` and ``fsdp_config`` of TrainingArguments, in words before 5.12 (training_args.py of 5.8 and 5.12)."""
+    keeps = config.sharding == "fsdp2-grad-op"
+    inside: dict[str, Any] = {
+        "version": 2,
+        "reshard_after_forward": not keeps,
+        "cpu_ram_efficient_loading": config.quantization == "none",
     }
+    if is_before(version, "5.12"):
+        words = ["shard_grad_op" if keeps else "full_shard", "auto_wrap", *["offload"] * (config.offload != "none")]
+        return {"fsdp": " ".join(words), "fsdp_config": inside}
+    inside |= {
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "cpu_offload": config.offload != "none",
+        "state_dict_type": "SHARDED_STATE_DICT",
+    }
+    return {"fsdp": True, "fsdp_config": inside}
 
 
 def audited(given: Given, vocabulary: str, modelled: frozenset[str]) -> tuple[Problem, ...]:
-    """Problems with the keys of ``given``."""
-    return tuple(audit(given.settings, load_vocabulary(vocabulary), MODELLED | modelled))
+    """Problems with the keys of ``given``, those inside of mappings among them."""
+    known = load_vocabulary(vocabulary)
+    return tuple(audit(leaves(given.settings, known), known, MODELLED | modelled))
+
+
+def leaves(settings: Settings, known: Vocabulary) -> Settings:
+    """``settings`` with what mappings hold by dotted key, where the vocabulary knows such keys."""
+    found: dict[str, Setting] = {}
+    for key, each in settings.items():
+        opened = isinstance(each.value, Mapping) and any(name.startswith(f"{key}.") for name in known.defaults)
+        found |= flattened(each.value, each.place, f"{key}.") if opened else {key: each}
+    return Settings(found)

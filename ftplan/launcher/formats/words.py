@@ -11,9 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from ftplan.errors import ConfigFileError
+
 _OPERATORS: Final = frozenset(";|&()<>")
 _ASSIGNMENT: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 _VARIABLE: Final = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?::?[-=]([^{}$`]*))?\})")
+MOST_WORDS: Final = 10_000
+MOST_COMMANDS: Final = 5_000
+"""Of a command, and of a script: more than anybody writes."""
+MOST_FILLED: Final = 1_000_000
+"""Characters that variables may stand for, in all: each may hold the one before it many times."""
 _KEYWORDS: Final = frozenset(
     {"then", "do", "else", "elif", "if", "while", "time", "exec", "nohup", "sudo", "command", "!", "{", "}"}
 )
@@ -42,7 +49,9 @@ def commands(text: str, environment: Mapping[str, str] | None = None) -> Iterato
     """Every simple command of a script, in order; loops and conditions are read as if each line ran once."""
     variables = {name: Word(value) for name, value in (environment or {}).items()}
     exported = dict(variables)
-    for words in _simple_commands(text, variables):
+    for count, words in enumerate(_simple_commands(text, variables)):
+        if count >= MOST_COMMANDS:
+            raise _too_long(f"a script of more than {MOST_COMMANDS} commands", words[0].line)
         given = {}
         rest = [word for word in words if word.text not in _KEYWORDS or word.start == word.end]
         while rest and (assigned := _assignment(rest[0])):
@@ -80,15 +89,24 @@ def _simple_commands(text: str, variables: Mapping[str, Word]) -> Iterator[list[
     """Words between operators and line ends; ``variables`` may grow while this is read."""
     current: list[Word] = []
     scanner = _Scanner(text)
+    filler = _Filler(variables)
     for piece in scanner.pieces():
         if piece is None:
             if current:
                 yield current
             current = []
         else:
-            current.append(_filled(piece, variables))
+            word = filler.filled(piece)
+            if word.text not in _CALLERS:
+                current.append(word)
+            if len(current) > MOST_WORDS:
+                raise _too_long(f"a command of more than {MOST_WORDS} words", current[0].line)
     if current:
         yield current
+
+
+_CALLERS: Final = ("$@", "$*", "${@}", "${*}")
+"""A script's own arguments, of which it has none when it is called by its name."""
 
 
 @dataclass
@@ -139,7 +157,7 @@ class _Scanner:
         """Skip ``> file``, ``2>&1`` and the like; a here-document is skipped with its text."""
         marker = re.compile(r"<<-?\s*['\"]?([A-Za-z_]\w*)['\"]?").match(self.text, self.at)
         if marker:
-            end = re.compile(rf"^\s*{marker[1]}\s*$", re.MULTILINE).search(self.text, marker.end())
+            end = re.compile(rf"^[ \t]*+{marker[1]}[ \t]*+$", re.MULTILINE).search(self.text, marker.end())
             stop = end.end() if end else len(self.text)
             self.line += self.text.count("\n", self.at, stop)
             self.at = stop
@@ -210,7 +228,7 @@ class _Scanner:
         return self.text[start : self.at]
 
     def _plain(self) -> str:
-        match = re.compile(r"(?:\$\{[^}\n]*\}|\$(?!\()|[^\s'\"\\;|&<>()`$])+").match(self.text, self.at)
+        match = re.compile(r"(?:\$\{[^}\n]{0,200}\}|\$(?!\()|[^\s'\"\\;|&<>()`$])+").match(self.text, self.at)
         if match is None:
             self.at += 1
             return self.text[self.at - 1]
@@ -218,29 +236,39 @@ class _Scanner:
         return match[0]
 
 
-def _filled(piece: _Piece, variables: Mapping[str, Word]) -> Word:
-    missing: list[str] = []
+class _Filler:
+    """Puts the values of variables into words, as long as they do not grow beyond all measure."""
 
-    def value(match: re.Match[str]) -> str:
-        name, default = match[1] or match[2], match[3]
-        known = variables.get(name)
-        if known is not None and not known.unresolved:
-            return known.text
-        if default is not None:
-            return default
-        missing.append(f"${name}")
-        return match[0]
+    def __init__(self, variables: Mapping[str, Word]) -> None:
+        self.variables = variables
+        self.left = MOST_FILLED
 
-    def fill(part: str, expands: bool) -> str:
-        if not expands:
-            return part
+    def filled(self, piece: _Piece) -> Word:
+        """The word that ``piece`` is."""
+        missing: list[str] = []
+        text = "".join(self._fill(part, missing) if expands else part for part, expands in piece.parts)
+        return Word(text, piece.line, piece.start, piece.end, missing[0] if missing else "")
+
+    def _fill(self, part: str, missing: list[str]) -> str:
         if part.startswith(("$(", "`")):
             missing.append(part)
             return part
-        filled = _VARIABLE.sub(value, part)
+        filled = _VARIABLE.sub(lambda match: self._value(match, missing), part)
         if "$(" in filled or "`" in filled or "$" in _VARIABLE.sub("", part):
             missing.append(part)
         return filled
 
-    text = "".join(fill(part, expands) for part, expands in piece.parts)
-    return Word(text, piece.line, piece.start, piece.end, missing[0] if missing else "")
+    def _value(self, match: re.Match[str], missing: list[str]) -> str:
+        name, default = match[1] or match[2], match[3]
+        known = self.variables.get(name)
+        if known is not None and not known.unresolved and len(known.text) <= self.left:
+            self.left -= len(known.text)
+            return known.text
+        if known is None and default is not None:
+            return default
+        missing.append(f"${name}")
+        return match[0]
+
+
+def _too_long(what: str, line: int) -> ConfigFileError:
+    return ConfigFileError(f"{what} is not read", file="", line=line)

@@ -1,5 +1,5 @@
 import pytest
-from small import ADAPTER_PER_RANK, EMBEDDING, HIDDEN, LAYER_PARAMS, LAYERS, MLP, PARAMS, small_model, workload
+from small import ADAPTER_PER_RANK, EMBEDDING, HIDDEN, LAYER_PARAMS, MLP, PARAMS, small_model, workload
 
 from ftplan.estimators import sharding, states
 from ftplan.estimators.timeline import device_terms
@@ -38,9 +38,68 @@ def test_zero_1_and_2_overlap_two_buckets(name, size):
     assert sharding.zero_buckets(on_four(name)) == size
 
 
-def test_a_bucket_is_no_larger_than_what_trains():
-    few = on_four("zero2", lora_rank=1, lora_targets="q_proj")
-    assert sharding.zero_buckets(few) == 2 * 2 * LAYERS * 128
+@pytest.mark.parametrize("name", ["zero1", "zero2"])
+def test_without_overlap_there_is_one_bucket(name):
+    assert sharding.zero_buckets(on_four(name, zero_overlap=False)) == 2 * HIDDEN**2
+
+
+@pytest.mark.parametrize(("name", "count"), [("zero1", 2), ("zero2", 2), ("zero3", 1)])
+def test_a_bucket_is_as_large_as_it_is_given_whatever_trains(name, count):
+    few = on_four(name, lora_rank=1, lora_targets="q_proj", zero_reduce_bucket=10**8)
+    assert few.trainable < 10**8
+    none = on_four(name, lora_rank=1, lora_targets="q_proj")
+    taken, before = (sharding.zero_buckets(each) + sharding.zero_buffers(each) for each in (few, none))
+    assert taken - before == count * 2 * (10**8 - HIDDEN**2)
+
+
+@pytest.mark.parametrize(("accumulation", "phases"), [(1, 1), (4, 3)])
+def test_accumulating_stage_1_keeps_its_buckets(accumulation, phases):
+    work = on_four("zero1", accumulation=accumulation)
+    buckets = next(term for term in device_terms(work, work.cluster.gpus[0]) if term.name == "buckets")
+    assert len(buckets.alive) == phases
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2"])
+def test_a_bucket_that_takes_all_gradients_is_copied_at_the_end(name):
+    work = on_four(name, zero_reduce_bucket=PARAMS, **FULL)
+    assert sharding.zero_partition(work) == 0
+    assert sharding.zero_reducing(work, 0, 0) == 2 * PARAMS
+    assert sharding.zero_reducing(work, 2 * PARAMS, 0) == 0
+
+
+def test_a_smaller_bucket_is_copied_beside_what_layers_kept():
+    work = on_four("zero2", zero_reduce_bucket=PARAMS // 2, **FULL)
+    assert sharding.zero_partition(work) == 2 * PARAMS // 4
+    assert sharding.zero_reducing(work, 0, 0) == pytest.approx(PARAMS, abs=2)
+    assert sharding.zero_reducing(work, 0, 1000) == pytest.approx(PARAMS - 500, abs=2)
+    assert sharding.zero_reducing(work, 0, 2 * PARAMS) == 0
+
+
+def test_what_stage_1_accumulated_is_gone_as_it_is_in_the_bucket():
+    work = on_four("zero1", accumulation=4, zero_reduce_bucket=PARAMS - 1, **FULL)
+    assert sharding.zero_partition(work) == 0
+    assert sharding.zero_reducing(work, 0, 0) <= 2
+
+
+def test_without_overlap_stage_1_has_all_gradients_when_it_makes_its_partition():
+    work = on_four("zero1", zero_overlap=False, **FULL)
+    assert sharding.zero_partition(work) == 0
+    assert sharding.zero_reducing(work, 0, 0) == 2 * PARAMS + 2 * PARAMS // 4
+    assert sharding.zero_reducing(work, 2 * PARAMS, 0) == 2 * PARAMS // 4
+
+
+@pytest.mark.parametrize("name", ["none", "ddp", "fsdp2", "zero3"])
+def test_only_zero_1_and_2_copy_buckets(name):
+    assert sharding.zero_reducing(on_four(name, **FULL), 0, 0) == 0
+
+
+def test_zero_3_s_settings_reach_what_it_fetches():
+    fetching = sharding.zero3_fetching(
+        on_four("zero3", zero_prefetch_bucket=0, zero_persistence_threshold=7), lingers=False
+    )
+    assert (fetching.prefetch_elements, fetching.persistent_elements) == (0, 7)
+    auto = sharding.zero3_fetching(on_four("zero3"), lingers=False)
+    assert (auto.prefetch_elements, auto.persistent_elements) == (int(0.9 * HIDDEN**2), 10 * HIDDEN)
 
 
 @pytest.mark.parametrize("name", ["none", "ddp", "fsdp2"])

@@ -76,6 +76,13 @@ def test_nvlink_is_faster_than_pcie():
     assert nvlink.communication_seconds < pcie.communication_seconds
 
 
+@pytest.mark.parametrize("sharding", ["zero1", "zero2", "zero3"])
+def test_without_overlap_collectives_take_their_time_alone(sharding):
+    beside, alone = (step("4xA100-80GB", sharding=sharding, method="full", zero_overlap=each) for each in (True, False))
+    assert alone.communication_seconds == beside.communication_seconds
+    assert alone.total_seconds > beside.total_seconds
+
+
 def test_nodes_talk_over_a_network_that_their_ranks_share():
     one, two = (step(gpus, sharding="ddp", method="full") for gpus in ("8xRTX4090", "2x4xRTX4090"))
     assert one.communication_seconds < two.communication_seconds

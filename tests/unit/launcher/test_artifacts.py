@@ -40,6 +40,28 @@ def test_deepspeed_settings(golden: Golden, sharding: str, offload: str) -> None
     golden(f"launcher/deepspeed-{sharding}-{offload}.json", json.dumps(settings, indent=2) + "\n")
 
 
+def test_given_buckets_are_deepspeed_s_numbers() -> None:
+    settings = artifacts.deepspeed_config(
+        on_gpus(
+            "zero3",
+            zero_reduce_bucket=5 * 10**8,
+            zero_prefetch_bucket=0,
+            zero_persistence_threshold=10**6,
+            zero_overlap=False,
+        )
+    )
+    assert settings is not None
+    assert settings["zero_optimization"] == {
+        "stage": 3,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": 5 * 10**8,
+        "stage3_prefetch_bucket_size": 0,
+        "stage3_param_persistence_threshold": 10**6,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    }
+
+
 @pytest.mark.parametrize("sharding", ["fsdp2", "fsdp2-grad-op"])
 def test_fsdp_settings(golden: Golden, sharding: str) -> None:
     settings = artifacts.fsdp_config(on_gpus(sharding).config)

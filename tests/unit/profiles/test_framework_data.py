@@ -6,6 +6,8 @@ from enum import Enum
 
 import pytest
 
+from ftplan.profiles.frameworks import load_vocabulary
+
 FOLDER = importlib.resources.files("ftplan.profiles") / "data" / "frameworks"
 FIELDS = ["framework", "version", "source", "includes", "keys", "costly", "renamed", "removed", "added"]
 EXPECTED = {
@@ -90,6 +92,13 @@ def test_keys_that_are_gone_are_no_keys(name):
 @every
 def test_added_keys_are_known(name):
     assert set(load(name)["added"]) <= known(name)
+
+
+def test_a_key_of_its_own_keeps_its_name_whatever_an_included_library_calls_it():
+    swift = load_vocabulary("swift")
+    assert "gradient_checkpointing" in load_vocabulary("transformers").renamed
+    assert swift.canonical("gradient_checkpointing") == "gradient_checkpointing"
+    assert swift.canonical("train_type") == "tuner_type"
 
 
 def dataclass_defaults(*classes):

@@ -189,13 +189,16 @@ def test_every_host_says_that_it_is_assumed():
 
 
 def test_stacks_differ_where_the_loops_do():
-    assert list_stacks() == ("trainer", "trl", "llamafactory")
+    assert list_stacks() == ("trainer", "trl", "llamafactory", "axolotl", "swift", "torchtune", "cookbook")
+    assert all(load_stack(name).source for name in list_stacks())
     assert load_stack("TRL").default_loss_path == "chunked"
     assert load_stack("trl").recasts_quantized_adapters
     assert load_stack("llamafactory").upcasts_trainables
-    assert all(load_stack(name).casts_outputs_to_fp32 and load_stack(name).source for name in list_stacks())
-    with pytest.raises(UnknownNameError, match="unknown stack 'axolotl'"):
-        load_stack("axolotl")
+    by_accelerate = [name for name in list_stacks() if name not in ("torchtune", "cookbook")]
+    assert all(load_stack(name).casts_outputs_to_fp32 for name in by_accelerate)
+    assert not any(load_stack(name).casts_outputs_to_fp32 for name in ("torchtune", "cookbook"))
+    with pytest.raises(UnknownNameError, match="unknown stack 'litgpt'"):
+        load_stack("litgpt")
 
 
 def test_profiles_are_shared():

@@ -17,6 +17,8 @@ def config(**fields):
         ("trl", {"sharding": "zero2"}, False),
         ("trl", {"method": "full"}, False),
         ("llamafactory", {"sharding": "ddp"}, True),
+        ("axolotl", {"sharding": "none"}, True),
+        ("swift", {"sharding": "zero2"}, True),
     ],
 )
 def test_which_checkpoints_are_reentrant(stack, fields, reenters):
@@ -28,6 +30,8 @@ def test_which_checkpoints_are_reentrant(stack, fields, reenters):
     [
         ("trl", {}, False),  # ftplan run puts checkpoints around forwards
         ("llamafactory", {}, True),
+        ("axolotl", {}, True),  # transformers before 5.23, as in swift
+        ("swift", {}, True),
         ("llamafactory", {"gradient_checkpointing": False}, False),
         ("llamafactory", {"method": "full"}, False),
         ("trainer", {}, False),

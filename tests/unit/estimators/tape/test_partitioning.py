@@ -83,6 +83,55 @@ def test_a_gradient_larger_than_a_bucket_waits_where_it_lies_and_is_recorded(log
     assert (2 * LARGE, COMPUTE) not in live(log)
 
 
+def test_a_bucket_given_by_its_elements_takes_what_else_were_too_large(log):
+    made = partitioning(log, zero_reduce_bucket=LARGE + OTHER)
+    made.begin(first=True, last=True)
+    key = log.allocate(2 * LARGE)
+    made.arrived(2 * LARGE)
+    assert not made.takes([key])
+    assert live(log) == sorted([(2 * LARGE, COMPUTE), *[(2 * (LARGE + OTHER), COMPUTE)] * 2])
+
+
+@pytest.mark.parametrize("sharding", ["zero1", "zero2"])
+def test_without_overlap_one_bucket_is_reduced_on_the_stream_of_the_kernels(log, sharding):
+    made = partitioning(log, sharding, zero_overlap=False)
+    made.begin(first=True, last=True)
+    backward(log, made)
+    assert sizes(log).count(2 * K) == 1
+    assert live(log) == [(2 * LARGE, COMPUTE)]
+
+
+def test_a_bucket_of_several_ranks_gradients_is_reduced_as_one_tensor(log):
+    made = partitioning(log, zero_reduce_bucket=sum(ORDER))
+    made.begin(first=True, last=True)
+    backward(log, made)
+    on_it = [event.size for event in log.events if (event.kind, event.stream) == (Kind.ALLOC, REDUCTION)]
+    assert on_it == [2 * sum(ORDER), 2 * LARGE]
+
+
+def test_without_overlap_stage_1_reduces_when_all_gradients_are_there(log):
+    made = partitioning(log, "zero1", zero_overlap=False)
+    made.begin(first=True, last=True)
+    for elements in reversed(ORDER):
+        key = log.allocate(2 * elements)
+        made.arrived(2 * elements)
+        assert made.takes([key])
+    assert [size for size, _ in live(log)] == sorted(2 * each for each in (*ORDER, K))
+    made.end()
+    # The large one is the first, and of the first rank: its partition stands beside all others.
+    assert replay(log.events).peak_allocated_bytes >= 2 * (sum(ORDER) + K + LARGE)
+    assert live(log) == [(2 * LARGE, COMPUTE)]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_accumulated_gradients_of_stage_1_leave_as_they_are_reduced(log, overlap):
+    made = partitioning(log, "zero1", accumulation=3, zero_overlap=overlap)
+    for place in range(3):
+        made.begin(first=place == 0, last=place == 2)
+        backward(log, made)
+    assert [size for size, _ in live(log)] == [2 * LARGE]
+
+
 def test_the_step_leaves_the_states_alone(log):
     made = partitioning(log, optimizer="adamw_torch")
     made.begin(first=True, last=True)
@@ -99,14 +148,15 @@ def test_the_step_leaves_the_states_alone(log):
     assert 8 * share in sizes(log)
 
 
-def test_stage_1_keeps_whole_gradients_between_micro_batches(log):
+def test_stage_1_keeps_whole_gradients_and_its_buckets_between_micro_batches(log):
     made = partitioning(log, "zero1")
     made.begin(first=True, last=False)
     backward(log, made)
-    assert [size for size, _ in live(log)] == sorted(2 * each for each in ORDER)
+    kept = sorted(2 * each for each in (*ORDER, K, K))
+    assert [size for size, _ in live(log)] == kept
     made.begin(first=False, last=False)
     backward(log, made)
-    assert [size for size, _ in live(log)] == sorted(2 * each for each in ORDER)
+    assert [size for size, _ in live(log)] == kept
     made.begin(first=False, last=True)
     backward(log, made)
     assert live(log) == [(2 * LARGE, REDUCTION)]
@@ -136,8 +186,9 @@ def test_where_the_card_has_room_the_flat_weights_are_made_beside_the_others(log
 
 @pytest.mark.parametrize("sharding", ["zero1", "zero2"])
 @pytest.mark.parametrize("more", [{}, {"offload": "optimizer"}, {"accumulation": 4}, {"method": "lora"}])
-def test_whole_runs_free_what_they_allocate(sharding, more):
-    work = workload("2x24GB", **{"method": "full", "precision": "bf16", "sharding": sharding, **more})
+@pytest.mark.parametrize("zero", [{}, {"zero_overlap": False}, {"zero_reduce_bucket": 10**6}])
+def test_whole_runs_free_what_they_allocate(sharding, more, zero):
+    work = workload("2x24GB", **{"method": "full", "precision": "bf16", "sharding": sharding, **more, **zero})
     events = run_events(work, work.cluster.gpus[0])
     told = replay(events)
     assert 0 < told.end_allocated_bytes < told.peak_allocated_bytes <= told.peak_reserved_bytes

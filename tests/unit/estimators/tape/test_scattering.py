@@ -59,6 +59,17 @@ def test_several_gradients_are_reduced_as_one_tensor(log):
     assert sizes(log, REDUCTION) == [2 * (SMALL + OTHER)]
 
 
+def test_a_larger_bucket_takes_more_before_it_is_reduced(log):
+    backward(log, Scattering(log, zero3(zero_reduce_bucket=10 * K), ORDER))
+    assert sizes(log, REDUCTION) == [2 * sum(ORDER)]
+
+
+def test_without_overlap_all_is_on_the_stream_of_the_kernels():
+    work = zero3(zero_overlap=False)
+    events = run_events(work, work.cluster.gpus[0])
+    assert {event.stream for event in events if event.kind == Kind.ALLOC} == {COMPUTE}
+
+
 def test_offloaded_gradients_go_by_way_of_the_device(log):
     backward(log, Scattering(log, zero3(offload="optimizer+params"), (LARGE,)), (LARGE,))
     part = LARGE // 2

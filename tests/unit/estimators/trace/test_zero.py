@@ -21,6 +21,9 @@ MODEL = {
     "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
 }  # fmt: skip
 RUN = {"model": "tiny", "method": "full", "seq_len": 16}
+STAGES = ("zero1", "zero2", "zero3")
+LARGE_BUCKET = 10**8
+"""Elements: a hundred times the model."""
 TWO = {
     "zero1": {}, "zero2": {}, "zero3": {},
     "zero2 optimizer": {"offload": "optimizer"},
@@ -29,9 +32,12 @@ TWO = {
     "zero3 accumulated": {"accumulation": 3},
     "zero2 offloaded and accumulated": {"offload": "optimizer", "accumulation": 3},
     "zero2 adapters": {"method": "lora"}, "zero3 adapters": {"method": "lora"},
+    **{f"{stage} large bucket": {"method": "lora", "zero_reduce_bucket": LARGE_BUCKET} for stage in STAGES},
+    "zero1 large bucket alone": {"method": "lora", "zero_reduce_bucket": LARGE_BUCKET, "zero_overlap": False},
+    "zero3 large bucket alone": {"method": "lora", "zero_reduce_bucket": LARGE_BUCKET, "zero_overlap": False},
+    "zero1 large bucket accumulated": {"method": "lora", "zero_reduce_bucket": LARGE_BUCKET, "accumulation": 3},
 }  # fmt: skip
 FOUR = {"zero1": {}, "zero2": {}, "zero3": {}}
-STAGES = ("zero1", "zero2", "zero3")
 PARAMETERS = 2 * 4096 * 128 + 2 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256) + 5 * 128
 BF16, FP32 = 2, 4
 
@@ -119,6 +125,40 @@ def test_adapters_alone_have_states(stage):
     assert parts["optimizer states"] < 0.2 * traces(2)[stage]["parts"]["optimizer states"]
 
 
+LARGE = [f"{stage} large bucket" for stage in STAGES]
+ALONE = ["zero1 large bucket alone", "zero3 large bucket alone"]
+
+
+@pytest.mark.parametrize(("name", "count"), [*zip(LARGE, (2, 2, 1), strict=True), *((name, 1) for name in ALONE)])
+def test_a_bucket_is_whole_whatever_trains(name, count):
+    assert traces(2)[name]["peak"] == pytest.approx(count * BF16 * LARGE_BUCKET, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_without_overlap_there_is_one_stream(name):
+    assert traces(2)[name]["streams"] == [0]
+
+
+@pytest.mark.parametrize("name", [*LARGE, *ALONE])
+def test_the_analytic_estimate_has_the_same_bucket(name):
+    from ftplan.estimators.analytic import estimate
+    from ftplan.planner.inventory import parse_inventory, resolve_inventory
+    from ftplan.profiles.hf_config.__init__ import profile_from_config
+    from ftplan.spec import RunConfig
+
+    config = RunConfig(**RUN | {"sharding": name.split()[0]} | TWO[name])
+    cluster = resolve_inventory(parse_inventory("2xH100"))
+    estimated = estimate(config, profile_from_config(MODEL, id="tiny", source="tests"), cluster)
+    workspace = sum(term.bytes for term in estimated.terms if term.name == "workspace")
+    assert estimated.peak_allocated_bytes - workspace == pytest.approx(traces(2)[name]["peak"], rel=0.005)
+
+
+def test_accumulating_stage_1_keeps_its_buckets_between_micro_batches():
+    told = traces(2)["zero1 large bucket accumulated"]
+    assert told["forward"] > 2 * BF16 * LARGE_BUCKET
+    assert traces(2)["zero1 large bucket"]["forward"] < BF16 * LARGE_BUCKET
+
+
 def test_reductions_and_gathers_have_streams_of_their_own():
     assert traces(2)["zero2"]["streams"] == [0, 1]
     assert len(traces(2)["zero3"]["streams"]) == 3
@@ -194,6 +234,7 @@ def _told(recorder, prepared):
         "prepared": replay(events[:prepared]).end_allocated_bytes,
         "held": replay(events).end_allocated_bytes,
         "peak": replay(events).peak_allocated_bytes,
+        "forward": replay(events).phases[list(Phase).index(Phase.FORWARD)][0],
         "parts": _alive(recorder.recording),
         "host": _alive(recorder.host),
         "streams": sorted({event.stream for event in events if event.kind is Kind.ALLOC}),

@@ -6,7 +6,8 @@ from written import fields, problems_of, said_by
 from ftplan.errors import ConfigFileError
 from ftplan.launcher.formats.given import Target
 from ftplan.launcher.formats.registry import FORMATS
-from ftplan.launcher.formats.trainer import eval_key, rate_of, release
+from ftplan.launcher.formats.trainer import eval_key, rate_of
+from ftplan.launcher.formats.versions import release
 from ftplan.spec import RunConfig
 from ftplan.verdicts import Severity
 
