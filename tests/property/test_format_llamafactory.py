@@ -57,6 +57,10 @@ def pinned(config):
     fields = {**config.model_dump(), **batch, "weights_dtype": dtype, **fixed}
     if config.method == "full" and config.precision == "fp16":
         fields["weights_dtype"] = "fp16"
+    if not fields["sharding"].startswith("zero"):
+        fields |= {"zero_reduce_bucket": None, "zero_overlap": True}
+    if fields["sharding"] != "zero3":
+        fields |= {"zero_prefetch_bucket": None, "zero_persistence_threshold": None}
     if fields["kernels"] != "liger":
         fields["loss_path"] = "full"
     if not fields["sharding"].startswith("zero"):

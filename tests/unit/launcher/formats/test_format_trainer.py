@@ -91,10 +91,7 @@ def test_a_batch_of_deepspeed_s_file_that_differs_is_refused_and_the_trainers_co
     )
     (problem,) = problems_of(part, "conflict")
     assert problem.key == "train_micro_batch_size_per_gpu"
-    assert (
-        problem.message
-        == "train_micro_batch_size_per_gpu is 4 in DeepSpeed's file, and per_device_train_batch_size is 2"
-    )
+    assert problem.message == "train_micro_batch_size_per_gpu is 4 for DeepSpeed, and per_device_train_batch_size is 2"
     assert problem.place.file == "ds.json"
     assert part.fields["micro_batch"] == 2
 
