@@ -199,7 +199,7 @@ def without_terms(value):
 
 
 def test_check_json(golden, check):
-    golden("check.json", json.dumps(without_terms(json.loads(check("--json", fits=False))), indent=2) + "\n")
+    golden("check.json", json.dumps(without_terms(json.loads(check("--format", "json", fits=False))), indent=2) + "\n")
 
 
 @pytest.mark.parametrize("form", ["github", "sarif"])

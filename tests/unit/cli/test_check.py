@@ -99,14 +99,6 @@ def test_json_has_the_documented_keys(cli, train):
     assert all({"file", "key", "old", "new"} == set(change) for change in fix["changes"])
 
 
-def test_format_json_is_the_same_as_json(cli, train):
-    name = train()
-    assert (
-        cli("check", name, "--gpus", "1x24GB", "--json").out
-        == cli("check", name, "--gpus", "1x24GB", "--format", "json").out
-    )
-
-
 def test_fix_writes_and_the_next_check_fits(cli, train, tmp_path):
     name = train(**LARGE)
     document = cli("check", name, "--gpus", "1x12GB", "--json").document
