@@ -24,11 +24,15 @@ PARTS = {
 }
 
 
-def output(*arguments: str) -> str:
-    """Standard output of a command of this Python, whatever was calibrated on this machine."""
+def output(*arguments: str, code: int = 0) -> str:
+    """Standard output of a command of this Python that ends with ``code``, whatever was calibrated on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "FTPLAN_DATA": folder}
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, env=environment)
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment
+        )
+    if done.returncode != code:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr[-500:]}")
     return "\n".join(line.rstrip() for line in done.stdout.rstrip().splitlines())
 
 
@@ -81,6 +85,12 @@ def regret_table() -> str:
     return "\n".join(lines)
 
 
+def check_block() -> str:
+    """A check of a packaged example."""
+    arguments = ("check", "examples/no-sharding-72b.yaml", "--gpus", "8xRTX4090")
+    return f"```\n$ ftplan {' '.join(arguments)}\n{output('-m', 'ftplan', *arguments, code=1)}\n```"
+
+
 def _speed(tokens_per_second: float | None) -> str:
     if tokens_per_second is None:
         return "not measured"
@@ -100,6 +110,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = output("-m", "ftplan", "run", "--demo", "--run-dir", f"{folder}/demo").replace(f"{folder}/", "")
     text = fill(text, "plan", f"```\n$ ftplan plan --model Qwen-7B --gpus 2x24GB\n{plan}\n```")
+    text = fill(text, "check", check_block())
     text = fill(text, "run", f"```\n{run}\n```")
     text = fill(text, "traced", traced_table())
     text = fill(text, "regret", regret_table())

@@ -122,7 +122,7 @@ def _asked(words: list[str], values: dict[str, Any]) -> Any:
         gpus=values["gpus"] or "",
         framework=values["framework"] or "",
         fields=fields,
-        settings=dict(_setting(text) for text in values["settings"] or ()),
+        settings=key_values(values["settings"], "set"),
         was={field: values[name] for name, field in WAS.items() if values[name] is not None},
         host_memory_bytes=memory,
         link=values["link"],
@@ -132,11 +132,15 @@ def _asked(words: list[str], values: dict[str, Any]) -> Any:
     )
 
 
-def _setting(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {text!r} is no KEY=VALUE", hint="for example --set cutoff_len=1024", field="set")
-    return key, value
+def key_values(texts: list[str] | None, option: str) -> dict[str, str]:
+    """Texts such as ``cutoff_len=1024`` by their keys; raises InputError for one that is not of the form."""
+    found = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"--{option} {text!r} is no KEY=VALUE", hint=f"--{option} KEY=VALUE", field=option)
+        found[key] = value
+    return found
 
 
 def _show(check: Any, output: str) -> None:

@@ -13,10 +13,18 @@ from ftplan.errors import InputError
 Out = Annotated[Path | None, typer.Option("--out", help="Write plan.json and files to launch it into this folder.")]
 Formats = Annotated[
     list[str] | None,
-    typer.Option("--format", help="Whose files --out writes: native (ours), llamafactory, trl, axolotl, deepspeed, …"),
+    typer.Option(
+        "--format",
+        help="Whose files --out writes: native, llamafactory, axolotl, trl, torchtune, swift, cookbook, transformers, "
+        "accelerate, deepspeed, slurm, skypilot or kubeflow.",
+    ),
 ]
 ForVersion = Annotated[
     str | None, typer.Option("--for-version", help="Release that the files are for (default: the installed or newest).")
+]
+Job = Annotated[
+    list[str] | None,
+    typer.Option("--job", help="For slurm, skypilot, kubeflow: name=…, hours=…, partition=…, image=…, as KEY=VALUE."),
 ]
 Dataset = Annotated[str | None, typer.Option("--dataset", help="Training data, by the name that the tool knows.")]
 Objective = Annotated[str | None, typer.Option("--objective", help="throughput, memory, headroom or cost.")]
@@ -44,7 +52,7 @@ ASKED = (
 )
 """Options that `planning.plan_request` takes as they are."""
 
-EMISSION = ("formats", "for_version", "dataset")
+EMISSION = ("formats", "for_version", "dataset", "job")
 
 WAS = {"was_gpus": "gpus", "was_batch": "samples", "learning_rate": "learning_rate"}
 """Options about the configuration before, and the fields of `FormerBatch` they are."""
@@ -103,6 +111,7 @@ def command(
     formats: Formats = None,
     for_version: ForVersion = None,
     dataset: Dataset = None,
+    job: Job = None,
     as_json: options.AsJson = False,
 ) -> int:
     """Choose the best configuration for a model, GPUs and a global batch, with reasons and alternatives.
@@ -119,11 +128,12 @@ def command(
 
     emission = _emission(values)
     request = planning.plan_request(gpus, **_asked(values))
-    if emission is not None:
+    if emission is None:
+        chosen = planning.plan(request)
+    else:
         from ftplan.workflows import emitting
 
-        request = emitting.planned_for(request, emission.names)
-    chosen = planning.plan(request)
+        chosen = emitting.plan(request, emission)
     if confirm:
         from ftplan.workflows import confirming
 
@@ -155,12 +165,16 @@ def _emission(values: dict[str, Any]) -> Any:
     names = emitting.checked_names(values["formats"])
     if values["out"] is None:
         raise InputError("--format says whose files --out writes, and there is no --out", hint="--out DIR", field="out")
-    return (
-        None
-        if names == (emitting.NATIVE,)
-        else emitting.Emission(
-            names=names, version=values["for_version"] or "", dataset=values["dataset"] or "", epochs=values["epochs"]
-        )
+    if names == (emitting.NATIVE,):
+        return None
+    from ftplan.cli.check import key_values
+
+    return emitting.Emission(
+        names=names,
+        version=values["for_version"] or "",
+        dataset=values["dataset"] or "",
+        epochs=values["epochs"],
+        job=key_values(values["job"], "job"),
     )
 
 

@@ -72,4 +72,18 @@ def without_effect(config: RunConfig) -> set[str]:
         ignored |= {"lora_rank", "lora_alpha", "lora_targets", "lora_dropout", "adapter_dtype"}
     if config.quantization == "none":
         ignored |= {"double_quantization", "prepare_kbit"}
+    if config.accumulation == 1:
+        ignored |= {"sync_each_batch"}
     return ignored
+
+
+def plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields without what is only their spelling."""
+    targets = str(fields.get("lora_targets", ""))
+    same = {"adamw_8bit": "adamw_bnb_8bit", "paged_adamw": "paged_adamw_32bit"}
+    optimizer = str(fields.get("optimizer", ""))
+    return {
+        **fields,
+        "lora_targets": frozenset(("q_proj", "v_proj") if targets == "qv" else targets.split(",")),
+        "optimizer": same.get(optimizer, optimizer),
+    }

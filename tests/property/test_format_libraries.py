@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given, settings
-from meant import meant, names_what_is_missing, without_effect, written
+from meant import meant, names_what_is_missing, plain, without_effect, written
 
 from ftplan.launcher.formats import libraries
 from ftplan.launcher.formats.given import Format, Target
@@ -45,9 +45,8 @@ def says_what_is_meant(chosen: Format, config: RunConfig, target: Target) -> boo
     assert said.keys() >= SAID[chosen.name]
     meant_to_be = config.model_dump()
     taken = without_effect(config) | PARTIAL[chosen.name]
-    assert {key: value for key, value in said.items() if key not in taken} == {
-        key: meant_to_be[key] for key in said.keys() - taken
-    }
+    kept = said.keys() - taken
+    assert plain({key: said[key] for key in kept}) == plain({key: meant_to_be[key] for key in kept})
     return True
 
 

@@ -188,6 +188,7 @@ def content(config: RunConfig, *, nodes: int, per_node: int, deepspeed_file: str
         "use_cpu": False,
     }
     if base["distributed_type"] == "DEEPSPEED":
+        del base["mixed_precision"]  # accelerate refuses it beside DeepSpeed's own file, which has it
         base["deepspeed_config"] = {
             "deepspeed_config_file": deepspeed_file,
             "zero3_init_flag": config.sharding == "zero3",

@@ -100,13 +100,12 @@ def _removed(setting: Setting, vocabulary: Vocabulary) -> Problem:
 
 def _renamed(setting: Setting, vocabulary: Vocabulary) -> Iterator[Problem]:
     new = vocabulary.renamed[setting.key]
-    if not new.since and not new.removed:
-        return  # another spelling that is as good
+    since = f" since release {new.since}" if new.since else ""
     gone = f", and gone since {new.removed}" if new.removed else ""
     yield Problem(
         "renamed-key",
         Severity.WARNING if new.removed else Severity.NOTE,
-        f"{setting.key} is called {new.to} since release {new.since}{gone}",
+        f"{setting.key} is called {new.to}{since}{gone}",
         hint=f"write {new.to}",
         key=setting.key,
         place=setting.place,

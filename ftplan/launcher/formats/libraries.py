@@ -51,8 +51,7 @@ def _emit_accelerate(config: RunConfig, target: Target) -> Emitted:
     settings = accelerate.content(config, nodes=target.nodes, per_node=target.per_node, deepspeed_file=DEEPSPEED_FILE)
     content = None
     if config.sharding in deepspeed.STAGES:
-        # accelerate takes the precision from DeepSpeed's file alone, and refuses one of its own beside it.
-        del settings["mixed_precision"]
+        # accelerate takes the precision from DeepSpeed's file alone.
         content = deepspeed.content(config)
         content |= {name: {"enabled": config.precision == name} for name in ("bf16", "fp16")}
     settings = versions.written(settings, load_vocabulary("accelerate"), target.version)

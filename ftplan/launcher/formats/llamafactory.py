@@ -7,6 +7,7 @@ checkpointing, DeepSpeed's Adam on the host. Its own parser's refusals are `CONF
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from ftplan.errors import CannotExpressError, ConfigFileError
@@ -105,7 +106,7 @@ def _present(given: Given) -> Given:
         if old != new and old in given.settings and new not in given.settings
     }
     kept = {key: each for key, each in given.settings.items() if key not in OLD_NAMES or OLD_NAMES[key] == key}
-    return Given(Settings(kept).replaced(renamed), given.base, given.files, given.launch, given.document, given.ranks)
+    return replace(given, settings=Settings(kept).replaced(renamed))
 
 
 def _require_training(settings: Settings) -> None:
@@ -147,8 +148,8 @@ def _precision(settings: Settings, given: Given, *, trains_all: bool) -> dict[st
     if settings.flag("pure_bf16"):
         return {"weights_dtype": "bf16", "precision": "none"}
     asked = next((key for key in ("bf16", "fp16") if settings.flag(key)), None)
-    if asked is None:
-        mixed = given.launch.variable("ACCELERATE_MIXED_PRECISION")
+    if asked is None:  # accelerate's own setting then decides about autocast
+        mixed = given.around.fields.get("precision") or given.launch.variable("ACCELERATE_MIXED_PRECISION")
         asked = mixed if mixed in ("bf16", "fp16") else None
     if asked is None:
         return {"weights_dtype": "fp32" if trains_all else "bf16", "precision": "none"}

@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from ftplan.errors import InputError
+from ftplan.estimators.targets import target_modules
 from ftplan.launcher.formats.partial import Partial
 from ftplan.launcher.formats.settings import Setting, Settings
+from ftplan.profiles.models import load_model
 from ftplan.spec import RunConfig
 from ftplan.verdicts import Problem, Severity
 
@@ -128,8 +131,9 @@ def model_settings(config: RunConfig) -> dict[str, Any]:
             "lora_alpha": config.lora_alpha,
             "lora_dropout": config.lora_dropout,
         }
-        if config.lora_targets != BY_PEFT:
-            found["lora_target_modules"] = list(config.target_names)
+        names = _written_targets(config)
+        if names:
+            found["lora_target_modules"] = names
     if config.quantization != "none":
         found |= {
             "load_in_4bit": True,
@@ -137,3 +141,14 @@ def model_settings(config: RunConfig) -> dict[str, Any]:
             "use_bnb_nested_quant": config.double_quantization,
         }
     return found
+
+
+def _written_targets(config: RunConfig) -> list[str]:
+    """The modules by name; none where peft's own choice is the model's fused queries and values."""
+    if config.lora_targets != BY_PEFT:
+        return list(config.target_names)
+    try:
+        names = sorted(target_modules(load_model(config.model), config))
+    except InputError:
+        return []
+    return names if names == ["q_proj", "v_proj"] else []

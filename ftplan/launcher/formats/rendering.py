@@ -32,6 +32,11 @@ _FOLDER: Final = Path("emitted")
 
 def rendered(chosen: Format, config: RunConfig, target: Target) -> dict[str, str]:
     """The files by name; raises CannotExpressError with the fields that they cannot say."""
+    return written(chosen, config, target)[1]
+
+
+def written(chosen: Format, config: RunConfig, target: Target) -> tuple[Emitted, dict[str, str]]:
+    """What the format says, and the files by name; raises as `rendered` does."""
     if chosen.emit is None:
         raise InputError(f"{chosen.title} is read, not written", field="format")
     config = config.model_copy(update={"model": _loadable(config.model), "lora_targets": _spelled_targets(config)})
@@ -41,7 +46,7 @@ def rendered(chosen: Format, config: RunConfig, target: Target) -> dict[str, str
     lost = {field: getattr(config, field) for field in _lost(chosen, config, target, files)}
     if lost:
         raise CannotExpressError(chosen.title, lost)
-    return files
+    return emitted, files
 
 
 def _loadable(model: str) -> str:
