@@ -28,7 +28,9 @@ def output(*arguments: str, code: int = 0) -> str:
     """Standard output of a command of this Python that ends with ``code``, whatever was calibrated on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "FTPLAN_DATA": folder}
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment
+        )
     if done.returncode != code:
         raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr[-500:]}")
     return "\n".join(line.rstrip() for line in done.stdout.rstrip().splitlines())

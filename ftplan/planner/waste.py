@@ -16,8 +16,8 @@ from ftplan.spec import RunConfig
 
 WORTH_TELLING: Final = 0.05
 """Estimates of a step are no better than a tenth; less than half of that is not worth a word."""
-WORTH_LESS_MACHINERY: Final = -0.02
-"""Less sharding or no offload is told where it is as fast, too."""
+WORTH_LESS_MACHINERY: Final = -0.03
+"""Less sharding or no offload is told where it is as fast, too, as far as estimates of a step can tell."""
 LARGEST_MICRO_BATCH: Final = 64
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import Any, Final
+from urllib.parse import quote
 
 from ftplan import __version__
 from ftplan.render.checks import change_line
@@ -88,7 +89,7 @@ def _result(problem: Problem, check: Check) -> dict[str, Any]:
 def _sarif_result(rule: str, level: str, text: str, file: str, line: int) -> dict[str, Any]:
     result: dict[str, Any] = {"ruleId": rule, "level": level, "message": {"text": text}}
     if file:
-        physical: dict[str, Any] = {"artifactLocation": {"uri": file.replace("\\", "/")}}
+        physical: dict[str, Any] = {"artifactLocation": {"uri": quote(file.replace("\\", "/"))}}
         if line:
             physical["region"] = {"startLine": line}
         result["locations"] = [{"physicalLocation": physical}]

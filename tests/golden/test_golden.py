@@ -147,3 +147,75 @@ def test_help_of_all_commands(golden, shown):
     text = shown("--help")
     assert all(name in text for name in cli.COMMANDS)
     golden("help/ftplan.txt", cli.HELP + "\n")
+
+
+TRAIN = """\
+model_name_or_path: Qwen/Qwen2.5-7B-Instruct
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_target: all
+deepspeed: ds.json
+dataset: identity
+template: qwen
+cutoff_len: {length}
+per_device_train_batch_size: {batch}
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+bf16: true
+output_dir: out
+cutof_len: 1
+"""
+ZERO = """\
+{ "bf16": {"enabled": "auto"},
+  "zero_optimization": {"stage": 2, "overlap_comm": true} }
+"""
+
+
+@pytest.fixture
+def check(shown):
+    """``check`` of a file of LLaMA-Factory's with one of DeepSpeed's, which fits with notes, or is far too large."""
+
+    def run(*arguments, fits=True):
+        length, batch = (1024, 1) if fits else (4096, 4)
+        Path("train.yaml").write_text(TRAIN.format(length=length, batch=batch), "utf-8")
+        Path("ds.json").write_text(ZERO, "utf-8")
+        return shown("check", "train.yaml", "--gpus", "2xRTX4090", *arguments, code=0 if fits else 1)
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "fits"), [("check-fits.txt", True), ("check-oom.txt", False)])
+def test_check_text(golden, check, name, fits):
+    golden(name, check(fits=fits))
+
+
+def without_terms(value):
+    if isinstance(value, list):
+        return [without_terms(each) for each in value]
+    if isinstance(value, dict):
+        return {key: without_terms(each) for key, each in value.items() if key not in ("terms", "ranks")}
+    return value
+
+
+def test_check_json(golden, check):
+    golden("check.json", json.dumps(without_terms(json.loads(check("--format", "json", fits=False))), indent=2) + "\n")
+
+
+@pytest.mark.parametrize("form", ["github", "sarif"])
+def test_check_for_review(golden, check, form):
+    golden(f"check-{form}.txt", check("--format", form, fits=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("lora-1", ("--model", "Qwen2.5-7B", "--gpus", "1xRTX4090", "--global-batch", "16")),
+        ("zero-2", ("--model", "Qwen2.5-14B", "--gpus", "2xA6000", "--global-batch", "16", "--sharding", "zero2")),
+        ("full-8", ("--model", "Llama-3.1-8B", "--gpus", "8xA100-80GB", "--global-batch", "64", "--method", "full")),
+    ],
+)
+def test_files_of_llamafactory(golden, shown, name, arguments):
+    shown("plan", *arguments, "--out", "plan", "--format", "llamafactory", "--for-version", "0.9.3")
+    files = sorted(path for path in Path("plan").iterdir() if path.name != "plan.json")
+    golden(f"llamafactory/{name}.txt", "".join(f"== {path.name}\n{path.read_text('utf-8')}" for path in files))

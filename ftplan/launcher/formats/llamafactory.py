@@ -94,7 +94,7 @@ def parse(given: Given) -> Partial:
         "padding": Setting("packing", None),
     }
     fields["expandable_segments"] = _expandable(given)
-    problems = (*trainer.audited(given, NAME, MODELLED), *_conflicts(settings, base))
+    problems = (*trainer.audited(given, NAME, MODELLED), *_conflicts(given, base))
     return Partial(fields, origins, problems=problems).over(base)
 
 
@@ -173,6 +173,18 @@ def _expandable(given: Given) -> bool:
     return sets or "expandable_segments:true" in stated.lower()
 
 
+FULL_ONLY: Final = ("use_galore", "use_apollo", "use_badam")
+LORA_ONLY: Final = ("use_dora", "use_rslora", "pissa_init", "loraplus_lr_ratio")
+
+
+def _is_lora(settings: Settings) -> bool:
+    return settings.text("finetuning_type", "lora").lower() == "lora"
+
+
+def _asks(settings: Settings, key: str) -> bool:
+    return settings.number(key, 0) > 0 if key == "loraplus_lr_ratio" else settings.flag(key)
+
+
 _Rule = tuple[str, Callable[[Settings, str], bool], str, str]
 
 CONFLICTS: Final[tuple[_Rule, ...]] = (
@@ -245,6 +257,32 @@ CONFLICTS: Final[tuple[_Rule, ...]] = (
         "set finetuning_type lora",
     ),
     (
+        "finetuning_type",
+        lambda settings, _: _is_lora(settings) and any(settings.flag(key) for key in FULL_ONLY),
+        "LoRA cannot be used with GaLore, APOLLO or BAdam",
+        "set finetuning_type full, or leave them out",
+    ),
+    (
+        "finetuning_type",
+        lambda settings, _: not _is_lora(settings) and any(_asks(settings, key) for key in LORA_ONLY),
+        "use_dora, use_rslora, pissa_init and loraplus_lr_ratio are only valid for LoRA",
+        "set finetuning_type lora, or leave them out",
+    ),
+    (
+        "pissa_init",
+        lambda settings, sharding: (
+            settings.flag("pissa_init") and (bool(settings.value("quantization_bit")) or sharding == "zero3")
+        ),
+        "pissa_init is for 16-bit models without ZeRO-3",
+        "initialize with its scripts/pissa_init.py",
+    ),
+    (
+        "val_size",
+        lambda settings, _: bool(settings.value("eval_dataset")) and settings.number("val_size", 0) > 0,
+        "val_size and eval_dataset are both set",
+        "leave one of them out",
+    ),
+    (
         "val_size",
         lambda settings, _: (
             settings.flag("do_eval") and not settings.number("val_size", 0) and not settings.value("eval_dataset")
@@ -256,13 +294,32 @@ CONFLICTS: Final[tuple[_Rule, ...]] = (
 """What its own parser refuses before anything is loaded: the key, when, why, and what to do."""
 
 
-def _conflicts(settings: Settings, base: Partial) -> Iterator[Problem]:
+def _launch_conflicts(given: Given, sharding: str) -> Iterator[Problem]:
+    """One process without torchrun has no process group, which DeepSpeed needs."""
+    launch = given.launch
+    plain = launch.launcher in ("llamafactory-cli", "lmf", "python") and given.ranks == 1
+    forced = launch.launcher != "python" and launch.variable("FORCE_TORCHRUN").lower() in ("1", "true")
+    if sharding in deepspeed.STAGES and plain and not forced:
+        yield Problem(
+            "conflict",
+            Severity.ERROR,
+            "DeepSpeed is not started in a plain process",
+            hint="set FORCE_TORCHRUN=1 in front of llamafactory-cli",
+            key="deepspeed",
+            place=given.settings.place("deepspeed"),
+            source=SOURCE,
+        )
+
+
+def _conflicts(given: Given, base: Partial) -> Iterator[Problem]:
+    settings = given.settings
     sharding = str(base.fields.get("sharding", ""))
     for key, applies, message, hint in CONFLICTS:
         if applies(settings, sharding):
             yield Problem(
                 "conflict", Severity.ERROR, message, hint=hint, key=key, place=settings.place(key), source=SOURCE
             )
+    yield from _launch_conflicts(given, sharding)
     kind = settings.text("finetuning_type", "lora").lower()
     stage = settings.text("stage", "sft").lower()
     if kind not in ("lora", "full"):

@@ -135,3 +135,30 @@ def test_host_figures_are_sums_of_their_terms():
     timeline = Timeline(result.terms)
     assert timeline.peak == (result.peak_phase, result.peak_bytes)
     assert timeline.provenance in (Provenance.MEASURED, Provenance.ANALYTIC)
+
+
+@pytest.mark.parametrize(
+    ("fields", "copies"),
+    [
+        ({"sharding": "ddp"}, 3),
+        ({"sharding": "zero2"}, 3),
+        ({"sharding": "ddp", "weights_dtype": "fp32"}, 0),
+        ({"sharding": "fsdp2"}, 0),
+        ({"sharding": "zero3"}, 0),
+        ({"sharding": "ddp", "method": "qlora"}, 0),
+    ],
+)
+def test_ranks_that_map_the_same_pages_share_them(fields, copies):
+    told = host("4x24GB", **fields)
+    assert told.shared_bytes == copies * 2 * PARAMS
+    assert told.peak_bytes >= told.needed_bytes
+
+
+def test_shared_pages_count_once_while_loading_and_only_then():
+    told = host("4x24GB", sharding="ddp")
+    by_phase = Timeline(told.terms).by_phase
+    assert told.needed_bytes == max(
+        size - (told.shared_bytes if phase is Phase.LOAD else 0) for phase, size in by_phase.items()
+    )
+    assert by_phase[told.needed_phase] in (told.needed_bytes, told.needed_bytes + told.shared_bytes)
+    assert told.fits == (told.needed_bytes <= told.capacity_bytes)

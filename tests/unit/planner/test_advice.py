@@ -1,7 +1,12 @@
 import pytest
 from plans import planned
 
-from ftplan.planner.advice import PACKING_PAYS, scaled_learning_rates
+from ftplan.estimators.analytic import estimate
+from ftplan.planner.advice import PACKING_PAYS, advise, scaled_learning_rates
+from ftplan.planner.inventory import parse_inventory, resolve_inventory
+from ftplan.profiles.models import load_model
+from ftplan.results import Candidate
+from ftplan.spec import FormerBatch, PlanRequest, RunConfig
 from ftplan.workflows import planning
 
 MODEL = "Qwen2.5-0.5B"
@@ -171,3 +176,20 @@ def test_packing_takes_the_time_that_was_told():
 )
 def test_packing_is_not_proposed(training, pins):
     assert topics(plan("1xRTX4090", training=training, pins=pins)) == []
+
+
+@pytest.mark.parametrize(
+    ("samples", "told"),
+    [(32, "makes a step of 32 samples on 4 devices, 4 times the 8 on 1"), (8, "would make a step of 32 samples")],
+)
+def test_a_batch_that_was_kept_is_told_as_what_it_is_and_another_as_what_it_would_be(samples, told):
+    was = {"gpus": 1, "samples": 8, "micro_batch": 1, "accumulation": 8}
+    config = RunConfig(model=MODEL, seq_len=512, accumulation=samples // 4, sharding="ddp")
+    asked = PlanRequest(
+        model=MODEL, inventory=parse_inventory("4xRTX4090"), global_batch=samples, seq_len=512, was=FormerBatch(**was)
+    )
+    there = resolve_inventory(asked.inventory)
+    candidate = Candidate(config, estimate(config, load_model(MODEL), there))
+    (found,) = [each for each in advise(candidate, asked, load_model(MODEL), there) if each.topic == "batch"]
+    assert told in found.text
+    assert ("micro-batch 1 x 2 makes 8" in found.text) == (samples == 8)

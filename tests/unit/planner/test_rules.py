@@ -1,9 +1,10 @@
 import pytest
 from plans import cluster, estimated
 
-from ftplan.planner.rules import RULES, first_rejection, memory_rejection
+from ftplan.planner.inventory import parse_inventory
+from ftplan.planner.rules import RULES, first_rejection, format_rejection, memory_rejection
 from ftplan.profiles.models import load_model
-from ftplan.spec import RunConfig
+from ftplan.spec import PlanRequest, RunConfig
 
 FULL = {"method": "full"}
 FP16 = {"precision": "fp16", "weights_dtype": "fp16"}
@@ -138,3 +139,30 @@ def test_too_little_host_memory_has_a_rule_of_its_own():
     assert found.rule == "host-memory"
     assert "RAM" in found.hint
     assert (found.needed_bytes, found.available_bytes) == (lacking.host.peak_bytes, lacking.host.capacity_bytes)
+
+
+@pytest.mark.parametrize(("sharding", "rejected"), [("hsdp", True), ("fsdp2", False)])
+def test_what_a_tool_s_files_cannot_say_is_rejected_by_its_name(sharding, rejected):
+    asked = PlanRequest(
+        model="m",
+        inventory=parse_inventory("2x2x24GB"),
+        written_for="LLaMA-Factory",
+        not_written={"sharding": ("hsdp",)},
+    )
+    found = format_rejection(RunConfig(model="m", sharding=sharding), asked)
+    assert (found is not None) == rejected
+    if found is not None:
+        assert found.rule == "not-written"
+        assert found.reason == "LLaMA-Factory's files cannot say sharding hsdp"
+        assert "--format" in found.hint
+
+
+def test_our_own_files_can_say_everything():
+    asked = PlanRequest(model="m", inventory=parse_inventory("1x24GB"))
+    assert format_rejection(RunConfig(model="m", sharding="hsdp"), asked) is None
+
+
+@pytest.mark.parametrize(("stack", "rejected"), [("trainer", True), ("trl", True), ("llamafactory", False)])
+def test_fp16_weights_train_where_the_stack_casts_them(stack, rejected):
+    fields = {"method": "full", "weights_dtype": "fp16", "precision": "fp16", "stack": stack}
+    assert (rejection("1xT4", "Qwen2.5-0.5B", fields) is not None) == rejected

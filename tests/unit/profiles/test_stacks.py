@@ -48,3 +48,19 @@ def test_every_stack_says_where_it_was_read():
 def test_an_unknown_stack_names_those_there_are():
     with pytest.raises(UnknownNameError, match="trainr"):
         load_stack("trainr")
+
+
+@pytest.mark.parametrize(
+    ("stack", "fields", "upcasts"),
+    [
+        ("llamafactory", {"method": "lora"}, True),
+        ("llamafactory", {"method": "full"}, True),
+        ("llamafactory", {"method": "full", "precision": "none"}, False),
+        ("llamafactory", {"method": "full", "precision": "none", "weights_dtype": "fp32"}, True),
+        ("llamafactory", {"method": "lora", "precision": "none"}, True),
+        ("trl", {"method": "full"}, False),
+    ],
+)
+def test_llamafactory_casts_what_trains_but_in_pure_16_bit(stack, fields, upcasts):
+    config = RunConfig(**{"model": "m", "weights_dtype": "bf16", **fields})
+    assert load_stack(stack).upcasts(config) is upcasts

@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from written import about, fields, problems_of
+from written import fields, problems_of
 
 from ftplan.errors import CannotExpressError, ConfigFileError
 from ftplan.launcher.formats import deepspeed
@@ -177,7 +177,3 @@ def test_what_is_written_is_read_back(sharding, offload, batch):
 def test_other_shardings_are_not_deepspeeds(sharding):
     with pytest.raises(CannotExpressError, match="sharding"):
         deepspeed.content(config(sharding=sharding))
-
-
-def test_a_key_of_two_names_is_told_by_the_one_that_stands_there():
-    assert about(zero(2, cpu_offload=True), "zero_optimization.cpu_offload")

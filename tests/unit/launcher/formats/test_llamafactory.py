@@ -204,6 +204,13 @@ class TestExpandableSegments:
         ({"neat_packing": True, "stage": "pt"}, 0, "neat_packing", "sft"),
         ({"adapter_name_or_path": "a", "finetuning_type": "full"}, 0, "adapter_name_or_path", "LoRA"),
         ({"do_eval": True}, 0, "val_size", "evaluation"),
+        ({"eval_dataset": "x", "val_size": 0.1}, 0, "val_size", "both"),
+        ({"use_galore": True}, 0, "finetuning_type", "GaLore"),
+        ({"use_badam": True}, 0, "finetuning_type", "BAdam"),
+        ({"finetuning_type": "full", "use_dora": True}, 0, "finetuning_type", "use_dora"),
+        ({"finetuning_type": "full", "loraplus_lr_ratio": 16.0}, 0, "finetuning_type", "loraplus"),
+        ({"pissa_init": True, "quantization_bit": 4}, 0, "pissa_init", "16-bit"),
+        ({"pissa_init": True}, 3, "pissa_init", "ZeRO-3"),
     ],
 )
 def test_what_its_own_parser_refuses(settings, zero, key, part):
@@ -226,10 +233,21 @@ def test_what_its_own_parser_refuses(settings, zero, key, part):
         ({"do_eval": True, "eval_dataset": "x"}, 0),
         ({"use_galore": True, "finetuning_type": "full"}, 0),
         ({"neat_packing": True}, 0),
+        ({"use_dora": True, "loraplus_lr_ratio": 16.0}, 0),
+        ({"pissa_init": True}, 2),
     ],
 )
 def test_what_it_takes(settings, zero):
     assert problems_of(said(zero=zero, ranks=2, **settings), "conflict") == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "ranks", "refused"),
+    [("X=1", 1, True), ("FORCE_TORCHRUN=1", 1, False), ("X=1", 2, False), ("", 1, False)],
+)
+def test_deepspeed_needs_a_process_group(environment, ranks, refused):
+    part = said(zero=2, environment=environment, ranks=ranks)
+    assert [each.key for each in problems_of(part, "conflict")] == (["deepspeed"] if refused else [])
 
 
 @pytest.mark.parametrize("kind", ["freeze", "oft"])
