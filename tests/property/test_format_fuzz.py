@@ -266,7 +266,7 @@ BASES = {
     "swift": {"model": "gpt2", "tuner_type": "lora", "max_length": 64, "torch_dtype": "bfloat16"},
     "transformers": {"model_name_or_path": "gpt2", "output_dir": "x", "per_device_train_batch_size": 1},
     "torchtune": {
-        "model": {"_component_": "torchtune.models.llama3_2.lora_llama3_2_1b", "lora_rank": 8},
+        "model": {"_component_": "torchtune.models.llama3_2.lora_llama3_2_1b", "lora_attn_modules": ["q_proj"]},
         "tokenizer": {"_component_": "torchtune.models.llama3.llama3_tokenizer", "max_seq_len": 64},
         "optimizer": {"_component_": "torch.optim.AdamW", "lr": 1e-4},
         "batch_size": 1,
