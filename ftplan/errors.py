@@ -8,6 +8,8 @@
     │   ├── InventoryError        an inventory that does not parse; carries where
     │   ├── ModelConfigError      a model config that does not map; carries the missing fields
     │   ├── BatchError            a global batch that does not split over the ranks
+    │   ├── ConfigFileError       a framework's file that cannot be read or used; carries where
+    │   ├── CannotExpressError    a configuration that a framework's files cannot say; carries the fields
     │   └── DataError             a data file that cannot be read or used
     ├── DoesNotFitError           exit 1: no configuration fits
     └── RunFailedError            exit 3: a launched run failed

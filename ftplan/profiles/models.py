@@ -88,9 +88,12 @@ def list_models() -> tuple[ModelEntry, ...]:
     )
 
 
-def is_catalogued(name: str) -> bool:
-    """Whether the catalogue has a model of this name, in any case."""
-    return not _is_written_as_path(name) and name.strip().lower() in _slugs()
+def catalogued_namesake(name: str) -> str | None:
+    """The model of the catalogue whose name ends as ``name`` does: that is a copy, by somebody else or on another disk."""
+    last = name.strip().rstrip("/").rsplit("/", 1)[-1].lower()
+    if last in _slugs():
+        return last if last != name.strip().lower() else None
+    return next((known for known in _slugs() if known.endswith(f"/{last}") and known != name.strip().lower()), None)
 
 
 def hub_id(name: str) -> str:

@@ -21,7 +21,7 @@ from ftplan.planner.advice import advise
 from ftplan.planner.inventory import parse_inventory
 from ftplan.planner.rules import first_rejection
 from ftplan.profiles.frameworks import load_vocabulary
-from ftplan.profiles.models import is_catalogued, load_model
+from ftplan.profiles.models import catalogued_namesake, load_model
 from ftplan.profiles.runtime import runtime_figure
 from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Advice, Candidate, Estimate, Phase, Timeline
@@ -155,8 +155,8 @@ def _model(name: str) -> tuple[ModelProfile, tuple[Problem, ...]]:
     try:
         return load_model(name), ()
     except InputError:
-        namesake = name.rstrip("/").rsplit("/", 1)[-1]
-        if namesake == name or not is_catalogued(namesake):
+        namesake = catalogued_namesake(name)
+        if namesake is None:
             raise
     model = load_model(namesake)
     note = Problem(

@@ -5,6 +5,8 @@ import pytest
 from ftplan import errors
 from ftplan.errors import (
     BatchError,
+    CannotExpressError,
+    ConfigFileError,
     DataError,
     DoesNotFitError,
     FtplanError,
@@ -21,6 +23,8 @@ EXIT_CODES = {
     InventoryError: 2,
     ModelConfigError: 2,
     BatchError: 2,
+    ConfigFileError: 2,
+    CannotExpressError: 2,
     DataError: 2,
     DoesNotFitError: 1,
     RunFailedError: 3,
@@ -37,7 +41,7 @@ def test_every_error_of_the_tree_has_its_exit_code_here():
     assert tree - {FtplanError} == set(EXIT_CODES)
 
 
-@pytest.mark.parametrize("error", [UnknownNameError, InventoryError, ModelConfigError, BatchError, DataError])
+@pytest.mark.parametrize("error", [kind for kind in EXIT_CODES if kind.exit_code == 2])
 def test_what_the_user_wrote_wrong_is_an_input_error(error):
     assert issubclass(error, InputError)
 

@@ -21,20 +21,29 @@ RUN_CONFIG = """
 
 PLAN_REQUEST = """
     model inventory method global_batch seq_len seq_len_is_default seq_len_is_limit highest_rank objective
-    margin pins training missing_packages was
+    margin pins training missing_packages written_for not_written was
 """
 
 COMMANDS = {
     "plan": """
-        --model --gpus --method --global-batch --seq-len --max-seq --objective --margin --host-memory --link
-        --network --was-gpus --was-batch --learning-rate --lora-rank --rank --lora-alpha --lora-targets
-        --lora-dropout --adapter-dtype --quantization --double-quantization --no-double-quantization
-        --prepare-kbit --no-prepare-kbit --weights-dtype --precision --optimizer --gradient-checkpointing
-        --no-gradient-checkpointing --micro-batch --accumulation --padding --no-padding --packing
-        --no-packing --attention --kernels --loss-path --sharding --offload
-        --zero-reduce-bucket --zero-prefetch-bucket --zero-persistence-threshold --zero-overlap --no-zero-overlap
-        --sync-each-batch --no-sync-each-batch --stack --expandable-segments --no-expandable-segments --evaluates
-        --no-evaluates --samples --epochs --mean-tokens --price --confirm --out --json
+        --model --gpus --method --global-batch --seq-len --max-seq --objective --margin --host-memory
+        --link --network --was-gpus --was-batch --learning-rate --lora-rank --rank --lora-alpha
+        --lora-targets --lora-dropout --adapter-dtype --quantization --double-quantization
+        --no-double-quantization --prepare-kbit --no-prepare-kbit --weights-dtype --precision
+        --optimizer --gradient-checkpointing --no-gradient-checkpointing --micro-batch --accumulation
+        --padding --no-padding --packing --no-packing --attention --kernels --loss-path --sharding
+        --offload --zero-reduce-bucket --zero-prefetch-bucket --zero-persistence-threshold
+        --zero-overlap --no-zero-overlap --sync-each-batch --no-sync-each-batch --stack
+        --expandable-segments --no-expandable-segments --evaluates --no-evaluates --samples --epochs
+        --mean-tokens --price --confirm --out --format --for-version --dataset --job --json
+    """,
+    "check": """
+        --gpus --from --set --quick --fix --pick --was-gpus --was-batch --learning-rate --margin
+        --host-memory --link --network --model --method --lora-rank --lora-targets --weights-dtype
+        --precision --optimizer --gradient-checkpointing --no-gradient-checkpointing --seq-len
+        --micro-batch --accumulation --padding --no-padding --packing --no-packing --attention --kernels
+        --sharding --offload --stack --expandable-segments --no-expandable-segments --evaluates
+        --no-evaluates --format --json
     """,
     "estimate": """
         --model --gpus --method --lora-rank --lora-alpha --lora-targets --lora-dropout --adapter-dtype
