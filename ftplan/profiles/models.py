@@ -89,7 +89,7 @@ def list_models() -> tuple[ModelEntry, ...]:
 
 
 def catalogued_namesake(name: str) -> str | None:
-    """The model of the catalogue whose name ends as ``name`` does: that is a copy, by somebody else or on another disk."""
+    """The model of the catalogue whose name ends as ``name`` does: that is somebody's copy, or one on a disk."""
     last = name.strip().rstrip("/").rsplit("/", 1)[-1].lower()
     if last in _slugs():
         return last if last != name.strip().lower() else None

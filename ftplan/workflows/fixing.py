@@ -9,17 +9,15 @@ from typing import Any, Final
 from ftplan.errors import InputError
 from ftplan.estimators.analytic import estimate
 from ftplan.files import write_atomic
-from ftplan.launcher.formats.files import Files
-from ftplan.launcher.formats.given import Target
+from ftplan.launcher.formats.partial import Partial
 from ftplan.launcher.formats.patching import ENVIRONMENT, EVAL_KEYS, Patch, patch
 from ftplan.launcher.formats.reading import as_in
-from ftplan.launcher.formats.sources import Source
 from ftplan.planner.mending import Mended, Move, mended
 from ftplan.planner.waste import wasted
-from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Estimate
 from ftplan.spec import RunConfig
 from ftplan.verdicts import Fix, Problem, Severity
+from ftplan.workflows.case import Case
 from ftplan.workflows.rewriting import says
 
 NOT_A_CHOICE: Final = ("padding", "loss_path", "sync_each_batch")
@@ -27,37 +25,19 @@ NOT_A_CHOICE: Final = ("padding", "loss_path", "sync_each_batch")
 
 SAME_SPEED: Final = 1.03
 """Estimates of a step tell no smaller difference."""
-UNCHANGED_RATE: Final = 1e-4
-"""Any one rate, so that what is written before and after does not differ by it."""
 
 
-def target_of(cluster: Cluster) -> Target:
-    """What an edited configuration is for: the devices of ``cluster``; its learning rate stays the user's own."""
-    return Target(nodes=len(cluster.nodes), per_node=len(cluster.nodes[0].gpus), learning_rate=UNCHANGED_RATE)
-
-
-def fixes(
-    source: Source,
-    config: RunConfig,
-    told: Estimate,
-    model: ModelProfile,
-    cluster: Cluster,
-    margin: float,
-    files: Files,
-    *,
-    evaluation: bool = False,
-) -> tuple[Fix, ...]:
-    """What makes ``config`` fit, fastest first, each with its edits where the files' own words can say it.
+def fixes(case: Case, told: Estimate, *, evaluation: bool = False) -> tuple[Fix, ...]:
+    """What makes a configuration fit, fastest first, each with its edits where the files' own words can say it.
 
     ``evaluation`` says that it is evaluations of a micro-batch of their own that do not fit: they get that of training.
     """
-    target = target_of(cluster)
+    config, model, cluster, margin = case.config, case.model, case.cluster, case.margin
     known: dict[RunConfig, Patch | None] = {}
 
     def found(new: RunConfig) -> Patch | None:
         if new not in known:
-            made = patch(source, config, new, target, files, evaluation=evaluation)
-            known[new] = made if made is not None and says(source, made, config, new, target) else None
+            known[new] = _patched(case, new, evaluation=evaluation)
         return known[new]
 
     if evaluation and told.fits:
@@ -71,33 +51,26 @@ def fixes(
     return tuple(_fix(one, config, told, found(one.config)) for one in answers)
 
 
-def batch_fixes(
-    source: Source,
-    config: RunConfig,
-    told: Estimate,
-    model: ModelProfile,
-    cluster: Cluster,
-    margin: float,
-    files: Files,
-    was: Mapping[str, Any],
-) -> tuple[Fix, ...]:
-    """The accumulation that keeps the batch an earlier run had on ``was["gpus"]`` devices; none if nothing changed."""
-    if "gpus" not in was:
+def _patched(case: Case, new: RunConfig, *, evaluation: bool = False) -> Patch | None:
+    """The edits that say ``new``; None where the files' own words cannot say it."""
+    made = patch(case.source, case.config, new, case.target, case.files, evaluation=evaluation)
+    return made if made is not None and says(case.source, made, case.config, new, case.target) else None
+
+
+def batch_fixes(case: Case, told: Estimate) -> tuple[Fix, ...]:
+    """The accumulation that keeps the batch an earlier run had on its devices; none if nothing changed."""
+    if "gpus" not in case.was:
         return ()
-    ranks = 1 if config.sharding == "none" else cluster.world_size
-    samples = int(was.get("samples", config.micro_batch * config.accumulation * was["gpus"]))
-    accumulation, left = divmod(samples, config.micro_batch * ranks)
+    config = case.config
+    samples = int(case.was.get("samples", config.micro_batch * config.accumulation * case.was["gpus"]))
+    accumulation, left = divmod(samples, config.micro_batch * case.ranks)
     if left or not accumulation or accumulation == config.accumulation:
         return ()
     new = config.model_copy(update={"accumulation": accumulation})
-    kept = estimate(new, model, cluster, margin=margin, replays=True)
-    move = Move(
-        f"accumulation {accumulation}, which keeps the batch of {samples} samples", {"accumulation": accumulation}
-    )
-    made = patch(source, config, new, target_of(cluster), files)
-    if made is not None and not says(source, made, config, new, target_of(cluster)):
-        made = None
-    return (_fix(Mended((move,), new, kept), config, told, made),) if kept.fits else ()
+    kept = estimate(new, case.model, case.cluster, margin=case.margin, replays=True)
+    what = f"accumulation {accumulation}, which keeps the batch of {samples} samples"
+    mended_batch = Mended((Move(what, {"accumulation": accumulation}),), new, kept)
+    return (_fix(mended_batch, config, told, _patched(case, new)),) if kept.fits else ()
 
 
 def _fix(one: Mended, config: RunConfig, told: Estimate, made: Patch | None) -> Fix:
@@ -118,13 +91,11 @@ def _changed_fields(old: RunConfig, new: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in after.items() if before[name] != value and name not in NOT_A_CHOICE}
 
 
-def waste_problems(
-    source: Source, config: RunConfig, told: Estimate, model: ModelProfile, cluster: Cluster, margin: float
-) -> list[Problem]:
+def waste_problems(case: Case, told: Estimate) -> list[Problem]:
     """What the configuration pays without need, as problems with the gain."""
     found = []
-    for one in wasted(config, told, model, cluster, margin=margin):
-        key = _key_of(source, one.move.fields)
+    for one in wasted(case.config, told, case.model, case.cluster, margin=case.margin):
+        key = _key_of(case.part, one.move.fields)
         found.append(
             Problem(
                 "inefficiency",
@@ -143,24 +114,24 @@ def _gain(ratio: float) -> str:
     return f"about {ratio - 1:.0%} faster" if ratio >= SAME_SPEED else "as fast, with less machinery"
 
 
-def _key_of(source: Source, fields: Mapping[str, Any]) -> str:
+def _key_of(part: Partial, fields: Mapping[str, Any]) -> str:
     """The user's own word for the first field that changes."""
-    part = source.understood(1)
     origin = next((part.origins[name] for name in fields if name in part.origins), None)
     return origin.key if origin is not None else ""
 
 
-def write_fix(source: Source, config: RunConfig, fix: Fix, cluster: Cluster, files: Files) -> tuple[Path, ...]:
+def write_fix(case: Case, fix: Fix) -> tuple[Path, ...]:
     """Write ``fix`` into the user's files and return what was written; raises InputError where its edits are none.
 
     Every file is replaced whole or not at all. What belongs into the environment or onto a command line is left to the
     user, who is told.
     """
     evaluation = any(change.key.removeprefix("--") in EVAL_KEYS for change in fix.changes)
-    made = patch(source, config, fix.config, target_of(cluster), files, evaluation=evaluation)
+    made = patch(case.source, case.config, fix.config, case.target, case.files, evaluation=evaluation)
     if made is None or not (made.texts or made.new_files):
         raise InputError("this fix cannot be written into the files", hint="make the change by hand", field="fix")
-    base = source.given.base if not source.given.base.suffix else source.given.base.parent
+    given = case.source.given.base
+    base = given if not given.suffix else given.parent
     new = {base / name: text for name, text in made.new_files.items()}
     taken = [path for path in new if path.exists()]
     if taken:
