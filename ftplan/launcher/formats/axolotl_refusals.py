@@ -39,6 +39,12 @@ def _offloads(settings: Settings) -> bool:
     return isinstance(inside, Mapping) and bool(inside.get("offload_params") or inside.get("fsdp_offload_params"))
 
 
+def _loads_once(settings: Settings) -> bool:
+    inside = settings.value("fsdp_config", {})
+    keys = ("cpu_ram_efficient_loading", "fsdp_cpu_ram_efficient_loading")
+    return isinstance(inside, Mapping) and any(bool(inside.get(key)) for key in keys)
+
+
 def _checkpoints(settings: Settings) -> bool:
     return settings.text("gradient_checkpointing", "false").lower() not in ("false", "no", "off", "none", "0")
 
@@ -55,6 +61,12 @@ CONFLICTS: Final[tuple[Rule, ...]] = (
         lambda settings: _counted(settings, "batch_size", "gradient_accumulation_steps") == 2,
         "only one of gradient_accumulation_steps and batch_size may be set",
         "leave batch_size out",
+    ),
+    Rule(
+        "fsdp_config",
+        lambda settings: fsdp_version(settings) == 2 and _loads_once(settings) and settings.flag("load_in_4bit"),
+        "FSDP2 does not support cpu_ram_efficient_loading with load_in_4bit (from 0.19 on)",
+        "set fsdp_config.cpu_ram_efficient_loading to false",
     ),
     Rule(
         "datasets",

@@ -112,7 +112,7 @@ def _sharding(config: RunConfig, target: Target) -> dict[str, Any]:
         "fsdp_version": 2,
         "fsdp_config": {
             "offload_params": config.offload != "none",
-            "cpu_ram_efficient_loading": True,
+            "cpu_ram_efficient_loading": config.quantization == "none",
             "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
             "state_dict_type": "SHARDED_STATE_DICT",
             "reshard_after_forward": config.sharding != "fsdp2-grad-op",

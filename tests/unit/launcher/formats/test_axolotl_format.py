@@ -410,6 +410,13 @@ REFUSED = [
     ("micro_batch_size", {"gradient_accumulation_steps": ...}),
     ("batch_size", {"batch_size": 8}),
     ("datasets", {"datasets": ...}),
+    (
+        "fsdp_config",
+        {
+            **{"adapter": "qlora", "load_in_4bit": True, "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True},
+            **{"fsdp_version": 2, "fsdp_config": {"cpu_ram_efficient_loading": True}},
+        },
+    ),
     ("load_in_4bit", {"load_in_4bit": True}),
     ("load_in_4bit", {"adapter": "qlora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}),
     ("load_in_8bit", {"adapter": "qlora", "load_in_8bit": True, "load_in_4bit": True}),
