@@ -10,7 +10,7 @@ from ftplan.errors import InputError
 from ftplan.estimators.analytic import estimate
 from ftplan.files import write_atomic
 from ftplan.launcher.formats.partial import Partial
-from ftplan.launcher.formats.patching import ENVIRONMENT, EVAL_KEYS, Patch, patch
+from ftplan.launcher.formats.patching import COMMAND_LINE, ENVIRONMENT, EVAL_KEYS, Patch, patch
 from ftplan.launcher.formats.reading import as_in
 from ftplan.planner.mending import Mended, Move, mended
 from ftplan.planner.waste import wasted
@@ -150,5 +150,5 @@ def by_hand(fix: Fix) -> tuple[str, ...]:
     return tuple(
         f"{change.key}={change.new}" if change.file == ENVIRONMENT else f"{change.key} {change.new}"
         for change in fix.changes
-        if change.file in (ENVIRONMENT, "command line")
+        if change.file in (ENVIRONMENT, COMMAND_LINE)
     )

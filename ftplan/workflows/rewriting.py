@@ -7,7 +7,7 @@ from typing import Final
 from ftplan.errors import FtplanError
 from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.given import Target
-from ftplan.launcher.formats.patching import ENVIRONMENT, Patch
+from ftplan.launcher.formats.patching import COMMAND_LINE, ENVIRONMENT, Patch
 from ftplan.launcher.formats.sources import Source, opened
 from ftplan.spec import RunConfig
 
@@ -40,9 +40,9 @@ def says(source: Source, made: Patch, old: RunConfig, new: RunConfig, target: Ta
 def _elsewhere(made: Patch) -> frozenset[str]:
     """Fields that edits outside of files decide."""
     found: frozenset[str] = frozenset({"expandable_segments"})
-    if any(change.file == "command line" and change.key == "launch with" for change in made.changes):
+    if any(change.file == COMMAND_LINE and change.key == "launch with" for change in made.changes):
         found |= BY_LAUNCH
-    if any(change.file == "command line" and change.key.startswith("--") for change in made.changes):
+    if any(change.file == COMMAND_LINE and change.key.startswith("--") for change in made.changes):
         found |= frozenset(RunConfig.model_fields)
     if any(change.file == ENVIRONMENT for change in made.changes):
         found |= {"expandable_segments"}

@@ -26,6 +26,7 @@ from ftplan.spec import RunConfig
 from ftplan.verdicts import Change
 
 ENVIRONMENT: Final = "environment"
+COMMAND_LINE: Final = "command line"
 EVAL_KEYS: Final = ("per_device_eval_batch_size", "eval_batch_size")
 """Names of an evaluation's own micro-batch."""
 
@@ -101,14 +102,16 @@ class _Writer:
         changes = {key: value for key, value in changes.items() if value is not None or key in settings}
         changes = {key: value for key, value in changes.items() if settings.value(key) != value}
         document = given.document
-        stated = {key for key in changes if key in settings and settings[key].place.file == given.launch.script}
-        on_command = document is None or (given.launch.script and stated)
-        in_file = {key: each for key, each in changes.items() if document is not None and key not in stated}
-        if document is not None and in_file:
+        if document is None:
+            self._edit_command(changes)
+            return
+        # What a command states beside the file has the last word, and has to change there.
+        beside = {key for key in changes if key in settings and settings[key].place.file != document.name}
+        in_file = {key: each for key, each in changes.items() if key not in beside}
+        if in_file:
             self._edit(document, in_file)
-        words = {key: each for key, each in changes.items() if key not in in_file}
-        if words and on_command:
-            self._edit_command(words)
+        if beside:
+            self._edit_command({key: each for key, each in changes.items() if key in beside})
 
     def _edit(self, document: Document, changes: Mapping[str, Any]) -> None:
         for key, value in changes.items():
@@ -120,9 +123,8 @@ class _Writer:
         launch = self.source.given.launch
         changes = {key: _as_word(value) for key, value in _whole(changes, self.after.main).items()}
         for key, value in changes.items():
-            self.changes.append(
-                Change(launch.script or "command line", f"--{key}", self.source.given.settings.value(key), value)
-            )
+            place = launch.script or COMMAND_LINE
+            self.changes.append(Change(place, f"--{key}", self.source.given.settings.value(key), value))
         if launch.script:
             path = Path(launch.script)
             text = self.texts.get(path) or read_config(path)
@@ -154,7 +156,7 @@ class _Writer:
         document = self.source.given.document
         own = shlex.quote(document.path.name) if document is not None else "..."
         command = " ".join(own if word == self.after.main_name else word for word in self.after.command)
-        self.changes.append(Change("command line", "launch with", None, command))
+        self.changes.append(Change(COMMAND_LINE, "launch with", None, command))
 
     def _document(self, sign: str) -> Document | None:
         """The library's file among those that were read."""
