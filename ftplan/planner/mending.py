@@ -186,6 +186,8 @@ def _moves(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Iterator
             yield Move("expandable segments", {"expandable_segments": True})
         if config.kernels == "none":
             yield Move("Liger's kernels", {"kernels": "liger"})
+    if config.optimizer == "adamw_torch" and not on_cpu:
+        yield Move("a fused optimizer step, which makes no temporaries", {"optimizer": "adamw_torch_fused"})
     if config.attention == "eager" and "sdpa" in model.layers[0].attention.supports:
         yield Move("fused attention (sdpa)", {"attention": "sdpa"})
     yield from _shardings(config, cluster)

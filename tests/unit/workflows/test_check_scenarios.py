@@ -224,3 +224,36 @@ output_dir: out
         assert new == self.TEXT.replace("gradient_accumulation_steps: 8", "gradient_accumulation_steps: 1")
         again = checking.check(checking.Asked((path,), gpus="8xRTX4090"))
         assert again.check.global_batch == 16
+
+
+class TestScenario9:
+    """9. llama-cookbook: LoRA under FSDP, full fine-tuning in pure bf16, 70B with low-memory loading."""
+
+    TRAIN = "torchrun --nnodes 1 --nproc_per_node {gpus} finetuning.py --enable_fsdp"
+    SAVING = "--dist_checkpoint_root_folder checkpoints --dist_checkpoint_folder fine-tuned"
+
+    def checked(self, gpus, command):
+        words = (*self.TRAIN.format(gpus=gpus.split("x")[0]).split(), *command.split(), *self.SAVING.split())
+        return checking.check(checking.Asked(words, gpus=gpus, mends=False)).check
+
+    def test_lora_on_four_a100(self):
+        check = self.checked("4xA100-80GB", "--use_peft --peft_method lora --model_name meta-llama/Llama-3.1-8B")
+        assert (check.config.method, check.config.sharding, check.config.lora_targets) == (
+            "lora",
+            "fsdp2",
+            "q_proj,v_proj",
+        )
+        assert check.verdict is Verdict.FITS
+
+    def test_full_in_pure_bf16_on_eight(self):
+        check = self.checked("8xA100-80GB", "--fsdp_config.pure_bf16 --model_name meta-llama/Llama-3.1-8B")
+        assert (check.config.method, check.config.weights_dtype, check.config.precision) == ("full", "bf16", "none")
+        assert check.verdict is Verdict.FITS
+
+    def test_70b_ends_in_the_optimizer_step(self):
+        command = "--low_cpu_fsdp --fsdp_config.pure_bf16 --model_name meta-llama/Llama-3.1-70B --batch_size_training 1"
+        check = self.checked("8xH100", command)
+        assert check.verdict is Verdict.OOM
+        assert [each.phase for each in check.phases if not each.fits] == ["optimizer"]
+        assert check.estimate.host.fits
+        assert any(each.kind == "host-memory" and "low_cpu_fsdp" in each.message for each in check.problems)
