@@ -19,6 +19,8 @@ from ftplan.errors import FtplanError, UnknownNameError
 from ftplan.workflows.checking import Asked, check
 
 MODEL = "Qwen2.5-7B"
+STATED = {"model": MODEL, "method": "lora", "seq_len": 2048, "micro_batch": 1}
+"""What a launcher's or library's file leaves open."""
 GPUS = "8xA100-80GB"
 SUFFIXES = (".yaml", ".yml", ".json", ".sh", ".slurm", ".py")
 
@@ -70,7 +72,7 @@ def examined(file: tuple[str, str, str]) -> dict[str, Any]:
 def _with_a_model(row: dict[str, Any], path: str) -> dict[str, Any]:
     """A launcher's or library's file says a part; the rest is stated as a user would."""
     try:
-        found = check(Asked((path,), gpus=GPUS, fields={"model": MODEL, "method": "lora"}, mends=False)).check
+        found = check(Asked((path,), gpus=GPUS, fields=STATED, mends=False)).check
     except FtplanError as error:
         return {**row, "verdict": "no verdict", "reason": error.message[:160]}
     problems = [f"{each.kind}: {each.key or each.message}" for each in found.problems if each.severity != "note"]

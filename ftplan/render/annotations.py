@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from ftplan import __version__
 from ftplan.render.checks import change_line
-from ftplan.render.console import size
+from ftplan.render.console import plain, size
 from ftplan.verdicts import Check, Fix, Problem, Severity, Verdict
 
 GITHUB: Final = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.NOTE: "notice"}
@@ -42,7 +42,7 @@ def text_of(problem: Problem) -> str:
     needs = ""
     if problem.needed_bytes is not None and problem.available_bytes is not None:
         needs = f": needs {size(problem.needed_bytes)} of {size(problem.available_bytes)}"
-    return f"{problem.message}{needs}" + (f" (hint: {problem.hint})" if problem.hint else "")
+    return plain(f"{problem.message}{needs}" + (f" (hint: {problem.hint})" if problem.hint else ""))
 
 
 def verdict_text(check: Check) -> str:
@@ -55,7 +55,7 @@ def verdict_text(check: Check) -> str:
 
 def _fix_text(fix: Fix) -> str:
     changes = "; ".join(change_line(change) for change in fix.changes)
-    return f"fix: {fix.what} ({fix.speed_ratio:.2f} times the speed)" + (f": {changes}" if changes else "")
+    return plain(f"fix: {fix.what} ({fix.speed_ratio:.2f} times the speed)" + (f": {changes}" if changes else ""))
 
 
 def _escaped(text: str) -> str:

@@ -29,6 +29,7 @@ from ftplan.workflows.doubts import (
     quantized_already,
     refused,
     supported_attention,
+    unstated,
 )
 from ftplan.workflows.fixing import batch_fixes, fixes, waste_problems, write_fix
 from ftplan.workflows.inputs import run_config
@@ -95,6 +96,7 @@ def check(asked: Asked) -> Checked:
     problems = (
         *there.problems,
         *launching(source, inventory, cluster, told.estimate),
+        *unstated(part, asked.fields),
         *part.problems,
         *wrong_names,
         *taken_for,

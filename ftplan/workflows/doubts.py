@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 from ftplan.errors import InputError
 from ftplan.estimators.targets import targeted_linears
@@ -34,6 +34,22 @@ def model_called(name: str) -> tuple[ModelProfile, tuple[Problem, ...]]:
         "assumption", Severity.NOTE, f"{name} is not here: taken for {model.id}, by its name", key="model", hint=""
     )
     return model, (note,)
+
+
+def unstated(part: Partial, beside: Mapping[str, Any]) -> Iterator[Problem]:
+    """What decides memory and nobody said: a library's file alone names no method, length or micro-batch."""
+    for name, option in (("method", "--method"), ("seq_len", "--seq-len"), ("micro_batch", "--micro-batch")):
+        if name not in part.fields and name not in beside:
+            usual = RunConfig.model_fields[name].default
+            yield Problem(
+                "unresolved",
+                Severity.WARNING,
+                f"these files do not say {name.replace('_', ' ')}: {usual} is taken",
+                hint=f"state it with {option}",
+                key=name,
+                may_need_more=True,
+                may_need_less=True,
+            )
 
 
 def supported_attention(config: RunConfig, model: ModelProfile, part: Partial) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,7 @@ from ftplan.estimators.analytic import estimate
 from ftplan.files import write_atomic
 from ftplan.launcher.formats.partial import Partial
 from ftplan.launcher.formats.patching import COMMAND_LINE, ENVIRONMENT, EVAL_KEYS, Patch, patch
-from ftplan.launcher.formats.reading import as_in
+from ftplan.launcher.formats.reading import as_in, shown
 from ftplan.planner.mending import Mended, Move, mended
 from ftplan.planner.waste import wasted
 from ftplan.results import Estimate
@@ -127,9 +128,11 @@ def write_fix(case: Case, fix: Fix) -> tuple[Path, ...]:
     user, who is told.
     """
     evaluation = any(change.key.removeprefix("--") in EVAL_KEYS for change in fix.changes)
-    made = patch(case.source, case.config, fix.config, case.target, case.files, evaluation=evaluation)
+    made = _patched(case, fix.config, evaluation=evaluation) if fix.changes else None
     if made is None or not (made.texts or made.new_files):
         raise InputError("this fix cannot be written into the files", hint="make the change by hand", field="fix")
+    for path in made.texts:
+        _require_own(case, path)
     given = case.source.given.base
     base = given if not given.suffix else given.parent
     new = {base / name: text for name, text in made.new_files.items()}
@@ -139,10 +142,27 @@ def write_fix(case: Case, fix: Fix) -> tuple[Path, ...]:
     written = {**new, **made.texts}
     try:
         for path, text in written.items():
-            write_atomic(path, as_in(path, text))
+            _replace(path, text)
     except OSError as error:
         raise InputError(f"cannot write: {error.strerror}", hint="make the change by hand", field="fix") from error
     return tuple(written)
+
+
+def _require_own(case: Case, path: Path) -> None:
+    """Raise InputError for a file that is neither beside the configuration nor below the current folder."""
+    folders = (Path.cwd(), Path(case.source.words[0]).resolve().parent)
+    if not any(path.resolve().is_relative_to(folder) for folder in folders):
+        hint = "make the change by hand, or run this in a folder above it"
+        raise InputError(f"{shown(path)} is outside of the configuration's folder", hint=hint, field="fix")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put ``text`` into the file that ``path`` leads to, which keeps its mode, line ends and byte order mark."""
+    real = path.resolve()
+    mode = real.stat().st_mode if real.exists() else None
+    write_atomic(real, as_in(real, text))
+    if mode is not None:
+        real.chmod(stat.S_IMODE(mode))
 
 
 def by_hand(fix: Fix) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import yaml
@@ -93,8 +93,3 @@ def plain_value(text: str) -> Any:
     if isinstance(value, dict):
         return value if text.lstrip().startswith("{") else text
     return value if value is None or isinstance(value, bool | int | float | str | list) else text
-
-
-def leading_files(words: Sequence[Word], suffixes: Collection[str]) -> tuple[Word, ...]:
-    """The words that name a file by one of ``suffixes``."""
-    return tuple(word for word in words if word.text.lower().endswith(tuple(suffixes)))

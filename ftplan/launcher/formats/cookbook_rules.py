@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from ftplan.errors import ConfigFileError
+from ftplan.launcher.formats.dialect import OWN_LOOP_WITHIN, unmeasured
 from ftplan.launcher.formats.fsdp import BY_NUMBER, STRATEGIES
 from ftplan.launcher.formats.given import Given
 from ftplan.launcher.formats.partial import ANY_SHAPE, Shape
 from ftplan.launcher.formats.settings import FALSE, TRUE, Settings
-from ftplan.launcher.formats.unmeasured import unmeasured
 from ftplan.profiles.models import list_models
 from ftplan.verdicts import Problem, Severity
 
@@ -193,7 +193,7 @@ def conflicts(settings: Settings, given: Given) -> Iterator[Problem]:
 
 def assumptions(settings: Settings, given: Given, fields: Mapping[str, Any]) -> Iterator[Problem]:
     """What is estimated otherwise than it runs, with what it may be off by."""
-    yield unmeasured("llama-cookbook", SOURCE)
+    yield unmeasured("llama-cookbook", SOURCE, OWN_LOOP_WITHIN)
     if settings.flag("use_peft") and _method(settings) != "lora":
         why = f"{_method(settings)[:20]} has other parameters and activations than LoRA"
         yield _unmodelled(settings, "peft_method", why)

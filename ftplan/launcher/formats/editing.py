@@ -200,9 +200,14 @@ def _lines(new: Mapping[str, Any], column: int) -> str:
     return found
 
 
-def edited_script(text: str, program: str, changes: Mapping[str, Any]) -> str:
-    """A shell script with the options of the command that runs ``program`` set, or taken out where a value is None."""
-    command = next((each.words for each in commands(text) if any(word.text == program for word in each.words)), None)
+def edited_script(text: str, words: Sequence[Word], changes: Mapping[str, Any]) -> str:
+    """A shell script with the options of one of its commands set, or taken out where a value is None.
+
+    ``words`` are some of that command, as they were read from ``text``: a script may start one program several times.
+    """
+    places = {(word.start, word.end) for word in words}
+    found = (each.words for each in commands(text))
+    command = next((each for each in found if places & {(word.start, word.end) for word in each}), None)
     if command is None:
         return text
     edits: list[tuple[int, int, str]] = []

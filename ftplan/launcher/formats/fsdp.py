@@ -29,8 +29,9 @@ BY_NUMBER: Final = {
 FSDP1_WITHIN: Final = 0.15
 """How far FSDP1 may be from FSDP2, as which it is estimated; assumed.
 
-One rank of two, with collectives that answer at once, held as many bytes of tensors under either, 0.3 and 0.8 % more than
-told, and reserved up to 9 % more under FSDP1 (benchmarks/data/llamafactory.jsonl); a real pair of cards was not measured.
+One rank of two, with collectives that answer at once, held as many bytes of tensors under either, 0.3 and 0.8 % more
+than told, and reserved up to 9 % more under FSDP1 (benchmarks/data/llamafactory.jsonl). Two real cards were not
+measured.
 """
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from ftplan.errors import ConfigFileError
 from ftplan.launcher.formats import trainer
 from ftplan.launcher.formats.given import Format, Given
-from ftplan.launcher.formats.llamafactory_rules import ATTENTION, is_bnb, problems_of
+from ftplan.launcher.formats.llamafactory_rules import ATTENTION, is_bnb, problems_of, strictly
 from ftplan.launcher.formats.llamafactory_writing import emit
 from ftplan.launcher.formats.partial import Partial
 from ftplan.launcher.formats.settings import Setting, Settings
@@ -80,7 +80,7 @@ def parse(given: Given) -> Partial:
         "padding": Setting("packing", None),
     }
     fields["expandable_segments"] = _expandable(given)
-    problems = (*trainer.audited(given, NAME, MODELLED), *problems_of(given, base))
+    problems = (*strictly(trainer.audited(given, NAME, MODELLED), given), *problems_of(given, base))
     return Partial(fields, origins, problems=problems).over(base)
 
 

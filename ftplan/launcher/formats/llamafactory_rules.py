@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from ftplan.launcher.formats import deepspeed
@@ -135,10 +136,10 @@ CONFLICTS: Final[tuple[_Rule, ...]] = (
     (
         "val_size",
         lambda settings, _: (
-            settings.flag("do_eval") and not settings.number("val_size", 0) and not settings.value("eval_dataset")
+            _evaluates(settings) and not settings.number("val_size", 0) and not settings.value("eval_dataset")
         ),
         "an evaluation needs eval_dataset or val_size",
-        "set val_size, or leave do_eval out",
+        "set val_size, or evaluate not at all",
     ),
 )
 """What its own parser refuses before anything is loaded: the key, when, why, and what to do."""
@@ -159,6 +160,24 @@ def _launch_conflicts(given: Given, sharding: str) -> Iterator[Problem]:
             place=given.settings.place("deepspeed"),
             source=SOURCE,
         )
+
+
+def _evaluates(settings: Settings) -> bool:
+    """do_eval, which transformers sets itself where there is a strategy, or a generation in its place."""
+    asked = settings.text("eval_strategy", "no").lower() not in ("no", "false")
+    return asked or settings.flag("do_eval") or settings.flag("predict_with_generate")
+
+
+def strictly(problems: Iterable[Problem], given: Given) -> Iterator[Problem]:
+    """``problems`` with keys: those that its parser does not know, or no more, it refuses, but for ALLOW_EXTRA_ARGS."""
+    lenient = given.launch.variable("ALLOW_EXTRA_ARGS").lower() in ("1", "true")
+    for each in problems:
+        gone = each.kind in ("unknown-key", "removed-key")
+        gone = gone or (each.kind == "renamed-key" and each.severity is Severity.WARNING)
+        if gone and not lenient:
+            yield replace(each, severity=Severity.ERROR, message=f"{each.message}, and LLaMA-Factory refuses it")
+        else:
+            yield each
 
 
 def problems_of(given: Given, base: Partial) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ import yaml
 from ftplan.errors import ConfigFileError, FtplanError
 from ftplan.launcher.formats.document import Document
 from ftplan.launcher.formats.editing import edited, edited_script
-from ftplan.launcher.formats.files import Files
+from ftplan.launcher.formats.files import SUFFIXES, Files
 from ftplan.launcher.formats.given import ACCELERATE_FILE, DEEPSPEED_FILE, Emitted, Target
 from ftplan.launcher.formats.reading import read_config
 from ftplan.launcher.formats.sources import Source
@@ -52,20 +52,13 @@ def patch(
         return None
     try:
         after = emit(new, target)
-        before = _emitted_before(emit, old, new, target)
+        before = emit(old, target)
     except FtplanError:
         return None
     try:
         return _Writer(source, files, before, after, EVAL_KEYS if evaluation else ()).patch()
     except ConfigFileError:  # values that are shared through an alias, for one
         return None
-
-
-def _emitted_before(emit: Any, old: RunConfig, new: RunConfig, target: Target) -> Emitted:
-    """What the format writes for ``old``; where it cannot say that exactly, for as much of it as changes."""
-    found: Emitted = emit(old, target)
-    del new
-    return found
 
 
 class _Writer:
@@ -127,8 +120,10 @@ class _Writer:
             self.changes.append(Change(place, f"--{key}", self.source.given.settings.value(key), value))
         if launch.script:
             path = Path(launch.script)
+            if path.suffix.lower() in SUFFIXES:
+                raise ConfigFileError(f"{launch.script}: a command inside is not edited", file=launch.script)
             text = self.texts.get(path) or read_config(path)
-            self.texts[path] = edited_script(text, launch.program, changes)
+            self.texts[path] = edited_script(text, launch.arguments, changes)
 
     def _deepspeed(self, main: dict[str, Any]) -> None:
         """A new file beside the configuration, or edits of the one it names."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from ftplan.launcher.formats.dialect import OWN_LOOP_WITHIN, unmeasured
 from ftplan.launcher.formats.launch import Launch
 from ftplan.launcher.formats.settings import Settings
 from ftplan.launcher.formats.torchtune_models import Builder
 from ftplan.launcher.formats.torchtune_recipes import Recipe
-from ftplan.launcher.formats.unmeasured import unmeasured
 from ftplan.profiles.models import load_model
 from ftplan.units import DTYPE_BYTES
 from ftplan.verdicts import Problem, Severity
@@ -30,7 +30,7 @@ def assumptions(
     settings: Settings, recipe: Recipe, builder: Builder | None, fields: Mapping[str, Any], launch: Launch
 ) -> Iterator[Problem]:
     """Every such thing, with what it may be off by."""
-    yield unmeasured("torchtune", SOURCE)
+    yield unmeasured("torchtune", SOURCE, OWN_LOOP_WITHIN)
     if settings.value("tokenizer.max_seq_len") is None:
         yield _no_length(settings, fields)
     yield from _loss(settings, builder, fields, recipe)

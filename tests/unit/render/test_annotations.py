@@ -30,7 +30,7 @@ def test_what_is_sound_is_a_notice():
 
 def test_percent_newlines_colons_and_commas_are_escaped_as_github_reads_them():
     line = next(github_lines(check(AWKWARD)))
-    assert line == ("::error file=a%2Cb%3Ac%25.yaml,line=7,title=ftplan%3A memory::50%25 of a: b,%0Ac%0D (hint: none)")
+    assert line == ("::error file=a%2Cb%3Ac%25.yaml,line=7,title=ftplan%3A memory::50%25 of a: b,%0Ac\\r (hint: none)")
     assert "\n" not in line
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from ftplan.launcher.formats.arguments import argument_settings, leading_files, plain_value
-from ftplan.launcher.formats.words import Word, commands
+from ftplan.launcher.formats.arguments import argument_settings, plain_value
+from ftplan.launcher.formats.words import commands
 
 
 def values(line):
@@ -83,8 +83,3 @@ def test_plain_values(text, value):
     found = plain_value(text)
     assert found == value
     assert type(found) is type(value)
-
-
-def test_leading_files():
-    words = [Word("train"), Word("A.YAML"), Word("b.json")]
-    assert [word.text for word in leading_files(words, (".yaml",))] == ["A.YAML"]

@@ -5,6 +5,7 @@ import pytest
 from ftplan.errors import ConfigFileError
 from ftplan.launcher.formats.document import parse_document
 from ftplan.launcher.formats.editing import edited, edited_script
+from ftplan.launcher.formats.words import commands
 
 YAML = """# head
 model: gpt2   # the base
@@ -147,8 +148,22 @@ echo --lr 5
     ],
 )
 def test_scripts_keep_everything_else(changes, old, new):
-    assert edited_script(SCRIPT, "train.py", changes) == SCRIPT.replace(old, new, 1)
+    assert edited_script(SCRIPT, arguments_of(SCRIPT, "train.py"), changes) == SCRIPT.replace(old, new, 1)
 
 
-def test_a_script_without_the_program_stays_as_it_is():
-    assert edited_script(SCRIPT, "other.py", {"lr": 1}) == SCRIPT
+def arguments_of(script, program, number=0):
+    """The words after a program's name in the command that starts it, as a launch has them."""
+    found = [each.words for each in commands(script) if any(word.text == program for word in each.words)]
+    words = found[number]
+    at = next(index for index, word in enumerate(words) if word.text == program)
+    return words[at + 1 :]
+
+
+def test_a_script_without_the_command_stays_as_it_is():
+    assert edited_script(SCRIPT, (), {"lr": 1}) == SCRIPT
+
+
+def test_of_two_commands_of_a_program_the_one_that_is_meant_is_edited():
+    script = "train.py --lr 1 --size 8\ntrain.py --lr 1 --size 70\n"
+    edited_one = edited_script(script, arguments_of(script, "train.py", 1), {"lr": 2})
+    assert edited_one == "train.py --lr 1 --size 8\ntrain.py --lr 2 --size 70\n"
