@@ -8,11 +8,12 @@ seconds.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache, cached_property
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from pydantic import TypeAdapter
 
@@ -437,6 +438,9 @@ class RunRecord:
     basis: Basis = Basis()
 
 
+_CONTROLS: Final = re.compile("[\x7f-\x9f]")
+
+
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
@@ -448,8 +452,11 @@ def to_jsonable(result: object) -> Any:
 
 
 def to_json(result: object) -> str:
-    """``result`` as an indented JSON document with a final newline."""
-    return json.dumps(to_jsonable(result), indent=2, ensure_ascii=False) + "\n"
+    """``result`` as an indented JSON document with a final newline; control characters are spelled out."""
+    text = json.dumps(to_jsonable(result), indent=2, ensure_ascii=False) + "\n"
+    return _CONTROLS.sub(
+        lambda found: f"\\u{ord(found[0]):04x}", text
+    )  # json leaves DEL and those after it as they are
 
 
 def from_json(kind: type[_T], document: str | bytes) -> _T:

@@ -156,7 +156,8 @@ def test_edited_scripts_run_the_same_command_with_the_changes(options, changes):
 
     lines = [f"  --{key} {quoted(value)}" for key, value in options.items()]
     script = "#!/bin/sh\n# --lr 5\ntorchrun train.py" + "".join(f" \\\n{line}" for line in lines) + "\necho --lr 7\n"
-    found = list(commands(edited_script(script, "train.py", changes)))
+    words = next(commands(script)).words[1:]
+    found = list(commands(edited_script(script, words, changes)))
     words = [word.text for word in found[0].words]
     assert words[:2] == ["torchrun", "train.py"]
     assert not any(word.unresolved for word in found[0].words)

@@ -7,7 +7,7 @@ from strategies import configs
 from ftplan.errors import CannotExpressError
 from ftplan.launcher.formats.given import Target
 from ftplan.launcher.formats.llamafactory import FORMAT, pins
-from ftplan.launcher.formats.rendering import _spelled_targets, _without_effect, read_back, rendered
+from ftplan.launcher.formats.rendering import _without_effect, read_back, rendered, spelled_targets
 from ftplan.profiles.models import hub_id
 from ftplan.spec import RunConfig
 
@@ -33,7 +33,7 @@ shapes = st.tuples(st.sampled_from((1, 2)), st.sampled_from((1, 2, 8)))
 
 def same(back, config):
     ignored = _without_effect(config)
-    meant = config.model_copy(update={"model": hub_id(config.model), "lora_targets": _spelled_targets(config)})
+    meant = config.model_copy(update={"model": hub_id(config.model), "lora_targets": spelled_targets(config)})
     return [
         name for name in RunConfig.model_fields if name not in ignored and getattr(back, name) != getattr(meant, name)
     ]

@@ -39,7 +39,7 @@ def written(chosen: Format, config: RunConfig, target: Target) -> tuple[Emitted,
     """What the format says, and the files by name; raises as `rendered` does."""
     if chosen.emit is None:
         raise InputError(f"{chosen.title} is read, not written", field="format")
-    config = config.model_copy(update={"model": _loadable(config.model), "lora_targets": _spelled_targets(config)})
+    config = config.model_copy(update={"model": _loadable(config.model), "lora_targets": spelled_targets(config)})
     version = target.version or load_vocabulary(chosen.vocabulary).version
     emitted = chosen.emit(config, target)
     files = _files(emitted, f"{chosen.title} {version}")
@@ -58,7 +58,7 @@ def _loadable(model: str) -> str:
         return hub_id(model)
 
 
-def _spelled_targets(config: RunConfig) -> str:
+def spelled_targets(config: RunConfig) -> str:
     """``qv`` as the names that the model's modules have; other targets, and those of an unknown model, as they are."""
     if "qv" not in config.target_names:
         return config.lora_targets

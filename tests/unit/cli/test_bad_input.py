@@ -54,7 +54,7 @@ BAD = [
     ("error: price: ", (*ESTIMATE, "--samples", "10", "--price", "inf")),
     ("error: attention: ", (*ESTIMATE, "--attention", "flash3")),
     ("error: weights_dtype: ", (*ESTIMATE, "--weights-dtype", "fp8")),
-    ("error: stack: ", (*ESTIMATE, "--stack", "axolotl")),
+    ("error: stack: ", (*ESTIMATE, "--stack", "litgpt")),
     ("error: unknown optimizer 'adamw'", (*ESTIMATE, "--optimizer", "adamw")),
     ("error: quantization goes with method qlora", (*ESTIMATE, "--quantization", "nf4")),
     ("error: loss_path liger needs kernels liger", (*ESTIMATE, "--loss-path", "liger")),
