@@ -10,6 +10,7 @@ from typing import Any, Final
 from ftplan.errors import ConfigFileError
 from ftplan.launcher.formats import deepspeed
 from ftplan.launcher.formats.audit import audit
+from ftplan.launcher.formats.deepspeed_batch import WHOLE, stated_whole
 from ftplan.launcher.formats.dialect import optimizer_of
 from ftplan.launcher.formats.fsdp import FsdpAsked, fsdp_partial
 from ftplan.launcher.formats.given import DEEPSPEED_FILE, Given, Target
@@ -83,8 +84,10 @@ def parse_arguments(given: Given) -> Partial:
         beside["learning_rate"] = settings.number("learning_rate", 0.0)
     asked = sharding(settings, given)
     kind = str(asked.fields.get("sharding", given.around.fields.get("sharding", "")))
-    problems = (*conflicts(settings, kind), *_otherwise_around(given, fields))
-    return Partial(fields, origins, problems=problems, beside=beside).over(asked)
+    problems = [*conflicts(settings, kind), *_otherwise_around(given, fields)]
+    if WHOLE in asked.beside:
+        problems += _other_whole(asked.beside[WHOLE], fields, given.ranks)
+    return Partial(fields, origins, problems=tuple(problems), beside=beside).over(asked)
 
 
 def _otherwise_around(given: Given, fields: Mapping[str, Any]) -> Iterator[Problem]:
@@ -95,6 +98,15 @@ def _otherwise_around(given: Given, fields: Mapping[str, Any]) -> Iterator[Probl
     for key, field in BATCH.items():
         if around.fields.get(field, fields[field]) != fields[field]:
             yield differing(around.origins[field], key, fields[field])
+    if WHOLE in around.beside:
+        yield from _other_whole(around.beside[WHOLE], fields, given.ranks)
+
+
+def _other_whole(origin: Setting, fields: Mapping[str, Any], ranks: int) -> Iterator[Problem]:
+    """A batch of all processes in DeepSpeed's settings that is not what the arguments come to."""
+    mine = fields["micro_batch"] * fields["accumulation"] * ranks
+    if stated_whole(origin) != mine:
+        yield differing(origin, "the batch of all processes", mine)
 
 
 def sharding(settings: Settings, given: Given) -> Partial:
