@@ -15,6 +15,7 @@ from ftplan.launcher.formats.fsdp import FsdpAsked, fsdp_partial
 from ftplan.launcher.formats.given import DEEPSPEED_FILE, Given, Target
 from ftplan.launcher.formats.included import from_json, whole
 from ftplan.launcher.formats.partial import Partial
+from ftplan.launcher.formats.script_code import own_code, stated
 from ftplan.launcher.formats.settings import FALSE, Setting, Settings, document_settings, flattened
 from ftplan.launcher.formats.trainer_conflicts import conflicts, differing, mismatches, only_in_fsdp1
 from ftplan.launcher.formats.versions import is_before
@@ -236,7 +237,8 @@ def fsdp_arguments(config: RunConfig, version: str = "") -> dict[str, Any]:
 def audited(given: Given, vocabulary: str, modelled: frozenset[str]) -> tuple[Problem, ...]:
     """Problems with the keys of ``given``, those inside of mappings among them."""
     known = load_vocabulary(vocabulary)
-    return tuple(audit(leaves(whole(given, known), known), known, MODELLED | modelled))
+    settings = leaves(whole(given, known), known)
+    return (*own_code(settings), *audit(stated(settings), known, MODELLED | modelled))
 
 
 def leaves(settings: Settings, known: Vocabulary) -> Settings:
