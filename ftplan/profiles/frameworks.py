@@ -88,7 +88,7 @@ def load_vocabulary(name: str) -> Vocabulary:
         # What a framework declares anew keeps its name, whatever the library calls it by now.
         renamed=_joined([_without(part.renamed, row["keys"]) for part in parts], renamed),
         removed=_joined([part.removed for part in parts], removed),
-        added=_joined([part.added for part in parts], row.get("added", {})),
+        added=_joined([_without(part.added, row["keys"]) for part in parts], row.get("added", {})),
         own=frozenset({*row["keys"], *renamed, *removed, *row.get("added", {})}),
     )
 

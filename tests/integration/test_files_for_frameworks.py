@@ -19,14 +19,16 @@ from ftplan.spec import RunConfig
 
 pytestmark = pytest.mark.integration
 
+VERSIONS = {"llamafactory": "0.9.5", "axolotl": "0.19.0"}
+"""The releases that are installed, and for which the files are written."""
 LLAMAFACTORY = (
     # What these import, with what that needs; torch is this environment's.
     "huggingface_hub==1.33.0 fsspec==2025.3.0 dill==0.3.8 multiprocess==0.70.16 requests "
     "omegaconf einops pandas xxhash aiohttp",
-    "llamafactory==0.9.5 transformers==5.6.0 accelerate==1.11.0 peft==0.18.1 trl==0.24.0 datasets==4.0.0 "
-    "tokenizers==0.22.2",
+    f"llamafactory=={VERSIONS['llamafactory']} transformers==5.6.0 accelerate==1.11.0 peft==0.18.1 trl==0.24.0 "
+    "datasets==4.0.0 tokenizers==0.22.2",
 )
-AXOLOTL = ("", "axolotl==0.19.0 axolotl-contribs-lgpl axolotl-contribs-mit")
+AXOLOTL = ("", f"axolotl=={VERSIONS['axolotl']} axolotl-contribs-lgpl axolotl-contribs-mit")
 
 PARSE_LLAMAFACTORY = """
 import json, sys
@@ -90,7 +92,7 @@ def configurations(name):
             }
             if sharding == "fsdp2":
                 fields["sync_each_batch"] = True
-            target = Target(per_node=1 if sharding == "none" else 2)
+            target = Target(per_node=1 if sharding == "none" else 2, version=VERSIONS[name])
             try:
                 yield RunConfig(**fields), rendered(chosen, RunConfig(**fields), target)
             except CannotExpressError:

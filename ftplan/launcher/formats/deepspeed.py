@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from ftplan.errors import CannotExpressError
 from ftplan.launcher.formats.audit import audit
+from ftplan.launcher.formats.deepspeed_batch import WHOLE, resolved
 from ftplan.launcher.formats.document import Document
 from ftplan.launcher.formats.partial import Partial
 from ftplan.launcher.formats.settings import Setting, Settings, document_settings
@@ -38,6 +39,7 @@ MODELLED: Final = frozenset(
     {
         *BATCH,
         *BUCKETS,
+        WHOLE,
         f"{ZERO}.stage",
         f"{ZERO}.overlap_comm",
         f"{ZERO}.offload_param.device",
@@ -74,7 +76,29 @@ def parse_settings(settings: Settings) -> Partial:
             fields["precision"] = dtype
             origins["precision"] = settings[key]
     problems += _conflicts(settings, stage)
-    return Partial(fields, origins, problems=tuple(problems))
+    return Partial(fields, origins, problems=tuple(problems), beside=_whole_batch(settings))
+
+
+def parse_alone(document: Document, ranks: int) -> Partial:
+    """As `parse`, for a file without a trainer that fills it in: its batch for so many processes, and its dtype."""
+    part = parse(document)
+    return resolved(part, ranks).over(plain_dtype(document, part)).over(part)
+
+
+def plain_dtype(document: Document, part: Partial) -> Partial:
+    """fp32, where a file that leaves nothing to a trainer enables no other dtype; ``part`` is what is known so far."""
+    fills_in = any(setting.value == AUTO for setting in document_settings(document, nested=True).values())
+    if fills_in or "precision" in part.fields:
+        return Partial()
+    return Partial({"precision": "none", "weights_dtype": "fp32"})
+
+
+def _whole_batch(settings: Settings) -> dict[str, Any]:
+    """The batch of all processes as it is stated: what it decides depends on how many there are."""
+    if _is_auto(settings, WHOLE):
+        return {}
+    settings.integer(WHOLE, 1, least=1)
+    return {WHOLE: settings[WHOLE]}
 
 
 def _setting(settings: Settings, key: str) -> Setting:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from ftplan.errors import CannotExpressError
 from ftplan.launcher.formats import accelerate, deepspeed, trainer, versions
+from ftplan.launcher.formats.deepspeed_batch import resolved
 from ftplan.launcher.formats.given import ACCELERATE_FILE, DEEPSPEED_FILE, Emitted, Format, Given, Target
 from ftplan.launcher.formats.model_arguments import BESIDE, KEYS, parse_model
 from ftplan.launcher.formats.partial import Partial
@@ -23,20 +24,23 @@ def _parse_deepspeed(given: Given) -> Partial:
     alone = Partial({"stack": "trainer"})
     settings = given.settings
     if given.document is not None and deepspeed.ZERO in settings:
-        return alone.over(deepspeed.parse(given.document))
+        return alone.over(deepspeed.parse_alone(given.document, given.ranks))
     key = next((name for name in ("deepspeed", "deepspeed_config") if settings.value(name)), "")
     if not key:
-        return alone  # what it says came with the source
+        found = alone.over(resolved(given.around, given.ranks))  # the rest of what it says came with the source
+        return found.over(deepspeed.plain_dtype(given.document, given.around)) if given.document else found
     path = given.files.find(settings.text(key), given.base)
-    return alone.over(deepspeed.parse(given.files.document(path, asked_by=settings.place(key).file)))
+    document = given.files.document(path, asked_by=settings.place(key).file)
+    return alone.over(deepspeed.parse_alone(document, given.ranks))
 
 
 def _parse_accelerate(given: Given) -> Partial:
     """accelerate's file alone; under its launcher what it says came with the source."""
     alone = Partial({"stack": "trainer"})
     if given.document is not None and "distributed_type" in given.settings:
-        return alone.over(accelerate.parse(given.document, given.files))
-    return alone
+        found = accelerate.parse(given.document, given.files)
+        return alone.over(resolved(found, given.ranks)).over(found)
+    return alone.over(resolved(given.around, given.ranks))
 
 
 def _emit_deepspeed(config: RunConfig, target: Target) -> Emitted:

@@ -27,6 +27,7 @@ KEYS: Final = frozenset(
 BESIDE: Final = KEYS | {
     *("load_in_8bit", "use_dora", "use_rslora", "lora_modules_to_save", "lora_target_parameters", "lora_task_type"),
     *("bnb_4bit_quant_storage", "torch_dtype", "model_revision", "trust_remote_code"),
+    *("model_init_kwargs.device_map", "model_init_kwargs.quantization_config"),
 }
 """Keys of ModelConfig that scripts of other trainers than TRL's have, too."""
 DTYPES: Final[Mapping[str, str]] = {

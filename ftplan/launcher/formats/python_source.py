@@ -18,6 +18,7 @@ from typing import Any, Final
 from ftplan.errors import ConfigFileError
 from ftplan.launcher.formats.python_values import Values, called
 from ftplan.launcher.formats.reading import shown
+from ftplan.launcher.formats.script_code import CODE, branched, overrides
 from ftplan.launcher.formats.settings import Setting, Settings
 from ftplan.units import KIB
 from ftplan.verdicts import Place
@@ -61,6 +62,11 @@ LOADING: Final[Mapping[str, str]] = {
     "load_in_4bit": "load_in_4bit",
     "load_in_8bit": "load_in_8bit",
 }
+DONE: Final[Mapping[str, str]] = {
+    "torch.compile": "torch_compile",
+    "gradient_checkpointing_enable": "activation_checkpointing",
+}
+"""Functions and methods that do to a model what an argument asks for."""
 MODEL_CLASSES: Final = ("ForCausalLM", "ForConditionalGeneration", "ForImageTextToText")
 
 
@@ -113,6 +119,7 @@ class _Reader:
         self.parses = bool(self.names.intersection(PARSERS))
         self.found: dict[str, Setting] = {}
         self.arguments: dict[str, str] = {}
+        self.loading: dict[str, Setting] = {}
         self.loads = False
 
     def read(self) -> Script:
@@ -121,6 +128,11 @@ class _Reader:
                 self._call(node, called(node.func))
         if self.loads:
             self.found = {key: each for key, each in self.found.items() if not key.startswith("model_init_kwargs")}
+        self._assigned()
+        self._done_to_the_model()
+        for key, at in overrides(self.tree):
+            self.found[key] = Setting(key, None, self._place(at), CODE)
+        self.found |= self.loading
         frameworks = {framework for name, framework in ARGUMENTS.items() if name in self.names}
         framework = "trl" if "trl" in frameworks else next(iter(frameworks), "")
         other = next((name for name in sorted(self.names) if OTHER_TRAINER.fullmatch(name)), "")
@@ -146,6 +158,36 @@ class _Reader:
                 if key == "model":
                     self._set("model_name_or_path", value, only=str)
 
+    def _assigned(self) -> None:
+        """``args.key = value`` after ``args = TrainingArguments(...)``: the last one counts, or none can be told."""
+        names = {name for name, value in self.values.constants.items() if _is_arguments(value)}
+        branches = branched(self.tree)
+        for node in ast.walk(self.tree):
+            for target in _targets(node):
+                if not isinstance(target.value, ast.Name) or target.value.id not in names:
+                    continue
+                self.arguments.pop(target.attr, None)
+                self.found.pop(target.attr, None)
+                if isinstance(node, ast.Assign) and id(node) not in branches:
+                    self._set(target.attr, node.value)
+                else:
+                    told = ast.unparse(node)[:60]
+                    self.found[target.attr] = Setting(target.attr, None, self._place(node), told)
+
+    def _done_to_the_model(self) -> None:
+        """Checkpointing and compilation that the script asks of the model itself."""
+        branches = branched(self.tree)
+        for node in ast.walk(self.tree):
+            if not isinstance(node, ast.Call):
+                continue
+            name = called(node.func)
+            key = DONE.get(name, DONE.get(name.rsplit(".", 1)[-1] if "." in name else "", ""))
+            if key and id(node) in branches:
+                if key not in self.found:
+                    self.found[key] = Setting(key, None, self._place(node), ast.unparse(node)[:60])
+            elif key:
+                self.found[key] = Setting(key, True, self._place(node))
+
     def _loaded(self, node: ast.Call) -> None:
         """A model that the script loads itself: then the trainer's own arguments for that are not used."""
         self.loads = True
@@ -158,6 +200,30 @@ class _Reader:
         for name, value in self.values.keywords(node):
             if name == "pretrained_model_name_or_path":
                 self._set("model_name_or_path", value, only=str)
+            elif name == "quantization_config":
+                self._quantized(node, value)
+            elif name == "device_map":
+                self._placed(value)
+
+    def _quantized(self, node: ast.Call, value: ast.expr) -> None:
+        """Bits in a mapping, which transformers makes a BitsAndBytesConfig of; other methods are not modelled."""
+        items = dict(self.values.items(value))
+        for name, item in items.items():
+            if name in BITS:
+                self._set(BITS[name], item)
+        if "load_in_4bit" in items or "load_in_8bit" in items:
+            self._fill(node, WITHOUT_BITS_ARGUMENTS)
+        elif items:
+            key = "model_init_kwargs.quantization_config"
+            self.loading[key] = Setting(key, self.values.literal(value)[1], self._place(value))
+
+    def _placed(self, value: ast.expr) -> None:
+        """A map of devices, unless it puts the whole model on one."""
+        known, plain = self.values.literal(value)
+        if list(dict(self.values.items(value))) == [""] or (known and plain is None):
+            return
+        key = "model_init_kwargs.device_map"
+        self.loading[key] = Setting(key, plain if known else ast.unparse(value)[:60], self._place(value))
 
     def _fill(self, node: ast.Call, defaults: Mapping[str, Any]) -> None:
         """What ``node`` does not say, as its class has it; what a parser's class says is that class's default."""
@@ -166,6 +232,9 @@ class _Reader:
                 self.found.setdefault(key, Setting(key, value, self._place(node)))
 
     def _take(self, node: ast.Call, names: Mapping[str, str] | None) -> None:
+        for unpacked in self.values.opaque(node):
+            told = f"{called(node.func).rsplit('.', 1)[-1]}(**{ast.unparse(unpacked)[:40]})"
+            self.found[told] = Setting(told, None, self._place(unpacked), CODE)
         for name, value in self.values.keywords(node):
             key = name if names is None else names.get(name)
             if key is not None:
@@ -196,6 +265,18 @@ class _Reader:
 
     def _place(self, node: ast.AST) -> Place:
         return Place(shown(self.path), getattr(node, "lineno", 0))
+
+
+def _is_arguments(value: ast.expr) -> bool:
+    """Whether ``value`` makes training arguments."""
+    name = called(value.func).rsplit(".", 1)[-1] if isinstance(value, ast.Call) else ""
+    return name in ARGUMENTS and name != "SFTTrainer"
+
+
+def _targets(node: ast.AST) -> list[ast.Attribute]:
+    """The attributes that a statement sets."""
+    found = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+    return [target for target in found if isinstance(target, ast.Attribute)]
 
 
 def _loads_model(name: str) -> bool:

@@ -29,6 +29,7 @@ class Values:
 
     def __init__(self, tree: ast.Module) -> None:
         self.constants = _constants(tree)
+        self.changed = _changed(tree)
         self.declared = {**_fields(tree), **_options(tree)}
         self._known: dict[tuple[str, int], tuple[bool, Any]] = {}
 
@@ -91,6 +92,31 @@ class Values:
             else:
                 yield from self.items(keyword.value, depth)
 
+    def opaque(self, node: ast.Call) -> Iterator[ast.expr]:
+        """What ``node`` unpacks that is no literal mapping, or is one that the script changes."""
+        for keyword in node.keywords:
+            if keyword.arg is None and not self._is_literal_mapping(keyword.value):
+                yield keyword.value
+
+    def _is_literal_mapping(self, value: ast.expr, depth: int = 0) -> bool:
+        if depth >= DEEPEST:
+            return False
+        if isinstance(value, ast.Name):
+            inside = self.constants.get(value.id)
+            return inside is not None and value.id not in self.changed and self._is_literal_mapping(inside, depth + 1)
+        if isinstance(value, ast.Dict):
+            pairs = zip(value.keys, value.values, strict=True)
+            return all(
+                isinstance(key, ast.Constant) or (key is None and self._is_literal_mapping(item, depth + 1))
+                for key, item in pairs
+            )
+        return isinstance(value, ast.Call) and self._is_literal_call(value, depth)
+
+    def _is_literal_call(self, value: ast.Call, depth: int) -> bool:
+        unpacked = [keyword.value for keyword in value.keywords if keyword.arg is None]
+        known = all(self._is_literal_mapping(each, depth + 1) for each in unpacked)
+        return is_call_of(value, "dict") and not value.args and known
+
     def argument(self, value: ast.expr, depth: int = 0) -> str:
         """The command-line argument that ``args.name`` stands for, also by a name or before an ``if``."""
         if isinstance(value, ast.Name) and value.id in self.constants and depth < DEEPEST:
@@ -133,6 +159,17 @@ def _constants(tree: ast.Module) -> dict[str, ast.expr]:
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             values.setdefault(node.target.id, []).append(node.value)
     return {name: each[0] for name, each in values.items() if len(each) == 1}
+
+
+def _changed(tree: ast.Module) -> frozenset[str]:
+    """Names of mappings that get items after they are made."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name):
+            found.add(node.value.id)
+        elif isinstance(node, ast.Call) and called(node.func).endswith(".update"):
+            found.add(called(node.func).removesuffix(".update"))
+    return frozenset(found)
 
 
 def _fields(tree: ast.Module) -> dict[str, ast.expr | None]:

@@ -17,6 +17,7 @@ from ftplan.estimators.targets import target_modules
 from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.given import ACCELERATE_FILE, DEEPSPEED_FILE, LAUNCH_FILE, Emitted, Format, Target
 from ftplan.launcher.formats.sources import opened
+from ftplan.launcher.formats.versions import for_release
 from ftplan.profiles.frameworks import load_vocabulary
 from ftplan.profiles.models import hub_id, load_model
 from ftplan.spec import RunConfig
@@ -42,6 +43,9 @@ def written(chosen: Format, config: RunConfig, target: Target) -> tuple[Emitted,
     config = config.model_copy(update={"model": _loadable(config.model), "lora_targets": spelled_targets(config)})
     version = target.version or load_vocabulary(chosen.vocabulary).version
     emitted = chosen.emit(config, target)
+    if target.version:
+        main = for_release(emitted.main, load_vocabulary(chosen.vocabulary), target.version)
+        emitted = replace(emitted, main=main)
     files = _files(emitted, f"{chosen.title} {version}")
     lost = {field: getattr(config, field) for field in _lost(chosen, config, target, files)}
     if lost:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -10,16 +9,19 @@ from typing import Any, Final
 from ftplan.errors import ConfigFileError
 from ftplan.launcher.formats import deepspeed
 from ftplan.launcher.formats.audit import audit
+from ftplan.launcher.formats.deepspeed_batch import WHOLE, stated_whole
 from ftplan.launcher.formats.dialect import optimizer_of
 from ftplan.launcher.formats.fsdp import FsdpAsked, fsdp_partial
 from ftplan.launcher.formats.given import DEEPSPEED_FILE, Given, Target
+from ftplan.launcher.formats.included import from_json, whole
 from ftplan.launcher.formats.partial import Partial
+from ftplan.launcher.formats.script_code import own_code, stated
 from ftplan.launcher.formats.settings import FALSE, Setting, Settings, document_settings, flattened
-from ftplan.launcher.formats.trainer_conflicts import conflicts, differing, mismatches
+from ftplan.launcher.formats.trainer_conflicts import conflicts, differing, mismatches, only_in_fsdp1
 from ftplan.launcher.formats.versions import is_before
 from ftplan.profiles.frameworks import Vocabulary, load_vocabulary
 from ftplan.spec import RunConfig
-from ftplan.verdicts import Place, Problem
+from ftplan.verdicts import Problem
 
 NAME: Final = "transformers"
 BATCH: Final[Mapping[str, str]] = {
@@ -55,7 +57,7 @@ def canonical(settings: Settings) -> Settings:
 
 def parse_arguments(given: Given) -> Partial:
     """Batch, optimizer, precision, checkpointing, kernels and sharding of TrainingArguments."""
-    settings = canonical(given.settings)
+    settings = canonical(whole(given, load_vocabulary(NAME)))
     fields: dict[str, Any] = {}
     origins: dict[str, Setting] = {}
     defaults = load_vocabulary(NAME).defaults
@@ -83,8 +85,10 @@ def parse_arguments(given: Given) -> Partial:
         beside["learning_rate"] = settings.number("learning_rate", 0.0)
     asked = sharding(settings, given)
     kind = str(asked.fields.get("sharding", given.around.fields.get("sharding", "")))
-    problems = (*conflicts(settings, kind), *_otherwise_around(given, fields))
-    return Partial(fields, origins, problems=problems, beside=beside).over(asked)
+    problems = [*conflicts(settings, kind), *_otherwise_around(given, fields)]
+    if WHOLE in asked.beside:
+        problems += _other_whole(asked.beside[WHOLE], fields, given.ranks)
+    return Partial(fields, origins, problems=tuple(problems), beside=beside).over(asked)
 
 
 def _otherwise_around(given: Given, fields: Mapping[str, Any]) -> Iterator[Problem]:
@@ -95,6 +99,15 @@ def _otherwise_around(given: Given, fields: Mapping[str, Any]) -> Iterator[Probl
     for key, field in BATCH.items():
         if around.fields.get(field, fields[field]) != fields[field]:
             yield differing(around.origins[field], key, fields[field])
+    if WHOLE in around.beside:
+        yield from _other_whole(around.beside[WHOLE], fields, given.ranks)
+
+
+def _other_whole(origin: Setting, fields: Mapping[str, Any], ranks: int) -> Iterator[Problem]:
+    """A batch of all processes in DeepSpeed's settings that is not what the arguments come to."""
+    mine = fields["micro_batch"] * fields["accumulation"] * ranks
+    if stated_whole(origin) != mine:
+        yield differing(origin, "the batch of all processes", mine)
 
 
 def sharding(settings: Settings, given: Given) -> Partial:
@@ -105,12 +118,14 @@ def sharding(settings: Settings, given: Given) -> Partial:
     asked = settings.value("fsdp")
     if asked is None or asked is False or (isinstance(asked, str) and asked.strip().lower() in FALSE):
         return Partial()
-    return _fsdp(settings, given)
+    return _fsdp(settings)
 
 
 def _deepspeed(settings: Settings, given: Given) -> Partial:
     """DeepSpeed's part; the batch is the arguments' own, and transformers refuses another in its file."""
     named, place = settings.value("deepspeed"), settings.place("deepspeed")
+    if isinstance(named, str) and named.lstrip().startswith("{"):
+        named = from_json(named, place)
     if isinstance(named, Mapping):
         inside = Settings(flattened(named, place))
     else:
@@ -122,25 +137,33 @@ def _deepspeed(settings: Settings, given: Given) -> Partial:
     return replace(found, fields=fields).having(*mismatches(inside, settings))
 
 
-def _fsdp(settings: Settings, given: Given) -> Partial:
+def _fsdp(settings: Settings) -> Partial:
     place = settings.place("fsdp")
-    inside = settings.value("fsdp_config", {})
-    if isinstance(inside, str):
-        inside = given.files.document(given.files.find(inside, given.base), asked_by=place.file).data
-    if not isinstance(inside, Mapping):
-        raise ConfigFileError(f"{place.file}: fsdp_config is no mapping", file=place.file, line=place.line)
-    named = {key.removeprefix("fsdp_"): value for key, value in inside.items()}
+    asked = _fsdp_config(settings)
     words = [] if isinstance(settings.value("fsdp"), bool) else str(settings.value("fsdp")).replace(",", " ").split()
     words = [word.strip("[]'\"").lower() for word in words]
     strategy = next((word.upper() for word in words if word in _OLD_WORDS), "")
-    if "offload" in words:
-        named["cpu_offload"] = True
-    asked = Settings(flattened(named, settings.place("fsdp_config")))
+    if "offload" in words and "cpu_offload" not in asked:
+        asked = asked.replaced({"cpu_offload": Setting("fsdp", True, place)})
     version = asked.integer("version", 2, least=1)
+    refused = only_in_fsdp1(words, settings["fsdp"]) if version == 2 else ()
     strategy = {"HYBRID_SHARD_ZERO2": "HYBRID_SHARD"}.get(strategy, strategy)
     if asked.value("reshard_after_forward") is not None:
         strategy = ""  # fsdp_config has the last word over the words of `fsdp`
-    return fsdp_partial(FsdpAsked(version, asked, strategy, place))
+    return fsdp_partial(FsdpAsked(version, asked, strategy, place)).having(*refused)
+
+
+def _fsdp_config(settings: Settings) -> Settings:
+    """What ``fsdp_config`` holds, under names without a prefix, each where it stands."""
+    place = settings.place("fsdp_config")
+    inside = settings.value("fsdp_config", {})
+    if not isinstance(inside, Mapping):
+        raise ConfigFileError(f"{place.file}: fsdp_config is no mapping", file=place.file, line=place.line)
+    found: dict[str, Setting] = {}
+    for key, each in flattened(inside, place).items():
+        stands = settings.get(f"fsdp_config.{key}")
+        found[key.removeprefix("fsdp_")] = replace(each, place=stands.place if stands else place)
+    return Settings(found)
 
 
 _OLD_WORDS: Final = frozenset({"full_shard", "shard_grad_op", "no_shard", "hybrid_shard", "hybrid_shard_zero2"})
@@ -148,19 +171,10 @@ _OLD_WORDS: Final = frozenset({"full_shard", "shard_grad_op", "no_shard", "hybri
 
 def _syncs(settings: Settings) -> bool:
     config = settings.value("accelerator_config", {})
-    if isinstance(config, str) and config.lstrip().startswith("{"):
-        config = _json(config, settings.place("accelerator_config"))
     inside = config.get("gradient_accumulation_kwargs") if isinstance(config, Mapping) else None
-    return bool(isinstance(inside, Mapping) and inside.get("sync_each_batch"))
-
-
-def _json(text: str, place: Place) -> Any:
-    """A mapping as an option of a command line has it."""
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        where = place.file or "the command line"
-        raise ConfigFileError(f"{where}: {text[:40]!r} is no JSON", file=place.file, line=place.line) from error
+    if not isinstance(inside, Mapping):
+        return False
+    return Settings(flattened(inside, settings.place("accelerator_config"))).flag("sync_each_batch")
 
 
 def arguments(config: RunConfig, target: Target, *, version: str = "") -> dict[str, Any]:
@@ -223,7 +237,8 @@ def fsdp_arguments(config: RunConfig, version: str = "") -> dict[str, Any]:
 def audited(given: Given, vocabulary: str, modelled: frozenset[str]) -> tuple[Problem, ...]:
     """Problems with the keys of ``given``, those inside of mappings among them."""
     known = load_vocabulary(vocabulary)
-    return tuple(audit(leaves(given.settings, known), known, MODELLED | modelled))
+    settings = leaves(whole(given, known), known)
+    return (*own_code(settings), *audit(stated(settings), known, MODELLED | modelled))
 
 
 def leaves(settings: Settings, known: Vocabulary) -> Settings:

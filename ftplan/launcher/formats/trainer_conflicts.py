@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from ftplan.launcher.formats.deepspeed import AUTO
@@ -68,6 +68,24 @@ def conflicts(settings: Settings, sharding: str) -> Iterator[Problem]:
         if applies(settings, sharding):
             place = settings.place(key)
             yield Problem("conflict", Severity.ERROR, message, hint=hint, key=key, place=place, source=source)
+
+
+FSDP1_ONLY: Final = frozenset({"no_shard", "hybrid_shard", "hybrid_shard_zero2"})
+
+
+def only_in_fsdp1(words: Sequence[str], origin: Setting) -> Iterator[Problem]:
+    """Words of ``fsdp`` that FSDP's second version, the one without any, has no equal of."""
+    for word in words:
+        if word in FSDP1_ONLY:
+            yield Problem(
+                "conflict",
+                Severity.ERROR,
+                f"fsdp {word} is only available with FSDP1",
+                hint="use full_shard, or set fsdp_config's version to 1",
+                key="fsdp",
+                place=origin.place,
+                source="transformers 5.23 training_args.py, _apply_legacy_fsdp_to_config",
+            )
 
 
 def mismatches(inside: Settings, settings: Settings) -> Iterator[Problem]:

@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from written import fields, problems_of
+from written import fields, problems_of, said_by
 
 from ftplan.errors import CannotExpressError, ConfigFileError
 from ftplan.launcher.formats import deepspeed
@@ -177,3 +177,53 @@ def test_what_is_written_is_read_back(sharding, offload, batch):
 def test_other_shardings_are_not_deepspeeds(sharding):
     with pytest.raises(CannotExpressError, match="sharding"):
         deepspeed.content(config(sharding=sharding))
+
+
+def alone(ranks=4, **content):
+    text = json.dumps({"zero_optimization": {"stage": 2}, **content})
+    return said_by({"ds.json": text}, ranks=ranks)
+
+
+@pytest.mark.parametrize(
+    ("stated", "micro", "accumulation"),
+    [
+        ({"train_batch_size": 64, "train_micro_batch_size_per_gpu": 2}, 2, 8),
+        ({"train_batch_size": 64, "gradient_accumulation_steps": 8}, 2, 8),
+        ({"train_batch_size": 64}, 16, 1),
+        ({"train_batch_size": 64, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 8}, 2, 8),
+    ],
+)
+def test_two_numbers_of_a_batch_decide_the_third(stated, micro, accumulation):
+    part = alone(**stated)
+    assert fields(part, "micro_batch", "accumulation") == {"micro_batch": micro, "accumulation": accumulation}
+    assert not problems_of(part, "conflict")
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4},
+        {"train_batch_size": 63, "train_micro_batch_size_per_gpu": 2},
+        {"train_batch_size": 2},
+    ],
+)
+def test_numbers_of_a_batch_that_do_not_come_out_even_are_refused(stated):
+    (problem,) = problems_of(alone(**stated), "conflict")
+    assert (problem.key, problem.severity) == ("train_batch_size", Severity.ERROR)
+
+
+def test_the_batch_of_all_processes_is_compared_with_a_trainers_arguments():
+    arguments = {"output_dir": "o", "per_device_train_batch_size": 2, "bf16": True, "deepspeed": "ds.json"}
+    texts = {
+        "args.json": json.dumps(arguments),
+        "ds.json": json.dumps({"train_batch_size": 64, "zero_optimization": {"stage": 2}}),
+    }
+    (problem,) = problems_of(said_by(texts, ranks=4, framework="transformers"), "conflict")
+    assert problem.message == "train_batch_size is 64 for DeepSpeed, and the batch of all processes is 8"
+    assert not problems_of(said_by(texts, ranks=32, framework="transformers"), "conflict")
+
+
+def test_a_file_alone_without_a_dtype_trains_in_fp32():
+    assert fields(alone(), "precision", "weights_dtype") == {"precision": "none", "weights_dtype": "fp32"}
+    assert "weights_dtype" not in alone(bf16={"enabled": True}).fields
+    assert "precision" not in alone(train_micro_batch_size_per_gpu="auto").fields

@@ -53,6 +53,7 @@ def test_a_script_of_one_s_own():
         "learning_rate": 2e-4,
         "bf16": True,
         "warmup_steps": None,
+        "TrainingArguments(**extra)": None,
     }
     assert found.framework == "transformers"
     assert found.settings["warmup_steps"].unresolved == "args.warmup"

@@ -3,8 +3,9 @@ import pytest
 from ftplan.errors import InputError
 from ftplan.launcher.formats import libraries
 from ftplan.launcher.formats.given import Target
+from ftplan.launcher.formats.registry import FORMATS
 from ftplan.launcher.formats.rendering import rendered
-from ftplan.launcher.formats.versions import is_before, release, written
+from ftplan.launcher.formats.versions import for_release, is_before, release, written
 from ftplan.profiles.frameworks import load_vocabulary
 from ftplan.spec import RunConfig
 
@@ -79,3 +80,52 @@ def test_accelerates_file_of_releases():
     config = RunConfig(model="gpt2", sharding="fsdp2")
     with pytest.raises(InputError, match=r"accelerate 1\.0\.0 has no fsdp_config\.fsdp_version"):
         rendered(libraries.ACCELERATE, config, Target(version="1.0.0", per_node=2))
+
+
+def files_for(name, version, **fields):
+    chosen = FORMATS[name]
+    given = {"model": "Qwen/Qwen2.5-7B", "method": "lora", "micro_batch": 2, "padding": True}
+    config = RunConfig(**{**given, **chosen.pins("lora"), **fields})
+    return rendered(chosen, config, Target(version=version))
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "fields", "told"),
+    [
+        ("llamafactory", "0.6.0", {"packing": True, "padding": False}, r"0\.6\.0 has no neat_packing, .* with 0\.8\.3"),
+        (
+            "llamafactory",
+            "0.6.0",
+            {"kernels": "liger", "loss_path": "liger"},
+            r"no enable_liger_kernel, .* with 0\.9\.0",
+        ),
+        ("axolotl", "0.10.0", {}, r"axolotl 0\.10\.0 has no attn_implementation, which came with 0\.12\.0"),
+        ("swift", "2.6", {}, r"swift 2\.6 has no attn_impl, which came with 3\.0"),
+    ],
+)
+def test_every_framework_s_files_are_of_the_release(name, version, fields, told):
+    with pytest.raises(InputError, match=told):
+        files_for(name, version, **fields)
+
+
+def test_a_key_that_says_its_default_is_left_out_for_a_release_without_it():
+    quantized = {"method": "qlora", "quantization": "nf4"}
+    assert "quantization_method: bnb" in files_for("llamafactory", "", **quantized)["train.yaml"]
+    assert "quantization_method" not in files_for("llamafactory", "0.6.0", **quantized)["train.yaml"]
+
+
+def test_keys_that_are_inherited_do_not_follow_the_framework_s_releases():
+    assert "eval_strategy" in str(files_for("swift", "4.5", evaluates=True))
+    assert "eval_strategy" in files_for("llamafactory", "0.9.4", evaluates=True)["train.yaml"]
+
+
+def test_a_name_that_took_other_values_is_no_older_name():
+    assert for_release({"flash_attention": True}, load_vocabulary("axolotl"), "0.10.0") == {"flash_attention": True}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, each in FORMATS.items() if each.emit and name not in ("deepspeed", "transformers")]
+)
+def test_a_nonsense_release_is_refused(name):
+    with pytest.raises(InputError, match="is no release"):
+        files_for(name, "newest")
