@@ -58,14 +58,16 @@ class Launch:
     """A command line taken apart.
 
     ``launcher`` is torchrun, accelerate, deepspeed, srun or the program's own name, empty where nothing is known of how
-    processes start. ``per_node`` and ``nodes`` are None where the command does not say. ``options`` are the launcher's
-    own; ``program`` is the script, module or command with its subcommand; ``arguments`` are what that gets.
+    processes start. ``per_node`` and ``nodes`` are None where the command does not say. ``visible`` are the devices
+    that it sees, None for all but those that are ``hidden``. ``options`` are the launcher's own; ``program`` is the
+    script, module or command with its subcommand; ``arguments`` are what that gets.
     """
 
     launcher: str = ""
     nodes: int | None = None
     per_node: int | None = None
     visible: tuple[str, ...] | None = None
+    hidden: tuple[str, ...] = ()
     environment: Mapping[str, Word] = field(default_factory=dict)
     options: Settings = field(default_factory=Settings)
     program: str = ""
@@ -94,8 +96,13 @@ def taken_apart(command: Command, script: str = "") -> Launch:
 
 
 def _visible(launch: Launch) -> tuple[str, ...] | None:
-    named = launch.variable("CUDA_VISIBLE_DEVICES")
-    return tuple(each.strip() for each in named.split(",") if each.strip()) if named else None
+    """What CUDA_VISIBLE_DEVICES names; set to nothing it hides every device."""
+    word = launch.environment.get("CUDA_VISIBLE_DEVICES")
+    return None if word is None or word.unresolved else _listed(word.text)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(each.strip() for each in text.split(",") if each.strip())
 
 
 def _unwrapped(words: list[Word], environment: dict[str, Word]) -> tuple[list[Word], dict[str, Word], str]:
@@ -213,11 +220,37 @@ def _deepspeed(words: list[Word], launch: Launch) -> Launch:
     options, rest = _options(words, DEEPSPEED_FLAGS, launch)
     nodes = _count(options.text("num_nodes"), options, "num_nodes")
     per_node = _count(options.text("num_gpus"), options, "num_gpus")
-    included = options.text("include")
-    if ":" in included and "@" not in included:
-        per_node = len([each for each in included.split(":", 1)[1].split(",") if each])
     launch = replace(launch, launcher="deepspeed", options=options, nodes=nodes, per_node=per_node)
-    return _inside(rest, launch, is_module="module" in options)
+    return _inside(rest, _chosen(launch), is_module="module" in options)
+
+
+def _chosen(launch: Launch) -> Launch:
+    """The devices of --include and --exclude; beside any of these options the variable is dropped (runner.py)."""
+    options = launch.options
+    included, excluded = (options.text(key) or options.text(key[0]) for key in ("include", "exclude"))
+    if not (included or excluded or launch.nodes or launch.per_node):
+        return launch
+    launch = replace(launch, visible=None)
+    hosts = dict(each.partition(":")[::2] for each in included.split("@") if each)
+    slots = {_listed(each) for each in hosts.values()}
+    if len(slots) == 1 and (visible := slots.pop()):
+        launch = replace(launch, visible=visible, per_node=len(visible))
+    if len(hosts) > 1:
+        launch = replace(launch, nodes=len(hosts))
+    _, _, hidden = excluded.partition(":")
+    return replace(launch, hidden=_listed(hidden) if "@" not in excluded else ())
+
+
+def unequal_hosts(launch: Launch) -> str:
+    """The option of DeepSpeed's launcher that leaves its machines with unequal devices; empty if none does."""
+    for key in ("include", "exclude"):
+        given = launch.options.text(key) or launch.options.text(key[0])
+        hosts = [each.partition(":")[2] for each in given.split("@") if each]
+        whole = key == "exclude" and any(not each for each in hosts)
+        named = key == "exclude" and any(not each.startswith("localhost") for each in given.split("@") if each)
+        if launch.launcher == "deepspeed" and (whole or named or len({_listed(each) for each in hosts}) > 1):
+            return key
+    return ""
 
 
 def _inside(words: list[Word], launch: Launch, *, is_module: bool) -> Launch:

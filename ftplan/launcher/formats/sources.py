@@ -60,11 +60,13 @@ class Source:
     def shape(self) -> Shape:
         """Processes as the command or the launcher's file states them."""
         launch = self.given.launch
-        visible = len(launch.visible) if launch.visible is not None else None
         stated = Shape(launch.nodes, launch.per_node).over(self.around.shape).over(self.format.shape(self.given))
+        # accelerate's gpu_ids take the place of the variable.
+        seen = Shape(visible=self.around.shape.visible, hidden=launch.hidden).over(Shape(visible=launch.visible))
         if self.is_alone:
-            return Shape(1, 1)
-        return replace(stated, per_node=stated.per_node or visible)
+            return replace(seen, nodes=1, per_node=1)
+        visible = len(seen.visible) if seen.visible else None
+        return replace(seen, nodes=stated.nodes, per_node=stated.per_node or visible, total=stated.total)
 
     @property
     def is_alone(self) -> bool:
