@@ -11,7 +11,6 @@ from ftplan.planner.inventory import part_of
 from ftplan.spec import Inventory
 from ftplan.verdicts import Problem, Severity
 
-
 NAMED: Final = ("GPU-", "MIG-")
 """How the names of devices begin that CUDA_VISIBLE_DEVICES may hold in the place of indices."""
 MOST_DIGITS: Final = 5

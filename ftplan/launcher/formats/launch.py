@@ -8,6 +8,12 @@ from itertools import pairwise
 from typing import Final
 
 from ftplan.errors import ConfigFileError
+from ftplan.launcher.formats.launcher_options import (
+    ACCELERATE_FLAGS,
+    DEEPSPEED_FLAGS,
+    TORCHRUN_FLAGS,
+    handed_on_by_axolotl,
+)
 from ftplan.launcher.formats.settings import Setting, Settings
 from ftplan.launcher.formats.words import Command, Word
 from ftplan.verdicts import Place
@@ -28,27 +34,6 @@ WRAPPERS: Final[Mapping[str, frozenset[str]]] = {
 }
 """Commands that run another one, with those of their options that take a value."""
 
-TORCHRUN_FLAGS: Final = frozenset(
-    {"standalone", "no_python", "run_path", "m", "module", "use_env", "virtual_local_rank"}
-)
-ACCELERATE_FLAGS: Final = frozenset(
-    {
-        *("cpu", "multi_gpu", "tpu", "ipex", "use_xpu", "quiet", "module", "m", "no_python", "debug", "same_network"),
-        *("use_deepspeed", "use_fsdp", "use_megatron_lm", "use_parallelism_config", "tpu_use_cluster", "tpu_use_sudo"),
-        *("enable_cpu_affinity", "downcast_bf16", "no_tpu_cluster", "dynamo_use_fullgraph", "dynamo_use_dynamic"),
-    }
-)
-DEEPSPEED_FLAGS: Final = frozenset(
-    {
-        "force_multi",
-        "enable_each_rank_log",
-        "no_local_rank",
-        "no_python",
-        "module",
-        "bind_cores_to_rank",
-        "elastic_training",
-    }
-)
 MOST_DIGITS: Final = 5
 PYTHON_VALUES: Final = frozenset({"-W", "-X"})
 
@@ -157,13 +142,32 @@ def _axolotl(words: list[Word], launch: Launch) -> Launch:
     at = texts.index("--") if "--" in texts else len(texts)
     chosen = next((after.lstrip("-") for before, after in pairwise(texts[:at]) if before == "--launcher"), "accelerate")
     chosen = next((text.partition("=")[2] for text in texts[:at] if text.startswith("--launcher=")), chosen)
-    options, _ = _options(words[at + 1 :], TORCHRUN_FLAGS | ACCELERATE_FLAGS, launch)
-    launch = replace(launch, launcher=chosen, options=options, program="axolotl", arguments=tuple(words[:at]))
+    inside, handed = _handed_on(words[:at])
+    options, _ = _options([*handed, *words[at + 1 :]], TORCHRUN_FLAGS | ACCELERATE_FLAGS, launch)
+    launch = replace(launch, launcher=chosen, options=options, program="axolotl", arguments=tuple(inside))
     if chosen == "torchrun":
         return replace(_torchrun_shape(launch, [], "axolotl"), arguments=launch.arguments)
     if chosen == "python":
         return replace(launch, nodes=1, per_node=1)
     return _accelerate_shape(launch)
+
+
+def _handed_on(words: Sequence[Word]) -> tuple[list[Word], list[Word]]:
+    """axolotl's own words, and those that it gives to the launcher because it does not know them."""
+    own: list[Word] = []
+    handed: list[Word] = []
+    chosen = own
+    for word in words:
+        if word.text.startswith("--"):
+            name = word.text.lstrip("-").partition("=")[0].replace("-", "_")
+            chosen = handed if name in handed_on_by_axolotl() else own
+            chosen.append(word)
+            if "=" in word.text or name in ACCELERATE_FLAGS | TORCHRUN_FLAGS:
+                chosen = own
+        else:
+            chosen.append(word)
+            chosen = own
+    return own, handed
 
 
 def _python(words: list[Word], launch: Launch) -> Launch:
