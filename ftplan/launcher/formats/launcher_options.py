@@ -78,11 +78,16 @@ def file_keys() -> Mapping[str, str]:
 def as_file_settings(options: Settings) -> Settings:
     """``accelerate launch``'s options under the keys of its file; one that it does not have keeps its name."""
     keys = file_keys()
-    found = {keys.get(key, key): each for key, each in options.items() if key not in ACCELERATE_ALONE}
+    found = {_file_key(key, keys): each for key, each in options.items() if key not in ACCELERATE_ALONE}
     for flag, kind in KINDS.items():
         if options.flag(flag):
             found["distributed_type"] = Setting(flag, kind, options.place(flag))
     return Settings(found)
+
+
+def _file_key(option: str, keys: Mapping[str, str]) -> str:
+    """Older options of FSDP stand among the file's keys under their own names, too."""
+    return keys.get(option, f"fsdp_config.{option}" if option.startswith("fsdp_") else option)
 
 
 @cache

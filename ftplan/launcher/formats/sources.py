@@ -13,6 +13,7 @@ from ftplan.launcher.formats import accelerate, deepspeed
 from ftplan.launcher.formats.arguments import argument_settings
 from ftplan.launcher.formats.cluster import Wrapped
 from ftplan.launcher.formats.document import Document
+from ftplan.launcher.formats.environment import around_problems
 from ftplan.launcher.formats.files import Files, is_file
 from ftplan.launcher.formats.given import Format, Given
 from ftplan.launcher.formats.kubeflow import is_kubeflow, read_kubeflow
@@ -79,7 +80,8 @@ class Source:
         if self.around.fields.get("gradient_checkpointing"):
             # FSDP's own checkpointing counts, whatever the trainer's is.
             part = replace(part, fields={**part.fields, "gradient_checkpointing": True})
-        return part
+        launch, sharding = self.given.launch, str(part.fields.get("sharding", ""))
+        return part.having(*around_problems(launch, self.format.name, self.around.shape, sharding))
 
 
 def opened(words: Sequence[str], files: Files, framework: str = "") -> Source:
@@ -203,7 +205,8 @@ def _source(
 def _around(launch: Launch, files: Files, base: Path) -> Partial:
     """What the launcher's own options and its configuration file say."""
     if launch.launcher != "accelerate":
-        return Partial()
+        precision = launch.variable("ACCELERATE_MIXED_PRECISION").lower()
+        return Partial({"precision": precision}) if precision in ("bf16", "fp16") else Partial()
     return accelerate.parse_launch(launch.options, files, base, asked_by=launch.script)
 
 
