@@ -13,6 +13,7 @@ from ftplan.launcher.formats.audit import audit
 from ftplan.launcher.formats.document import Document
 from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.fsdp import FsdpAsked, fsdp_partial
+from ftplan.launcher.formats.launcher_options import as_file_settings
 from ftplan.launcher.formats.partial import Partial, Shape
 from ftplan.launcher.formats.settings import Setting, Settings, document_settings
 from ftplan.profiles.frameworks import load_vocabulary
@@ -22,11 +23,13 @@ from ftplan.verdicts import Problem, Severity
 NAME: Final = "accelerate"
 FSDP: Final = "fsdp_config.fsdp_"
 DEEPSPEED: Final = "deepspeed_config."
+OF_EVERY_KIND: Final = (f"{DEEPSPEED}gradient_accumulation_steps", f"{DEEPSPEED}gradient_clipping")
+"""Keys of DeepSpeed's section whose options stand on command lines of any kind, and do nothing there."""
 MODELLED: Final = frozenset(
     {
         *(
             "distributed_type",
-            "mixed_precision",
+            *("num_processes", "num_machines", "gpu_ids"),
             f"{FSDP}version",
             f"{FSDP}backward_prefetch",
             f"{FSDP}forward_prefetch",
@@ -44,21 +47,7 @@ def parse(document: Document, files: Files) -> Partial:
 
 def launch_settings(options: Settings) -> Settings:
     """``accelerate launch``'s own options under the names that its file has for them."""
-    found: dict[str, Setting] = {}
-    for key, setting in options.items():
-        if key.startswith("fsdp_"):
-            found[f"fsdp_config.{key}"] = setting
-        elif key in ("zero_stage", "offload_optimizer_device", "offload_param_device", "deepspeed_config_file"):
-            found[f"{DEEPSPEED}{key}"] = setting
-        elif key in ("mixed_precision", "num_processes", "num_machines", "gradient_accumulation_steps"):
-            found[key] = setting
-    if options.flag("multi_gpu"):
-        found["distributed_type"] = Setting("distributed_type", "MULTI_GPU", options.place("multi_gpu"))
-    if options.flag("use_deepspeed"):
-        found["distributed_type"] = Setting("distributed_type", "DEEPSPEED", options.place("use_deepspeed"))
-    if options.flag("use_fsdp"):
-        found["distributed_type"] = Setting("distributed_type", "FSDP", options.place("use_fsdp"))
-    return Settings(found)
+    return as_file_settings(options)
 
 
 def parse_launch(options: Settings, files: Files, base: Path, *, asked_by: str = "") -> Partial:
@@ -72,14 +61,17 @@ def parse_launch(options: Settings, files: Files, base: Path, *, asked_by: str =
 
 def parse_settings(settings: Settings, files: Files, base: Path) -> Partial:
     """As `parse`, from settings by dotted key."""
-    kind = settings.text("distributed_type", "").upper()
-    if not kind:
-        kind = "DEEPSPEED" if any(key.startswith(DEEPSPEED) for key in settings) else ""
-        kind = kind or ("FSDP" if any(key.startswith("fsdp_config.") for key in settings) else "NO")
+    kind = settings.text("distributed_type", "").upper() or _kind_by_keys(settings)
     problems = [*audit(settings, load_vocabulary(NAME), MODELLED)]
     nodes = settings.integer("num_machines", 1, least=0) or 1
     total = settings.integer("num_processes", 0, least=0) or None
-    shape = Shape(nodes if "num_machines" in settings or total else None, total // nodes if total else None, total)
+    visible = settings.words("gpu_ids")
+    shape = Shape(
+        nodes if "num_machines" in settings or total else None,
+        total // nodes if total else None,
+        total,
+        visible if visible and visible != ("all",) else None,
+    )
     fields: dict[str, Any] = {}
     origins: dict[str, Setting] = {}
     precision = settings.text("mixed_precision", "").lower()
@@ -96,10 +88,17 @@ def parse_settings(settings: Settings, files: Files, base: Path) -> Partial:
     return own.having(_no_model_of(settings, kind))
 
 
+def _kind_by_keys(settings: Settings) -> str:
+    """The kind that is meant where none is named, as on a command line without --use_deepspeed."""
+    if any(key.startswith(DEEPSPEED) and key not in OF_EVERY_KIND for key in settings):
+        return "DEEPSPEED"
+    return "FSDP" if any(key.startswith("fsdp_config.") for key in settings) else "NO"
+
+
 def _plain(own: Partial, kind: str) -> Partial:
     """DDP, or a single process: with NO accelerate starts one, however many the file names (commands/launch.py)."""
     if kind == "NO":
-        return replace(own, shape=Shape(1, 1, 1)).over(Partial({"sharding": "none"}))
+        return replace(own, shape=Shape(1, 1, 1, own.shape.visible)).over(Partial({"sharding": "none"}))
     return own.over(Partial({"sharding": "ddp"}))
 
 

@@ -14,7 +14,7 @@ from typing import Final
 from ftplan.errors import CannotExpressError
 from ftplan.launcher.formats.cluster import Cluster
 from ftplan.launcher.formats.given import Emitted, Target
-from ftplan.launcher.formats.launch import ACCELERATE_FLAGS, TORCHRUN_FLAGS
+from ftplan.launcher.formats.launcher_options import ACCELERATE_FLAGS, TORCHRUN_FLAGS
 
 TORCHRUN_MODULES: Final = ("torch.distributed.run", "torch.distributed.launch")
 BY_ENVIRONMENT: Final = ("llamafactory-cli", "lmf", "swift")

@@ -8,6 +8,12 @@ from itertools import pairwise
 from typing import Final
 
 from ftplan.errors import ConfigFileError
+from ftplan.launcher.formats.launcher_options import (
+    ACCELERATE_FLAGS,
+    DEEPSPEED_FLAGS,
+    TORCHRUN_FLAGS,
+    handed_on_by_axolotl,
+)
 from ftplan.launcher.formats.settings import Setting, Settings
 from ftplan.launcher.formats.words import Command, Word
 from ftplan.verdicts import Place
@@ -28,27 +34,6 @@ WRAPPERS: Final[Mapping[str, frozenset[str]]] = {
 }
 """Commands that run another one, with those of their options that take a value."""
 
-TORCHRUN_FLAGS: Final = frozenset(
-    {"standalone", "no_python", "run_path", "m", "module", "use_env", "virtual_local_rank"}
-)
-ACCELERATE_FLAGS: Final = frozenset(
-    {
-        *("cpu", "multi_gpu", "tpu", "ipex", "use_xpu", "quiet", "module", "m", "no_python", "debug", "same_network"),
-        *("use_deepspeed", "use_fsdp", "use_megatron_lm", "use_parallelism_config", "tpu_use_cluster", "tpu_use_sudo"),
-        *("enable_cpu_affinity", "downcast_bf16", "no_tpu_cluster", "dynamo_use_fullgraph", "dynamo_use_dynamic"),
-    }
-)
-DEEPSPEED_FLAGS: Final = frozenset(
-    {
-        "force_multi",
-        "enable_each_rank_log",
-        "no_local_rank",
-        "no_python",
-        "module",
-        "bind_cores_to_rank",
-        "elastic_training",
-    }
-)
 MOST_DIGITS: Final = 5
 PYTHON_VALUES: Final = frozenset({"-W", "-X"})
 
@@ -58,14 +43,16 @@ class Launch:
     """A command line taken apart.
 
     ``launcher`` is torchrun, accelerate, deepspeed, srun or the program's own name, empty where nothing is known of how
-    processes start. ``per_node`` and ``nodes`` are None where the command does not say. ``options`` are the launcher's
-    own; ``program`` is the script, module or command with its subcommand; ``arguments`` are what that gets.
+    processes start. ``per_node`` and ``nodes`` are None where the command does not say. ``visible`` are the devices
+    that it sees, None for all but those that are ``hidden``. ``options`` are the launcher's own; ``program`` is the
+    script, module or command with its subcommand; ``arguments`` are what that gets.
     """
 
     launcher: str = ""
     nodes: int | None = None
     per_node: int | None = None
     visible: tuple[str, ...] | None = None
+    hidden: tuple[str, ...] = ()
     environment: Mapping[str, Word] = field(default_factory=dict)
     options: Settings = field(default_factory=Settings)
     program: str = ""
@@ -94,8 +81,13 @@ def taken_apart(command: Command, script: str = "") -> Launch:
 
 
 def _visible(launch: Launch) -> tuple[str, ...] | None:
-    named = launch.variable("CUDA_VISIBLE_DEVICES")
-    return tuple(each.strip() for each in named.split(",") if each.strip()) if named else None
+    """What CUDA_VISIBLE_DEVICES names; set to nothing it hides every device."""
+    word = launch.environment.get("CUDA_VISIBLE_DEVICES")
+    return None if word is None or word.unresolved else _listed(word.text)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(each.strip() for each in text.split(",") if each.strip())
 
 
 def _unwrapped(words: list[Word], environment: dict[str, Word]) -> tuple[list[Word], dict[str, Word], str]:
@@ -150,13 +142,32 @@ def _axolotl(words: list[Word], launch: Launch) -> Launch:
     at = texts.index("--") if "--" in texts else len(texts)
     chosen = next((after.lstrip("-") for before, after in pairwise(texts[:at]) if before == "--launcher"), "accelerate")
     chosen = next((text.partition("=")[2] for text in texts[:at] if text.startswith("--launcher=")), chosen)
-    options, _ = _options(words[at + 1 :], TORCHRUN_FLAGS | ACCELERATE_FLAGS, launch)
-    launch = replace(launch, launcher=chosen, options=options, program="axolotl", arguments=tuple(words[:at]))
+    inside, handed = _handed_on(words[:at])
+    options, _ = _options([*handed, *words[at + 1 :]], TORCHRUN_FLAGS | ACCELERATE_FLAGS, launch)
+    launch = replace(launch, launcher=chosen, options=options, program="axolotl", arguments=tuple(inside))
     if chosen == "torchrun":
         return replace(_torchrun_shape(launch, [], "axolotl"), arguments=launch.arguments)
     if chosen == "python":
         return replace(launch, nodes=1, per_node=1)
     return _accelerate_shape(launch)
+
+
+def _handed_on(words: Sequence[Word]) -> tuple[list[Word], list[Word]]:
+    """axolotl's own words, and those that it gives to the launcher because it does not know them."""
+    own: list[Word] = []
+    handed: list[Word] = []
+    chosen = own
+    for word in words:
+        if word.text.startswith("--"):
+            name = word.text.lstrip("-").partition("=")[0].replace("-", "_")
+            chosen = handed if name in handed_on_by_axolotl() else own
+            chosen.append(word)
+            if "=" in word.text or name in ACCELERATE_FLAGS | TORCHRUN_FLAGS:
+                chosen = own
+        else:
+            chosen.append(word)
+            chosen = own
+    return own, handed
 
 
 def _python(words: list[Word], launch: Launch) -> Launch:
@@ -213,11 +224,37 @@ def _deepspeed(words: list[Word], launch: Launch) -> Launch:
     options, rest = _options(words, DEEPSPEED_FLAGS, launch)
     nodes = _count(options.text("num_nodes"), options, "num_nodes")
     per_node = _count(options.text("num_gpus"), options, "num_gpus")
-    included = options.text("include")
-    if ":" in included and "@" not in included:
-        per_node = len([each for each in included.split(":", 1)[1].split(",") if each])
     launch = replace(launch, launcher="deepspeed", options=options, nodes=nodes, per_node=per_node)
-    return _inside(rest, launch, is_module="module" in options)
+    return _inside(rest, _chosen(launch), is_module="module" in options)
+
+
+def _chosen(launch: Launch) -> Launch:
+    """The devices of --include and --exclude; beside any of these options the variable is dropped (runner.py)."""
+    options = launch.options
+    included, excluded = (options.text(key) or options.text(key[0]) for key in ("include", "exclude"))
+    if not (included or excluded or launch.nodes or launch.per_node):
+        return launch
+    launch = replace(launch, visible=None)
+    hosts = dict(each.partition(":")[::2] for each in included.split("@") if each)
+    slots = {_listed(each) for each in hosts.values()}
+    if len(slots) == 1 and (visible := slots.pop()):
+        launch = replace(launch, visible=visible, per_node=len(visible))
+    if len(hosts) > 1:
+        launch = replace(launch, nodes=len(hosts))
+    _, _, hidden = excluded.partition(":")
+    return replace(launch, hidden=_listed(hidden) if "@" not in excluded else ())
+
+
+def unequal_hosts(launch: Launch) -> str:
+    """The option of DeepSpeed's launcher that leaves its machines with unequal devices; empty if none does."""
+    for key in ("include", "exclude"):
+        given = launch.options.text(key) or launch.options.text(key[0])
+        hosts = [each.partition(":")[2] for each in given.split("@") if each]
+        whole = key == "exclude" and any(not each for each in hosts)
+        named = key == "exclude" and any(not each.startswith("localhost") for each in given.split("@") if each)
+        if launch.launcher == "deepspeed" and (whole or named or len({_listed(each) for each in hosts}) > 1):
+            return key
+    return ""
 
 
 def _inside(words: list[Word], launch: Launch, *, is_module: bool) -> Launch:

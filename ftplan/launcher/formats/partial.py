@@ -14,16 +14,25 @@ from ftplan.verdicts import Problem
 class Shape:
     """How many processes a launch starts: on each node and how many nodes; None where it does not say.
 
-    ``total`` counts all processes where only that is stated.
+    ``total`` counts all processes where only that is stated. ``visible`` are the devices of a node that the processes
+    see, by index or by name and in their order; ``hidden`` those that they do not see.
     """
 
     nodes: int | None = None
     per_node: int | None = None
     total: int | None = None
+    visible: tuple[str, ...] | None = None
+    hidden: tuple[str, ...] = ()
 
     def over(self, other: Shape) -> Shape:
         """The same, with ``other``'s numbers where it has none."""
-        return Shape(self.nodes or other.nodes, self.per_node or other.per_node, self.total or other.total)
+        return Shape(
+            self.nodes or other.nodes,
+            self.per_node or other.per_node,
+            self.total or other.total,
+            self.visible if self.visible is not None else other.visible,
+            self.hidden or other.hidden,
+        )
 
 
 ANY_SHAPE: Final = Shape()

@@ -13,6 +13,7 @@ from ftplan.launcher.formats import accelerate, deepspeed
 from ftplan.launcher.formats.arguments import argument_settings
 from ftplan.launcher.formats.cluster import Wrapped
 from ftplan.launcher.formats.document import Document
+from ftplan.launcher.formats.environment import around_problems
 from ftplan.launcher.formats.files import Files, is_file
 from ftplan.launcher.formats.given import Format, Given
 from ftplan.launcher.formats.kubeflow import is_kubeflow, read_kubeflow
@@ -60,11 +61,13 @@ class Source:
     def shape(self) -> Shape:
         """Processes as the command or the launcher's file states them."""
         launch = self.given.launch
-        visible = len(launch.visible) if launch.visible is not None else None
         stated = Shape(launch.nodes, launch.per_node).over(self.around.shape).over(self.format.shape(self.given))
+        # accelerate's gpu_ids take the place of the variable.
+        seen = Shape(visible=self.around.shape.visible, hidden=launch.hidden).over(Shape(visible=launch.visible))
         if self.is_alone:
-            return Shape(1, 1)
-        return replace(stated, per_node=stated.per_node or visible)
+            return replace(seen, nodes=1, per_node=1)
+        visible = len(seen.visible) if seen.visible else None
+        return replace(seen, nodes=stated.nodes, per_node=stated.per_node or visible, total=stated.total)
 
     @property
     def is_alone(self) -> bool:
@@ -77,7 +80,8 @@ class Source:
         if self.around.fields.get("gradient_checkpointing"):
             # FSDP's own checkpointing counts, whatever the trainer's is.
             part = replace(part, fields={**part.fields, "gradient_checkpointing": True})
-        return part
+        launch, sharding = self.given.launch, str(part.fields.get("sharding", ""))
+        return part.having(*around_problems(launch, self.format.name, self.around.shape, sharding))
 
 
 def opened(words: Sequence[str], files: Files, framework: str = "") -> Source:
@@ -201,7 +205,8 @@ def _source(
 def _around(launch: Launch, files: Files, base: Path) -> Partial:
     """What the launcher's own options and its configuration file say."""
     if launch.launcher != "accelerate":
-        return Partial()
+        precision = launch.variable("ACCELERATE_MIXED_PRECISION").lower()
+        return Partial({"precision": precision}) if precision in ("bf16", "fp16") else Partial()
     return accelerate.parse_launch(launch.options, files, base, asked_by=launch.script)
 
 

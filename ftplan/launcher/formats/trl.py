@@ -12,7 +12,7 @@ from typing import Any, Final
 from ftplan.errors import CannotExpressError, ConfigFileError, InputError
 from ftplan.launcher.formats import accelerate, deepspeed, trainer
 from ftplan.launcher.formats.given import ACCELERATE_FILE, Emitted, Format, Given, Target
-from ftplan.launcher.formats.launch import ACCELERATE_FLAGS
+from ftplan.launcher.formats.launcher_options import ACCELERATE_FLAGS
 from ftplan.launcher.formats.model_arguments import KEYS, model_settings, parse_model
 from ftplan.launcher.formats.partial import NOTHING, Partial, Shape
 from ftplan.launcher.formats.settings import Setting, Settings

@@ -38,3 +38,37 @@ def test_of_unequal_cards_the_first_are_taken():
     there = placed(Shape(1, 1), parse_inventory("1xA100-80GB+1xRTX3090"))
     assert [group.count for group in there.inventory.groups] == [1]
     assert "A100" in there.inventory.text
+
+
+MIXED = "1xA100-80GB+1xRTX3090"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "shape", "text", "errors"),
+    [
+        (MIXED, Shape(1, 1, visible=("1",)), "1xRTX3090", 0),
+        (MIXED, Shape(1, 1, visible=("1", "0")), "1xRTX3090", 0),
+        (MIXED, Shape(visible=("1", "0")), MIXED, 0),
+        (MIXED, Shape(hidden=("0",)), "1xRTX3090", 0),
+        ("8xRTX4090", Shape(1, 4, visible=("0", "1")), "2xRTX4090", 1),
+        ("8xRTX4090", Shape(1, 8, hidden=("3",)), "7xRTX4090", 1),
+        ("8xRTX4090", Shape(1, 1, visible=("8",)), "1xRTX4090", 1),
+        ("8xRTX4090", Shape(1, 2, visible=("0", "9")), "1xRTX4090", 1),
+        ("8xRTX4090", Shape(1, 1, visible=("-1",)), "1xRTX4090", 1),
+        ("8xRTX4090", Shape(1, 1, visible=()), "1xRTX4090", 1),
+        ("8xRTX4090", Shape(visible=("0", "0")), "1xRTX4090", 1),
+        ("2xRTX4090", Shape(visible=("GPU-8932f937", "GPU-1")), "2xRTX4090", 0),
+        ("1xRTX4090", Shape(1, 1, visible=("9" * 5000,)), "1xRTX4090", 1),
+        ("2xcpu", Shape(visible=()), "2xcpu", 0),
+    ],
+)
+def test_the_devices_that_are_seen(gpus, shape, text, errors):
+    there = placed(shape, parse_inventory(gpus))
+    assert there.inventory.groups == parse_inventory(text).groups
+    assert sum(problem.kind == "devices" for problem in there.problems) == errors
+
+
+def test_which_card_a_name_is_cannot_be_told_where_they_differ():
+    there = placed(Shape(1, 1, visible=("GPU-8932f937",)), parse_inventory(MIXED))
+    (problem,) = [each for each in there.problems if each.kind == "unresolved"]
+    assert problem.may_need_more

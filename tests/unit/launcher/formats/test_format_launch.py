@@ -1,7 +1,7 @@
 import pytest
 
 from ftplan.errors import ConfigFileError
-from ftplan.launcher.formats.launch import launches, taken_apart
+from ftplan.launcher.formats.launch import launches, taken_apart, unequal_hosts
 from ftplan.launcher.formats.words import as_command, commands
 
 
@@ -87,13 +87,35 @@ def test_srun_starts_processes_itself():
         ("CUDA_VISIBLE_DEVICES=0,1 python a.py", ("0", "1")),
         ("export CUDA_VISIBLE_DEVICES='0, 3'\npython a.py", ("0", "3")),
         ("env CUDA_VISIBLE_DEVICES=2 python a.py", ("2",)),
-        ("CUDA_VISIBLE_DEVICES= python a.py", None),
+        ("CUDA_VISIBLE_DEVICES= python a.py", ()),
+        ("CUDA_VISIBLE_DEVICES=-1 python a.py", ("-1",)),
+        ("deepspeed --include localhost:1,3 a.py", ("1", "3")),
+        ("deepspeed -i localhost:1 a.py", ("1",)),
+        ("CUDA_VISIBLE_DEVICES=5 deepspeed --num_gpus 2 a.py", None),
+        ("CUDA_VISIBLE_DEVICES=5 deepspeed a.py", ("5",)),
         ("CUDA_VISIBLE_DEVICES=$X python a.py", None),
         ("python a.py", None),
     ],
 )
 def test_visible_devices(text, visible):
     assert launched(text).visible == visible
+
+
+@pytest.mark.parametrize(
+    ("options", "visible", "hidden", "nodes", "unequal"),
+    [
+        ("--exclude localhost:3", None, ("3",), None, ""),
+        ("-e localhost:0,1", None, ("0", "1"), None, ""),
+        ("--include a:0,1@b:0,1", ("0", "1"), (), 2, ""),
+        ("--include a@b", None, (), 2, ""),
+        ("--include a:0@b:0,1", None, (), 2, "include"),
+        ("--exclude a:0", None, ("0",), None, "exclude"),
+        ("--exclude b", None, (), None, "exclude"),
+    ],
+)
+def test_devices_of_deepspeed_s_launcher(options, visible, hidden, nodes, unequal):
+    found = launched(f"deepspeed {options} a.py")
+    assert (found.visible, found.hidden, found.nodes, unequal_hosts(found)) == (visible, hidden, nodes, unequal)
 
 
 def test_options_of_the_launcher_stay_with_it():
