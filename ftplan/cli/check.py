@@ -162,6 +162,9 @@ def _write(checked: Any, pick: int) -> None:
     from ftplan.workflows import checking, fixing
 
     found = checked.check.fixes
+    if not found and checked.check.is_sound:
+        typer.echo("nothing to fix", err=True)
+        return
     if not found:
         raise InputError("there is nothing to write", hint="the check proposes no fix", field="fix")
     if pick > len(found):

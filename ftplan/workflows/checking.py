@@ -85,6 +85,11 @@ def check(asked: Asked) -> Checked:
     inventory = with_links(
         parse_inventory(asked.gpus or "local", host_memory_bytes=asked.host_memory_bytes), asked.link, asked.network
     )
+    if not asked.gpus and inventory.groups[0].device == "cpu":
+        hint = (
+            "say on which cards it is to run: --gpus 2x24GB, --gpus 8xRTX4090, or --gpus local for this machine's CPU"
+        )
+        raise InputError("this machine has no GPU to check for", hint=hint, field="gpus")
     there = placed(source.shape, inventory)
     part = source.understood(there.ranks)
     config = _config(part, asked, there.ranks)

@@ -152,6 +152,9 @@ def emitted(chosen: Plan, asked: Emission) -> dict[str, str]:
     scheduler = next((name for name in asked.names if name in RANKS), None)
     if scheduler is None:
         return files
+    if inner is None and not asked.dataset:
+        hint = "add --format llamafactory or another trainer, or give ftplan's own its data with --dataset FILE.jsonl"
+        raise InputError(f"nothing says what the {scheduler} job trains on", hint=hint, field="dataset")
     data = [asked.dataset] if asked.dataset else []
     beside = {key: text for key, text in files.items() if key != LAUNCH_FILE}
     return wrap(scheduler, inner or native(target, data), target, _job(chosen, asked), beside=beside)

@@ -165,10 +165,15 @@ def _replace(path: Path, text: str) -> None:
         real.chmod(stat.S_IMODE(mode))
 
 
+def _words(value: Any) -> str:
+    """A value as a command line has it."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def by_hand(fix: Fix) -> tuple[str, ...]:
     """What of a fix is not in a file: environment variables and commands."""
     return tuple(
-        f"{change.key}={change.new}" if change.file == ENVIRONMENT else f"{change.key} {change.new}"
+        f"{change.key}={change.new}" if change.file == ENVIRONMENT else f"{change.key} {_words(change.new)}"
         for change in fix.changes
         if change.file in (ENVIRONMENT, COMMAND_LINE)
     )

@@ -8,7 +8,7 @@ from ftplan.errors import FtplanError
 from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.given import Target
 from ftplan.launcher.formats.patching import COMMAND_LINE, ENVIRONMENT, Patch
-from ftplan.launcher.formats.sources import Source, opened
+from ftplan.launcher.formats.sources import Source, opened, overridden
 from ftplan.spec import RunConfig
 
 FOLLOWS: Final = frozenset({"padding", "loss_path", "model", "evaluates"})
@@ -28,7 +28,8 @@ def says(source: Source, made: Patch, old: RunConfig, new: RunConfig, target: Ta
     base = source.given.base if not source.given.base.suffix else source.given.base.parent
     texts = {**made.texts, **{base / name: text for name, text in made.new_files.items()}}
     try:
-        said = opened(source.words, Files(texts), source.framework).understood(target.ranks).fields
+        again = overridden(opened(source.words, Files(texts), source.framework), source.stated)
+        said = again.understood(target.ranks).fields
     except FtplanError:
         return False
     before = source.understood(target.ranks).fields

@@ -164,7 +164,6 @@ gradient_accumulation_steps: 8
 learning_rate: 1.0e-4
 bf16: true
 output_dir: out
-cutof_len: 1
 """
 ZERO = """\
 { "bf16": {"enabled": "auto"},
@@ -174,11 +173,16 @@ ZERO = """\
 
 @pytest.fixture
 def check(shown):
-    """``check`` of a file of LLaMA-Factory's with one of DeepSpeed's, which fits with notes, or is far too large."""
+    """``check`` of a file of LLaMA-Factory's with one of DeepSpeed's, which fits with notes, or is far too large.
+
+    The one that is too large also has a key that LLaMA-Factory refuses.
+    """
 
     def run(*arguments, fits=True):
         length, batch = (1024, 1) if fits else (4096, 4)
-        Path("train.yaml").write_text(TRAIN.format(length=length, batch=batch), "utf-8")
+        Path("train.yaml").write_text(
+            TRAIN.format(length=length, batch=batch) + ("" if fits else "cutof_len: 1\n"), "utf-8"
+        )
         Path("ds.json").write_text(ZERO, "utf-8")
         return shown("check", "train.yaml", "--gpus", "2xRTX4090", *arguments, code=0 if fits else 1)
 

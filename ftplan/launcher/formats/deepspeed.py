@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from ftplan.launcher.formats.partial import Partial
 from ftplan.launcher.formats.settings import Setting, Settings, document_settings
 from ftplan.profiles.frameworks import load_vocabulary
 from ftplan.spec import RunConfig
-from ftplan.verdicts import Problem, Severity
+from ftplan.verdicts import Place, Problem, Severity
 
 NAME: Final = "deepspeed"
 STAGES: Final[Mapping[str, int]] = {"zero1": 1, "zero2": 2, "zero3": 3}
@@ -46,6 +47,24 @@ MODELLED: Final = frozenset(
         f"{ZERO}.offload_optimizer.device",
     }
 )
+
+
+def commented(document: Document) -> tuple[Problem, ...]:
+    """What json.load refuses, as transformers and accelerate read the file; DeepSpeed alone takes comments."""
+    try:
+        json.loads(document.text)
+    except ValueError:
+        return (
+            Problem(
+                "conflict",
+                Severity.ERROR,
+                "comments or a trailing comma: transformers reads plain JSON",
+                hint="take them out",
+                place=Place(document.name),
+                source="transformers 5.23 integrations/deepspeed.py, accelerate 1.15 utils/deepspeed.py: json.load",
+            ),
+        )
+    return ()
 
 
 def parse(document: Document) -> Partial:

@@ -247,5 +247,8 @@ def _values_of(command: Sequence[Word], place: int) -> list[Word]:
 
 
 def _quoted(value: Any) -> str:
+    """A value as words of a shell; a list as one word each."""
+    if isinstance(value, list):
+        return " ".join(_quoted(each) for each in value)
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return text if _PLAIN.fullmatch(text) else "'" + text.replace("'", "'\\''") + "'"

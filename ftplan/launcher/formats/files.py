@@ -19,12 +19,16 @@ SUFFIXES: Final = (".json", ".jsonc", ".yaml", ".yml")
 
 
 class Files:
-    """The files that one check reads, in the order they were read; ``texts`` take the place of files on disk."""
+    """The files that one check reads, in the order they were read; ``texts`` take the place of files on disk.
 
-    def __init__(self, texts: Mapping[Path, str] | None = None) -> None:
+    With ``closed`` there are no others: what is referred to is not looked for.
+    """
+
+    def __init__(self, texts: Mapping[Path, str] | None = None, *, closed: bool = False) -> None:
         self.read: list[str] = []
         self.documents: dict[str, Document] = {}
         self._texts = dict(texts or {})
+        self._closed = closed
         self._modules: dict[str, str] = {}
 
     def document(self, path: Path, *, asked_by: str = "") -> Document:
@@ -53,7 +57,7 @@ class Files:
     def find(self, reference: str, base: Path) -> Path:
         """The file that ``reference`` means in ``base``: see `referred`."""
         path = (base if not base.suffix else base.parent) / reference
-        return path if path in self._texts else referred(reference, base)
+        return path if path in self._texts or self._closed else referred(reference, base)
 
     def _note(self, path: Path, asked_by: str) -> None:
         name = shown(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
@@ -162,6 +163,32 @@ def _launch_conflicts(given: Given, sharding: str) -> Iterator[Problem]:
         )
 
 
+VALID: Final[Mapping[str, tuple[str, ...]]] = {
+    "stage": ("pt", "sft", "rm", "ppo", "dpo", "kto"),
+    "finetuning_type": ("lora", "oft", "freeze", "full"),
+    "flash_attn": ("auto", "disabled", "sdpa", "fa2", "fa3", "off", "true", "false"),
+}
+"""Values that its parser takes; the last three of flash_attn are those of releases before 0.6."""
+
+
+def _wrong_values(settings: Settings) -> Iterator[Problem]:
+    for key, valid in VALID.items():
+        value = settings.text(key).lower()
+        if value and value not in valid:
+            near = difflib.get_close_matches(value, valid, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"valid: {', '.join(valid)}"
+            place = settings.place(key)
+            yield Problem(
+                "conflict",
+                Severity.ERROR,
+                f"{key} {value[:40]!r} is none",
+                hint=hint,
+                key=key,
+                place=place,
+                source=SOURCE,
+            )
+
+
 def _evaluates(settings: Settings) -> bool:
     """do_eval, which transformers sets itself where there is a strategy, or a generation in its place."""
     asked = settings.text("eval_strategy", "no").lower() not in ("no", "false")
@@ -183,6 +210,7 @@ def strictly(problems: Iterable[Problem], given: Given) -> Iterator[Problem]:
 def problems_of(given: Given, base: Partial) -> Iterator[Problem]:
     """Every refusal and everything unmodelled of ``given``; ``base`` is what its TrainingArguments say."""
     settings = given.settings
+    yield from _wrong_values(settings)
     sharding = str(base.fields.get("sharding", ""))
     for key, applies, message, hint in CONFLICTS:
         if applies(settings, sharding):

@@ -179,7 +179,7 @@ def _without_effect(config: RunConfig) -> frozenset[str]:
 def read_back(chosen: Format, target: Target, files: Mapping[str, str]) -> dict[str, Any]:
     """The fields of `RunConfig` that ``files`` say, read as `ftplan check` would read them."""
     texts = {_FOLDER / name: text for name, text in files.items()}
-    source = opened([str(_FOLDER / LAUNCH_FILE)], Files(texts), chosen.name)
+    source = opened([str(_FOLDER / LAUNCH_FILE)], Files(texts, closed=True), chosen.name)
     source = replace(source, given=replace(source.given, version=target.version))
     said = dict(source.understood(target.ranks).fields)
     said.setdefault("sharding", "ddp" if target.ranks > 1 else "none")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -37,8 +37,6 @@ NOT_A_TRAINING: Final = {
 }
 TRAINING_WORDS: Final = {"llamafactory": ("train",), "swift": ("sft", "pt"), "trl": ("sft",), "axolotl": ("train",)}
 """Subcommands that train by supervised fine-tuning."""
-
-
 SBATCH: Final = re.compile(r"^#SBATCH\b", re.MULTILINE)
 SCHEDULERS: Final = ((is_skypilot, read_skypilot), (is_kubeflow, read_kubeflow))
 """Schedulers' own files: how one is known, and what reads the command inside."""
@@ -46,7 +44,7 @@ SCHEDULERS: Final = ((is_skypilot, read_skypilot), (is_kubeflow, read_kubeflow))
 
 @dataclass(frozen=True)
 class Source:
-    """A configuration as it was given, by ``words``.
+    """A configuration as it was given, by ``words``, and what the user ``stated`` beside them.
 
     ``around`` is what launcher and library files say beside the framework's own.
     """
@@ -56,6 +54,7 @@ class Source:
     around: Partial = NOTHING
     words: tuple[str, ...] = ()
     framework: str = ""
+    stated: Settings = field(default_factory=Settings)
 
     @property
     def shape(self) -> Shape:
@@ -262,7 +261,7 @@ def _of_documents(
     return Source(chosen, found.given, around.over(found.around))
 
 
-def overridden(source: Source, given: dict[str, Setting]) -> Source:
+def overridden(source: Source, given: Mapping[str, Setting]) -> Source:
     """``source`` with settings that the user states beside it."""
     settings = source.given.settings.replaced(given)
-    return replace(source, given=replace(source.given, settings=settings))
+    return replace(source, given=replace(source.given, settings=settings), stated=Settings({**source.stated, **given}))

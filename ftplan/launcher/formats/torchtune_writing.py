@@ -98,7 +98,7 @@ def _targets(config: RunConfig, builder: Builder) -> tuple[list[str], bool]:
 
 def _tokenizer(config: RunConfig, builder: Builder) -> dict[str, Any]:
     files = {key: f"{config.model}/{name}" for key, name in builder.files.items()}
-    return {"_component_": f"torchtune.models.{builder.tokenizer}", **files, "max_seq_len": config.seq_len}
+    return {"_component_": builder.tokenizer, **files, "max_seq_len": config.seq_len}
 
 
 def _checkpointer(config: RunConfig, builder: Builder) -> dict[str, Any]:

@@ -126,15 +126,17 @@ def _deepspeed(settings: Settings, given: Given) -> Partial:
     named, place = settings.value("deepspeed"), settings.place("deepspeed")
     if isinstance(named, str) and named.lstrip().startswith("{"):
         named = from_json(named, place)
+    refused: tuple[Problem, ...] = ()
     if isinstance(named, Mapping):
         inside = Settings(flattened(named, place))
     else:
         path = given.files.find(str(named), given.base)
         document = given.files.document(path, asked_by=place.file or "the command line")
         inside = document_settings(document, nested=True)
+        refused = deepspeed.commented(document)
     found = deepspeed.parse_settings(inside)
     fields = {name: value for name, value in found.fields.items() if name not in BATCH.values()}
-    return replace(found, fields=fields).having(*mismatches(inside, settings))
+    return replace(found, fields=fields).having(*refused, *mismatches(inside, settings))
 
 
 def _fsdp(settings: Settings) -> Partial:
