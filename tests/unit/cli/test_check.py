@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from ftplan.planner.inventory import parse_inventory
+
 TRAIN = """\
 model_name_or_path: Qwen/Qwen2.5-0.5B
 stage: sft
@@ -108,6 +110,21 @@ def test_fix_writes_and_the_next_check_fits(cli, train, tmp_path):
     assert f"wrote {name}" in answer.err.replace(str(tmp_path) + "/", "")
     assert "# kept" in (tmp_path / name).read_text()
     assert cli("check", name, "--gpus", "1x12GB").code == 0
+
+
+def test_where_nothing_is_wrong_nothing_is_written(cli, train, tmp_path):
+    name = train()
+    before = (tmp_path / name).read_text()
+    answer = cli("check", name, "--gpus", "1xRTX4090", "--fix")
+    assert (answer.code, answer.err) == (0, "nothing to fix\n")
+    assert (tmp_path / name).read_text() == before
+
+
+def test_a_machine_without_a_gpu_is_not_what_a_file_is_for(cli, train, monkeypatch):
+    monkeypatch.setattr("ftplan.workflows.checking.parse_inventory", lambda *_, **__: parse_inventory("cpu"))
+    answer = cli("check", train())
+    assert answer.code == 2
+    assert "--gpus 2x24GB" in answer.err
 
 
 def test_a_pick_beyond_the_fixes_says_how_many_there_are(cli, train):

@@ -203,6 +203,13 @@ class TestWhatIsStatedBeside:
         check = check_of(asked={"settings": {"cutoff_len": "64", "enable_liger_kernel": "true"}})
         assert (check.config.seq_len, check.config.kernels) == (64, "liger")
 
+    def test_settings_stay_in_what_is_proposed(self):
+        asked = {"settings": {"cutoff_len": "8192"}, "mends": True}
+        check = check_of("1x12GB", asked=asked, per_device_train_batch_size=8)
+        assert check.verdict is Verdict.OOM
+        assert check.fixes
+        assert {fix.config.seq_len for fix in check.fixes} == {8192}
+
     def test_host_memory(self):
         check = check_of(asked={"host_memory_bytes": 10**9})
         assert check.verdict is Verdict.OOM

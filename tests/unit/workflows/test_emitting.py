@@ -92,3 +92,9 @@ def test_accelerate_and_deepspeed_go_together():
 def test_no_package_no_release():
     assert emitting.installed_release("native") == ""
     assert emitting.installed_release("llamafactory") in ("", emitting.installed_release("llamafactory"))
+
+
+def test_a_job_needs_something_to_train_on(chosen):
+    with pytest.raises(InputError, match="nothing says what the slurm job trains on") as caught:
+        emitting.emitted(chosen, Emission(names=("slurm",)))
+    assert "--dataset" in caught.value.hint

@@ -142,6 +142,7 @@ echo --lr 5
         ({"bf16": False}, "--bf16 True", "--bf16 false"),
         ({"out": "a b"}, "--out=x", "--out='a b'"),
         ({"targets": "it's; $(x)"}, "--targets q v", "--targets 'it'\\''s; $(x)'"),
+        ({"targets": ["a", "b c"]}, "--targets q v", "--targets a 'b c'"),
         ({"lr": None}, "--lr 1e-4", ""),
         ({"none": None}, "", ""),
         ({"new": 3}, "model=y", "model=y --new 3"),

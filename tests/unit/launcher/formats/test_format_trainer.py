@@ -78,6 +78,17 @@ def test_a_deepspeed_file_decides_the_sharding():
     assert part.origins["sharding"].place.file == "ds.json"
 
 
+@pytest.mark.parametrize(("comment", "refused"), [("", 0), ("// a comment\n", 1)])
+def test_comments_in_a_deepspeed_file_are_refused_as_transformers_reads_it_with_json(comment, refused):
+    texts = {
+        "args.json": json.dumps({"output_dir": "o", "deepspeed": "ds.json"}),
+        "ds.json": comment + json.dumps(ZERO2),
+    }
+    part = said_by(texts, ranks=2)
+    assert part.fields["sharding"] == "zero2"
+    assert ["comments" in each.message for each in problems_of(part, "conflict")] == [True] * refused
+
+
 def test_deepspeed_as_a_mapping_in_the_file_itself():
     part = said(deepspeed={"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}})
     assert fields(part, "sharding", "offload") == {"sharding": "zero3", "offload": "optimizer"}

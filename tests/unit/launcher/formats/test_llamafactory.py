@@ -211,6 +211,9 @@ class TestExpandableSegments:
         ({"finetuning_type": "full", "loraplus_lr_ratio": 16.0}, 0, "finetuning_type", "loraplus"),
         ({"pissa_init": True, "quantization_bit": 4}, 0, "pissa_init", "16-bit"),
         ({"pissa_init": True}, 3, "pissa_init", "ZeRO-3"),
+        ({"stage": "stf"}, 0, "stage", "'stf' is none"),
+        ({"finetuning_type": "loar"}, 0, "finetuning_type", "'loar' is none"),
+        ({"flash_attn": "flash_attention_2"}, 0, "flash_attn", "is none"),
     ],
 )
 def test_what_its_own_parser_refuses(settings, zero, key, part):

@@ -431,6 +431,7 @@ def test_a_written_configuration_is_whole():
     assert "tune run --nnodes 1 --nproc_per_node 4 lora_finetune_distributed --config torchtune.yaml" in script
     assert "torchtune.models.llama3_1.qlora_llama3_1_8b" in main
     assert "Llama-3.1-8B-Instruct/original/tokenizer.model" in main
+    assert "_component_: torchtune.models.llama3.llama3_tokenizer" in main
     assert 'max_filename: "00004"' in main or "max_filename: '00004'" in main
     assert "data_files: data.json" in main
 
