@@ -261,7 +261,8 @@ def test_python(check, content):
 @pytest.mark.parametrize("ends", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
 def test_marks_and_line_ends_do_no_harm(check, mark, ends):
     ran = check("train.yaml", files={"train.yaml": mark + TRAIN.encode().replace(b"\n", ends) + b"zzz: 1"})
-    assert ran.code == 0
+    assert ran.code == 1
+    assert "knows no key 'zzz'" in ran.out
     assert "train.yaml:8" in ran.out
 
 
@@ -280,8 +281,9 @@ def test_marks_and_line_ends_do_no_harm(check, mark, ends):
 )
 def test_what_is_only_odd_gets_its_verdict(check, harmless):
     ran = check("train.yaml", files={"train.yaml": TRAIN + harmless})
-    assert ran.code == 0
+    assert ran.code == 1, "LLaMA-Factory refuses keys that it does not know"
     assert "fits" in ran.out
+    assert "knows no key" in " ".join(ran.out.split())
 
 
 @pytest.mark.parametrize(
