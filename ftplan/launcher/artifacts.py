@@ -141,7 +141,7 @@ def deepspeed_config(job: TrainJob) -> dict[str, Any] | None:
         "gradient_clipping": job.max_grad_norm,
         "bf16": {"enabled": config.precision == "bf16"},
         "fp16": {"enabled": config.precision == "fp16"},
-        "zero_optimization": _zero(config),
+        "zero_optimization": zero_optimization(config),
     }
 
 
@@ -159,7 +159,8 @@ def fsdp_config(config: RunConfig) -> dict[str, Any] | None:
     }
 
 
-def _zero(config: RunConfig) -> dict[str, Any]:
+def zero_optimization(config: RunConfig) -> dict[str, Any]:
+    """DeepSpeed's section of that name; parameters are offloaded at stage 3 alone, where DeepSpeed can."""
     stage = ZERO_STAGES[config.sharding]
     settings: dict[str, Any] = {
         "stage": stage,

@@ -69,11 +69,8 @@ def target_of(sharding):
 
 
 def write(name, config, target, folder):
-    """The files of a format in ``folder``; skips what the format has no words for."""
-    try:
-        files = rendered(FORMATS[name], config, target)
-    except CannotExpressError as error:
-        pytest.skip(error.message)
+    """The files of a format in ``folder``."""
+    files = rendered(FORMATS[name], config, target)
     for file, text in files.items():
         (folder / file).write_text(text, encoding="utf-8")
     return files
@@ -274,6 +271,10 @@ def deepspeed_starts(words, config, folder):
 def test_deepspeed_reads_its_json(sharding, other, tmp_path):
     pytest.importorskip("deepspeed")
     config = RunConfig(**{"model": "Qwen2.5-0.5B", "method": "full", **SHARDINGS[sharding], **OTHERS[other]})
+    if (sharding, other) == ("zero2", "pure"):
+        with pytest.raises(CannotExpressError, match="weights_dtype bf16"):
+            write("deepspeed", config, target_of(sharding), tmp_path)
+        return
     files = write("deepspeed", config, target_of(sharding), tmp_path)
     plain = {
         key: value if value != "auto" else 10_000

@@ -13,7 +13,6 @@ from ftplan.launcher.formats.words import Word
 from ftplan.verdicts import Place
 
 _OVERRIDE: Final = re.compile(r"~?\+{0,2}([A-Za-z_][\w.\-]*)=(.*)", re.DOTALL)
-_Loader: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DEEPEST: Final = 32
 _LONGEST: Final = 1024
 _LONGEST_NUMBER: Final = 64
@@ -87,7 +86,7 @@ def plain_value(text: str) -> Any:
     if max(text.count("["), text.count("{")) > _DEEPEST:
         return text
     try:
-        value = yaml.load(text, Loader=_Loader) if text else ""  # noqa: S506, a safe loader
+        value = yaml.safe_load(text) if text else ""
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, RecursionError):
         return text
     if isinstance(value, dict):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from ftplan.errors import CannotExpressError
+from ftplan.launcher.artifacts import ZERO_STAGES, zero_optimization
 from ftplan.launcher.formats.audit import audit
 from ftplan.launcher.formats.deepspeed_batch import WHOLE, resolved
 from ftplan.launcher.formats.document import Document
@@ -17,7 +18,7 @@ from ftplan.spec import RunConfig
 from ftplan.verdicts import Place, Problem, Severity
 
 NAME: Final = "deepspeed"
-STAGES: Final[Mapping[str, int]] = {"zero1": 1, "zero2": 2, "zero3": 3}
+STAGES: Final = ZERO_STAGES
 ZERO: Final = "zero_optimization"
 AUTO: Final = "auto"
 
@@ -229,6 +230,8 @@ def content(
     """
     if config.sharding not in STAGES:
         raise CannotExpressError(NAME, {"sharding": config.sharding})
+    if config.offload == "optimizer+params" and STAGES[config.sharding] != 3:
+        raise CannotExpressError(NAME, {"offload": config.offload}, hint="ZeRO-3 offloads parameters")
     micro, accumulation, whole = batch or (AUTO, AUTO, AUTO)
     return {
         "train_batch_size": whole,
@@ -238,32 +241,5 @@ def content(
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": AUTO if batch is None else config.precision == "bf16"},
         "fp16": {"enabled": AUTO if batch is None else config.precision == "fp16"},
-        ZERO: _zero(config),
+        ZERO: zero_optimization(config),
     }
-
-
-def _zero(config: RunConfig) -> dict[str, Any]:
-    stage = STAGES[config.sharding]
-    zero: dict[str, Any] = {
-        "stage": stage,
-        "overlap_comm": config.zero_overlap,
-        "contiguous_gradients": True,
-        "reduce_bucket_size": _or_auto(config.zero_reduce_bucket),
-    }
-    if stage == 3:
-        zero |= {
-            "stage3_prefetch_bucket_size": _or_auto(config.zero_prefetch_bucket),
-            "stage3_param_persistence_threshold": _or_auto(config.zero_persistence_threshold),
-            "stage3_gather_16bit_weights_on_model_save": True,
-        }
-    if config.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    if config.offload == "optimizer+params":
-        if stage != 3:
-            raise CannotExpressError(NAME, {"offload": config.offload}, hint="ZeRO-3 offloads parameters")
-        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-    return zero
-
-
-def _or_auto(size: int | None) -> int | str:
-    return AUTO if size is None else size
