@@ -19,7 +19,7 @@ from ftplan.launcher.formats.axolotl_words import NAME
 from ftplan.launcher.formats.axolotl_writing import emit
 from ftplan.launcher.formats.dialect import expandable, fsdp_words, opened_out, optimizer_of, targets_of
 from ftplan.launcher.formats.given import Format, Given
-from ftplan.launcher.formats.partial import Partial
+from ftplan.launcher.formats.partial import Partial, Taken
 from ftplan.launcher.formats.presets import AXOLOTL_DEEPSPEED
 from ftplan.launcher.formats.settings import TRUE, Setting, Settings
 from ftplan.profiles.frameworks import load_vocabulary
@@ -53,12 +53,7 @@ def parse(given: Given) -> Partial:
     base = trainer.parse_arguments(replace(given, settings=_arguments(settings, given)))
     sharding = str(base.fields.get("sharding", ""))
     fields: dict[str, Any] = {"stack": "axolotl", "prepare_kbit": False}
-    origins: dict[str, Setting] = {}
-
-    def take(key: str, field: str, value: Any) -> None:
-        fields[field] = value
-        origins[field] = settings[key] if key in settings else Setting(key, None)
-
+    take = Taken(settings, fields)
     if settings.value("base_model"):
         take("base_model", "model", settings.text("base_model"))
     weights, precision = _precision(settings)
@@ -85,7 +80,7 @@ def parse(given: Given) -> Partial:
         *audit(opened_out(given, NAME), load_vocabulary(NAME), MODELLED),
         *axolotl_rules.problems(settings, given, {**base.fields, **fields}),
     )
-    return Partial(fields, origins, problems=problems).over(base)
+    return Partial(fields, take.origins, problems=problems).over(base)
 
 
 def _arguments(settings: Settings, given: Given) -> Settings:

@@ -23,7 +23,7 @@ from ftplan.launcher.formats.cookbook_rules import (
 from ftplan.launcher.formats.cookbook_writing import emit
 from ftplan.launcher.formats.fsdp import FsdpAsked, fsdp_partial
 from ftplan.launcher.formats.given import Format, Given
-from ftplan.launcher.formats.partial import Partial
+from ftplan.launcher.formats.partial import Partial, Taken
 from ftplan.launcher.formats.settings import Setting, Settings
 from ftplan.profiles.frameworks import load_vocabulary
 
@@ -54,12 +54,7 @@ def parse(given: Given) -> Partial:
         "loss_path": "full",
         "attention": "sdpa",
     }
-    origins: dict[str, Setting] = {}
-
-    def take(key: str, field: str, value: Any) -> None:
-        fields[field] = value
-        origins[field] = settings[key] if key in settings else Setting(key, None)
-
+    take = Taken(settings, fields)
     if settings.value("model_name"):
         take("model_name", "model", settings.text("model_name"))
     take("use_peft", "method", _method(settings))
@@ -87,7 +82,7 @@ def parse(given: Given) -> Partial:
         *conflicts(settings, given),
         *assumptions(settings, given, {**sharded.fields, **fields}),
     )
-    return Partial(fields, origins, problems=problems, beside=beside).over(sharded)
+    return Partial(fields, take.origins, problems=problems, beside=beside).over(sharded)
 
 
 def _present(settings: Settings) -> Settings:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from ftplan.errors import ConfigFileError
-from ftplan.launcher.formats.dialect import OWN_LOOP_WITHIN, unmeasured
+from ftplan.launcher.formats.dialect import OWN_LOOP_WITHIN, unmeasured, unmodelled
 from ftplan.launcher.formats.fsdp import BY_NUMBER, STRATEGIES
 from ftplan.launcher.formats.given import Given
 from ftplan.launcher.formats.partial import ANY_SHAPE, Shape
@@ -196,11 +196,11 @@ def assumptions(settings: Settings, given: Given, fields: Mapping[str, Any]) -> 
     yield unmeasured("llama-cookbook", SOURCE, OWN_LOOP_WITHIN)
     if settings.flag("use_peft") and _method(settings) != "lora":
         why = f"{_method(settings)[:20]} has other parameters and activations than LoRA"
-        yield _unmodelled(settings, "peft_method", why)
+        yield unmodelled(settings, "peft_method", why)
     if quantization_of(settings) == "8bit":
-        yield _unmodelled(settings, "quantization", "8-bit weights are estimated as 16-bit ones")
+        yield unmodelled(settings, "quantization", "8-bit weights are estimated as 16-bit ones")
     if quantization_of(settings) == "4bit" and not settings.flag("use_peft"):
-        yield _unmodelled(settings, "quantization", "4-bit weights do not train: all is estimated in 16 bits")
+        yield unmodelled(settings, "quantization", "4-bit weights do not train: all is estimated in 16 bits")
     if settings.text("batching_strategy", "packing") == "padding":
         yield Problem(
             "unresolved",
@@ -213,20 +213,8 @@ def assumptions(settings: Settings, given: Given, fields: Mapping[str, Any]) -> 
             may_need_less=True,
         )
     if fields["sharding"] == "hsdp" and settings.flag("hsdp") and not _groups_are_machines(settings, given):
-        yield _unmodelled(settings, "sharding_group_size", "HSDP is estimated as sharded inside a machine")
+        yield unmodelled(settings, "sharding_group_size", "HSDP is estimated as sharded inside a machine")
     yield from _loading(settings, given)
-
-
-def _unmodelled(settings: Settings, key: str, why: str) -> Problem:
-    return Problem(
-        "unmodelled",
-        Severity.WARNING,
-        f"{key} is not modelled: {why}",
-        key=key,
-        place=settings.place(key),
-        may_need_more=True,
-        may_need_less=True,
-    )
 
 
 def _groups_are_machines(settings: Settings, given: Given) -> bool:

@@ -55,7 +55,14 @@ def refused(rules: Sequence[Rule], settings: Settings, source: str) -> Iterator[
 
 
 def unmodelled(
-    settings: Settings, key: str, why: str, *, more: bool = True, less: bool = True, within: float | None = None
+    settings: Settings,
+    key: str,
+    why: str,
+    *,
+    more: bool = True,
+    less: bool = True,
+    within: float | None = None,
+    source: str = "",
 ) -> Problem:
     """A problem with ``key``, which may raise memory, lower it, or both."""
     return Problem(
@@ -65,6 +72,7 @@ def unmodelled(
         hint="the verdict is unknown where this could change it",
         key=key,
         place=settings.place(key),
+        source=source,
         may_need_more=more,
         may_need_less=less,
         within=within,

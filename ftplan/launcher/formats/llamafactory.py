@@ -15,7 +15,7 @@ from ftplan.launcher.formats import trainer
 from ftplan.launcher.formats.given import Format, Given
 from ftplan.launcher.formats.llamafactory_rules import ATTENTION, is_bnb, problems_of, strictly
 from ftplan.launcher.formats.llamafactory_writing import emit
-from ftplan.launcher.formats.partial import Partial
+from ftplan.launcher.formats.partial import Partial, Taken
 from ftplan.launcher.formats.settings import Setting, Settings
 
 NAME: Final = "llamafactory"
@@ -44,19 +44,14 @@ def parse(given: Given) -> Partial:
     _require_training(settings)
     base = trainer.parse_arguments(given)
     fields: dict[str, Any] = {"stack": "llamafactory", "adapter_dtype": "fp32", "prepare_kbit": False}
-    origins: dict[str, Setting] = {}
-
-    def take(key: str, field: str, value: Any) -> None:
-        fields[field] = value
-        origins[field] = settings[key] if key in settings else Setting(key, None)
-
+    take = Taken(settings, fields)
     if settings.value("model_name_or_path"):
         take("model_name_or_path", "model", settings.text("model_name_or_path"))
     take("finetuning_type", "method", _method(settings))
     if fields["method"] == "qlora":
         take("quantization_type", "quantization", settings.text("quantization_type", "nf4"))
         take("double_quantization", "double_quantization", settings.flag("double_quantization", default=True))
-        origins["method"] = settings["quantization_bit"]
+        take.origins["method"] = settings["quantization_bit"]
     if fields["method"] != "full":
         rank = settings.integer("lora_rank", 8, least=1)
         take("lora_rank", "lora_rank", rank)
@@ -70,18 +65,19 @@ def parse(given: Given) -> Partial:
     take("disable_gradient_checkpointing", "gradient_checkpointing", checkpoints)
     take("eval_strategy", "evaluates", base.fields["evaluates"] or settings.flag("do_eval"))
     fields |= _precision(settings, given, trains_all=fields["method"] == "full")
-    origins["precision"] = (
+    take.origins["precision"] = (
         settings["pure_bf16"] if settings.flag("pure_bf16") else base.origins.get("precision", Setting("bf16", None))
     )
     packed = _packing(settings, base.fields["micro_batch"])
     fields |= packed
+    origins = take.origins
     origins |= {
         "packing": settings.get("neat_packing", Setting("neat_packing", None)),
         "padding": Setting("packing", None),
     }
     fields["expandable_segments"] = _expandable(given)
     problems = (*strictly(trainer.audited(given, NAME, MODELLED), given), *problems_of(given, base))
-    return Partial(fields, origins, problems=problems).over(base)
+    return Partial(fields, take.origins, problems=problems).over(base)
 
 
 def _present(given: Given) -> Given:

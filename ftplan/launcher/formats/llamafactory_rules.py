@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from ftplan.launcher.formats import deepspeed
+from ftplan.launcher.formats.dialect import unmodelled
 from ftplan.launcher.formats.given import Given
 from ftplan.launcher.formats.partial import Partial
 from ftplan.launcher.formats.settings import Settings
@@ -221,27 +222,15 @@ def problems_of(given: Given, base: Partial) -> Iterator[Problem]:
     kind = settings.text("finetuning_type", "lora").lower()
     stage = settings.text("stage", "sft").lower()
     if kind not in ("lora", "full"):
-        yield _unmodelled(settings, "finetuning_type", f"{kind[:20]} trains other parameters than LoRA or all weights")
+        yield unmodelled(settings, "finetuning_type", f"{kind[:20]} trains other parameters than LoRA or all weights")
     if stage not in ("sft", "pt"):
-        yield _unmodelled(settings, "stage", f"{stage[:20]} runs more than one forward a sample, or a second model")
+        yield unmodelled(settings, "stage", f"{stage[:20]} runs more than one forward a sample, or a second model")
     bits = settings.text("quantization_bit")
     if bits and kind != "full" and (bits != "4" or not is_bnb(settings)):
         method = settings.text("quantization_method", "bnb")[:20]
-        yield _unmodelled(settings, "quantization_bit", f"{bits[:8]} bits by {method} are estimated as 16-bit weights")
+        yield unmodelled(settings, "quantization_bit", f"{bits[:8]} bits by {method} are estimated as 16-bit weights")
     if settings.text("flash_attn", "auto").lower() not in ATTENTION:
-        yield _unmodelled(settings, "flash_attn", f"{settings.text('flash_attn')[:20]} is estimated as sdpa")
-
-
-def _unmodelled(settings: Settings, key: str, why: str) -> Problem:
-    return Problem(
-        "unmodelled",
-        Severity.WARNING,
-        f"{key} is not modelled: {why}",
-        key=key,
-        place=settings.place(key),
-        may_need_more=True,
-        may_need_less=True,
-    )
+        yield unmodelled(settings, "flash_attn", f"{settings.text('flash_attn')[:20]} is estimated as sdpa")
 
 
 def is_bnb(settings: Settings) -> bool:

@@ -5,13 +5,13 @@ What a script leaves out is peft's and bitsandbytes' own default, not ModelConfi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from ftplan.errors import InputError
 from ftplan.estimators.targets import target_modules
-from ftplan.launcher.formats.partial import Partial
-from ftplan.launcher.formats.settings import Setting, Settings
+from ftplan.launcher.formats.partial import Partial, Taken
+from ftplan.launcher.formats.settings import Settings
 from ftplan.profiles.models import load_model
 from ftplan.spec import RunConfig
 from ftplan.verdicts import Problem, Severity
@@ -47,18 +47,11 @@ ALL_LINEAR: Final = "all-linear"
 BY_PEFT: Final = "qv"
 """What peft adapts where no modules are named: for nearly every model that it knows, queries and values."""
 
-Take = Callable[[str, str, Any], None]
-
 
 def parse_model(settings: Settings, *, dtype: str) -> Partial:
     """Model, method, adapters, quantization, dtype and attention; ``dtype`` is the one where nothing is said."""
     fields: dict[str, Any] = {}
-    origins: dict[str, Setting] = {}
-
-    def take(key: str, field: str, value: Any) -> None:
-        fields[field] = value
-        origins[field] = settings[key] if key in settings else Setting(key, None)
-
+    take = Taken(settings, fields)
     if settings.value("model_name_or_path"):
         take("model_name_or_path", "model", settings.text("model_name_or_path"))
     take("use_peft", "method", "lora" if settings.flag("use_peft") else "full")
@@ -73,10 +66,10 @@ def parse_model(settings: Settings, *, dtype: str) -> Partial:
     take(key, "weights_dtype", DTYPES.get(settings.text(key, dtype).lower().removeprefix("torch."), "bf16"))
     key = _stated(settings, "attn_implementation")
     take(key, "attention", _attention(settings.text(key)))
-    return Partial(fields, origins, problems=tuple(_problems(settings)))
+    return Partial(fields, take.origins, problems=tuple(_problems(settings)))
 
 
-def _adapters(settings: Settings, take: Take) -> None:
+def _adapters(settings: Settings, take: Taken) -> None:
     rank = settings.integer("lora_r", 16, least=1)
     take("lora_r", "lora_rank", rank)
     take("lora_alpha", "lora_alpha", settings.integer("lora_alpha", 32, least=1))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from ftplan.launcher.formats.settings import Setting
+from ftplan.launcher.formats.settings import Setting, Settings
 from ftplan.verdicts import Problem
 
 
@@ -67,3 +67,17 @@ class Partial:
 
 
 NOTHING: Final = Partial()
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Fields as they are taken from ``settings``, with the setting that each came from: without a value, a default."""
+
+    settings: Settings
+    fields: dict[str, Any]
+    origins: dict[str, Setting] = field(default_factory=dict)
+
+    def __call__(self, key: str, name: str, value: Any) -> None:
+        """Take ``value`` for the field ``name``, from the setting ``key``."""
+        self.fields[name] = value
+        self.origins[name] = self.settings[key] if key in self.settings else Setting(key, None)

@@ -7,7 +7,7 @@ this one sees. See `swift_rules` for what is not modelled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from ftplan.launcher.formats import swift_rules, trainer
 from ftplan.launcher.formats.audit import audit
 from ftplan.launcher.formats.dialect import expandable, fsdp_words, optimizer_of, present, targets_of
 from ftplan.launcher.formats.given import Format, Given
-from ftplan.launcher.formats.partial import ANY_SHAPE, Partial, Shape
+from ftplan.launcher.formats.partial import ANY_SHAPE, Partial, Shape, Taken
 from ftplan.launcher.formats.presets import SWIFT_DEEPSPEED, SWIFT_FSDP
 from ftplan.launcher.formats.settings import Setting, Settings
 from ftplan.launcher.formats.swift_rules import ATTENTION, DTYPES, NAME, environment, method_of
@@ -43,12 +43,7 @@ def parse(given: Given) -> Partial:
     swift_rules.require_fine_tuning(settings)
     base = trainer.parse_arguments(replace(given, settings=_arguments(settings, given)))
     fields: dict[str, Any] = {"stack": NAME, "prepare_kbit": False}
-    origins: dict[str, Setting] = {}
-
-    def take(key: str, field: str, value: Any) -> None:
-        fields[field] = value
-        origins[field] = settings[key] if key in settings else Setting(key, None)
-
+    take = Taken(settings, fields)
     if settings.value("model"):
         take("model", "model", settings.text("model"))
     weights, precision = _precision(settings)
@@ -76,7 +71,7 @@ def parse(given: Given) -> Partial:
         *audit(written, load_vocabulary(NAME), MODELLED),
         *swift_rules.problems(settings, given, {**base.fields, **fields}),
     )
-    return Partial(fields, origins, problems=problems).over(base)
+    return Partial(fields, take.origins, problems=problems).over(base)
 
 
 def _settings(given: Given) -> Settings:
@@ -87,7 +82,7 @@ def _settings(given: Given) -> Settings:
     return present(Settings(kept), NAME)
 
 
-def _take_adapter(settings: Settings, take: Callable[[str, str, Any], None]) -> None:
+def _take_adapter(settings: Settings, take: Taken) -> None:
     take("lora_rank", "lora_rank", settings.integer("lora_rank", 8, least=1))
     take("lora_alpha", "lora_alpha", settings.integer("lora_alpha", 32, least=1))
     take("lora_dropout", "lora_dropout", settings.number("lora_dropout", 0.05))

@@ -14,7 +14,7 @@ from typing import Any, Final
 from ftplan.errors import ConfigFileError
 from ftplan.launcher.formats.audit import audit
 from ftplan.launcher.formats.given import Format, Given
-from ftplan.launcher.formats.partial import Partial
+from ftplan.launcher.formats.partial import Partial, Taken
 from ftplan.launcher.formats.settings import Setting, Settings, document_settings
 from ftplan.launcher.formats.torchtune_models import ATTENTION, MLP, Builder, builder_of, model_of
 from ftplan.launcher.formats.torchtune_problems import assumptions
@@ -68,12 +68,7 @@ def parse(given: Given) -> Partial:
         # Batches carry no mask: attention is causal, and what follows a sample is its own padding.
         "padding": False,
     }
-    origins: dict[str, Setting] = {}
-
-    def take(key: str, field: str, value: Any) -> None:
-        fields[field] = value
-        origins[field] = settings[key] if key in settings else Setting(key, None)
-
+    take = Taken(settings, fields)
     component = settings.text("model._component_")
     take("model._component_", "model", model_of(builder, component, settings.text("checkpointer.checkpoint_dir")))
     take("model._component_", "method", _method(settings, kind))
@@ -104,7 +99,7 @@ def parse(given: Given) -> Partial:
         *conflicts(settings, recipe),
         *assumptions(settings, recipe, builder, fields, given.launch),
     )
-    return Partial(fields, origins, problems=problems, beside=beside)
+    return Partial(fields, take.origins, problems=problems, beside=beside)
 
 
 def _with_config(given: Given) -> Given:

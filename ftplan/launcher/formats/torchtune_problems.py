@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from ftplan.launcher.formats.dialect import OWN_LOOP_WITHIN, unmeasured
+from ftplan.launcher.formats.dialect import OWN_LOOP_WITHIN, unmeasured, unmodelled
 from ftplan.launcher.formats.launch import Launch
 from ftplan.launcher.formats.settings import Settings
 from ftplan.launcher.formats.torchtune_models import Builder
@@ -36,7 +36,7 @@ def assumptions(
     yield from _loss(settings, builder, fields, recipe)
     if settings.text("optimizer._component_") not in KNOWN_OPTIMIZERS:
         name = settings.text("optimizer._component_")[:60]
-        yield _unmodelled(settings, "optimizer._component_", f"{name} is estimated as {fields['optimizer']}")
+        yield unmodelled(settings, "optimizer._component_", f"{name} is estimated as {fields['optimizer']}")
     if fields["method"] != "full" and builder is not None and builder.fused:
         yield Problem(
             "assumption",
@@ -50,21 +50,9 @@ def assumptions(
         )
     yield from _mesh(settings, recipe, fields, launch)
     if settings.text("device", "cuda").split(":")[0] != "cuda":
-        yield _unmodelled(settings, "device", f"{settings.text('device')[:20]} is estimated as a CUDA device")
+        yield unmodelled(settings, "device", f"{settings.text('device')[:20]} is estimated as a CUDA device")
     if "ac_mode" in settings and settings.value("ac_mode") not in (None, "None"):
-        yield _unmodelled(settings, "ac_mode", "selective checkpointing is estimated as none")
-
-
-def _unmodelled(settings: Settings, key: str, why: str, *, less: bool = True) -> Problem:
-    return Problem(
-        "unmodelled",
-        Severity.WARNING,
-        f"{key} is not modelled: {why}",
-        key=key,
-        place=settings.place(key),
-        may_need_more=True,
-        may_need_less=less,
-    )
+        yield unmodelled(settings, "ac_mode", "selective checkpointing is estimated as none")
 
 
 def _no_length(settings: Settings, fields: Mapping[str, Any]) -> Problem:
@@ -127,7 +115,7 @@ def _mesh(settings: Settings, recipe: Recipe, fields: Mapping[str, Any], launch:
         launch.nodes != replicas or not settings.flag("fsdp_reshard_after_forward", True)
     ):
         why = f"{replicas} replicas are estimated as one a machine, sharded inside it"
-        yield _unmodelled(settings, "data_parallel_replicate_dim", why)
+        yield unmodelled(settings, "data_parallel_replicate_dim", why)
     if fields["sharding"] == "ddp":
         yield Problem(
             "conflict",

@@ -14,7 +14,7 @@ from ftplan.launcher.formats.dialect import optimizer_of
 from ftplan.launcher.formats.fsdp import FsdpAsked, fsdp_partial
 from ftplan.launcher.formats.given import DEEPSPEED_FILE, Given, Target
 from ftplan.launcher.formats.included import from_json, whole
-from ftplan.launcher.formats.partial import Partial
+from ftplan.launcher.formats.partial import Partial, Taken
 from ftplan.launcher.formats.script_code import own_code, stated
 from ftplan.launcher.formats.settings import FALSE, Setting, Settings, document_settings, flattened
 from ftplan.launcher.formats.trainer_conflicts import conflicts, differing, mismatches, only_in_fsdp1
@@ -59,13 +59,8 @@ def parse_arguments(given: Given) -> Partial:
     """Batch, optimizer, precision, checkpointing, kernels and sharding of TrainingArguments."""
     settings = canonical(whole(given, load_vocabulary(NAME)))
     fields: dict[str, Any] = {}
-    origins: dict[str, Setting] = {}
     defaults = load_vocabulary(NAME).defaults
-
-    def take(key: str, field: str, value: Any) -> None:
-        fields[field] = value
-        origins[field] = settings[key] if key in settings else Setting(key, None)
-
+    take = Taken(settings, fields)
     for key, field in BATCH.items():
         take(key, field, settings.integer(key, defaults[key], least=1))
     take("optim", "optimizer", optimizer_of(settings.text("optim", str(defaults["optim"]))))
@@ -88,7 +83,7 @@ def parse_arguments(given: Given) -> Partial:
     problems = [*conflicts(settings, kind), *_otherwise_around(given, fields)]
     if WHOLE in asked.beside:
         problems += _other_whole(asked.beside[WHOLE], fields, given.ranks)
-    return Partial(fields, origins, problems=tuple(problems), beside=beside).over(asked)
+    return Partial(fields, take.origins, problems=tuple(problems), beside=beside).over(asked)
 
 
 def _otherwise_around(given: Given, fields: Mapping[str, Any]) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
+from ftplan.launcher.formats.dialect import unmodelled
 from ftplan.launcher.formats.given import Given
 from ftplan.launcher.formats.partial import Partial
 from ftplan.launcher.formats.settings import Settings
@@ -128,10 +129,12 @@ def rules(given: Given, base: Partial, *, fused_head: bool) -> Iterator[Problem]
             yield Problem("conflict", Severity.ERROR, message, hint=hint, key=key, place=place, source=source)
     yield from _no_data(given)
     if is_unlimited(settings) and not settings.flag("packing"):
-        yield _unmodelled(settings, "max_length", "samples are not cut, so that the longest decides", more=True)
+        yield unmodelled(
+            settings, "max_length", "samples are not cut, so that the longest decides", less=False, source=TRAINER
+        )
     if fused_head and settings.flag("use_liger_kernel"):
         why = "TRL takes Liger's kernels for the layers only, and computes the loss itself"
-        yield _unmodelled(settings, "use_liger_kernel", why, less=True)
+        yield unmodelled(settings, "use_liger_kernel", why, more=False, source=TRAINER)
 
 
 def _no_data(given: Given) -> Iterator[Problem]:
@@ -145,16 +148,3 @@ def _no_data(given: Given) -> Iterator[Problem]:
             key="dataset_name",
             source="trl 1.16 scripts/sft.py",
         )
-
-
-def _unmodelled(settings: Settings, key: str, why: str, *, more: bool = False, less: bool = False) -> Problem:
-    return Problem(
-        "unmodelled",
-        Severity.WARNING,
-        f"{key} is not modelled: {why}",
-        key=key,
-        place=settings.place(key),
-        source=TRAINER,
-        may_need_more=more,
-        may_need_less=less,
-    )
