@@ -70,11 +70,8 @@ def parse(given: Given) -> Partial:
     )
     packed = _packing(settings, base.fields["micro_batch"])
     fields |= packed
-    origins = take.origins
-    origins |= {
-        "packing": settings.get("neat_packing", Setting("neat_packing", None)),
-        "padding": Setting("packing", None),
-    }
+    take.origins["packing"] = settings.get("neat_packing", Setting("neat_packing", None))
+    take.origins["padding"] = Setting("packing", None)
     fields["expandable_segments"] = _expandable(given)
     problems = (*strictly(trainer.audited(given, NAME, MODELLED), given), *problems_of(given, base))
     return Partial(fields, take.origins, problems=problems).over(base)
