@@ -21,6 +21,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+FailureKind = Literal["out_of_memory", "disk_full", "non_finite_loss", "killed", "lost_rank", "error"]
+"""What a run died of: a device's or the host's memory, a full disk, a loss or weights that are no numbers, a signal,
+the connection to a rank that is gone or hangs, or anything else."""
 
 
 class FtplanError(Exception):
@@ -114,9 +119,13 @@ class DoesNotFitError(FtplanError):
 
 
 class RunFailedError(FtplanError):
-    """A launched run failed."""
+    """A launched run failed; ``kind`` is a `FailureKind`, what it died of."""
 
     exit_code = 3
+
+    def __init__(self, message: str, *, hint: str = "", kind: FailureKind = "error") -> None:
+        super().__init__(message, hint=hint)
+        self.kind: FailureKind = kind
 
 
 def _nearest(name: str, valid: Sequence[str]) -> str:

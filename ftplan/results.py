@@ -419,6 +419,22 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Recovery:
+    """A failure that a run survived by itself.
+
+    ``kind`` and ``message`` say what it died of; it went on from ``from_step`` (None: from its start), with the fields
+    ``changed`` in its configuration, each from an old to a new value.
+    """
+
+    kind: str
+    message: str
+    from_step: int | None
+    changed: Mapping[str, tuple[str | bool | int | float | None, str | bool | int | float | None]] = field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """The end of a run: what was predicted beside what was measured."""
 
@@ -436,6 +452,7 @@ class RunRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     resumed_from_step: int | None = None
     basis: Basis = Basis()
+    recoveries: tuple[Recovery, ...] = ()
 
 
 _CONTROLS: Final = re.compile("[\x7f-\x9f]")

@@ -16,6 +16,7 @@ from ftplan.errors import InputError
 if TYPE_CHECKING:
     from ftplan.launcher.job import TrainJob
     from ftplan.results import Plan, RunRecord
+    from ftplan.workflows.recovering import Patience
 
 PlanFile = Annotated[Path | None, typer.Argument(metavar="[PLAN.json]", help="A plan that ftplan plan --out wrote.")]
 Demo = Annotated[bool, typer.Option("--demo", help="Train the embedded tiny model on this machine's CPU, offline.")]
@@ -40,6 +41,15 @@ GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="
 Method = Annotated[str | None, typer.Option("--method", help="auto, full, lora or qlora.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command and the files; start nothing.")]
 Tune = Annotated[bool, typer.Option("--tune", help="Measure the best plans first, and train the fastest.")]
+Rehearse = Annotated[
+    bool, typer.Option("--rehearse", help="Random weights and tokens, a few steps: prove the plan without a download.")
+]
+MaxRestarts = Annotated[
+    int, typer.Option("--max-restarts", min=0, help="Restarts by itself between two checkpoints, after a dead worker.")
+]
+MaxFallbacks = Annotated[
+    int, typer.Option("--max-fallbacks", min=0, help="Changes to a smaller plan by itself, when memory runs out.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Start even what does not fit.")]
 
 HYPERPARAMETERS = {
@@ -50,7 +60,7 @@ HYPERPARAMETERS = {
     "keep": "save_total_limit",
     "seed": "seed",
 }
-RESUME_OPTIONS = frozenset({"resume", "run_dir", "dry_run", "as_json"})
+RESUME_OPTIONS = frozenset({"resume", "run_dir", "dry_run", "as_json", "max_restarts", "max_fallbacks"})
 PINS = frozenset(
     {"lora_rank", "lora_targets", "sharding", "offload", "micro_batch", "gradient_checkpointing", "packing"}
 )
@@ -87,6 +97,9 @@ def command(
     dry_run: DryRun = False,
     force: Force = False,
     tune: Tune = False,
+    rehearse: Rehearse = False,
+    max_restarts: MaxRestarts = 2,
+    max_fallbacks: MaxFallbacks = 3,
     as_json: options.AsJson = False,
 ) -> int:
     """Train a plan under torchrun, with progress, checkpoints and a record of predicted beside measured.
@@ -102,7 +115,7 @@ def command(
 
         _only_resume(given)
 
-        return _go(running.resumed(run_dir), None, dry_run=dry_run, as_json=as_json)
+        return _go(running.resumed(run_dir), None, patience(given), dry_run=dry_run, as_json=as_json)
     chosen = _confirmed(_plan(given), made_before="plan_file" in given, dry_run=dry_run)
     if chosen.config is None:
         from ftplan.render.plans import print_plan
@@ -184,6 +197,7 @@ def _start(chosen: Plan, given: dict[str, Any], *, dry_run: bool, force: bool, a
         run_dir=given.get("run_dir"),
         weights=given.get("weights"),
         tokenizer=given.get("tokenizer"),
+        rehearse=given["rehearse"],
         hyperparameters={field: given[name] for name, field in HYPERPARAMETERS.items() if name in given},
     )
     if given.get("demo"):
@@ -193,10 +207,17 @@ def _start(chosen: Plan, given: dict[str, Any], *, dry_run: bool, force: bool, a
         from ftplan.render.plans import print_choice
 
         print_choice(ready.plan)
-    return _go(ready.job, ready.plan, dry_run=dry_run, as_json=as_json)
+    return _go(ready.job, ready.plan, patience(given), dry_run=dry_run, as_json=as_json)
 
 
-def _go(job: TrainJob, chosen: Plan | None, *, dry_run: bool, as_json: bool) -> int:
+def patience(given: Mapping[str, Any]) -> Patience:
+    """How often the run may recover by itself."""
+    from ftplan.workflows.recovering import Patience
+
+    return Patience(fallbacks=given["max_fallbacks"], restarts=given["max_restarts"])
+
+
+def _go(job: TrainJob, chosen: Plan | None, often: Patience, *, dry_run: bool, as_json: bool) -> int:
     from ftplan.render.runs import RunDisplay, print_prepared
     from ftplan.results import to_json
     from ftplan.workflows import running
@@ -209,7 +230,7 @@ def _go(job: TrainJob, chosen: Plan | None, *, dry_run: bool, as_json: bool) -> 
             print_prepared(prepared)
         return 0
     with RunDisplay(job.predicted) as display:
-        record = running.launch(job, chosen, display.show)
+        record = running.launch(job, chosen, display.show, often)
     return _finish(record, job, as_json=as_json)
 
 

@@ -84,6 +84,17 @@ def discard_incomplete(root: Path) -> list[Path]:
     return gone
 
 
+def set_aside(root: Path) -> Path | None:
+    """Move every checkpoint under ``root`` out of the way of a run that cannot resume from them; returns where to."""
+    if not root.exists():
+        return None
+    taken = len(list(root.parent.glob(f"{root.name}-before-*")))
+    kept = root.with_name(f"{root.name}-before-{taken + 1}")
+    root.rename(kept)
+    sync(root.parent)
+    return kept
+
+
 def _folders(root: Path) -> list[Path]:
     return [path for path in root.glob(f"{PREFIX}*") if path.is_dir() and _step_in_name(path) >= 0]
 

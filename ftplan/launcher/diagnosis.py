@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ftplan.errors import FailureKind
 from ftplan.launcher.events import Event, Failed
 from ftplan.launcher.process import Outcome
 
@@ -29,6 +30,7 @@ class Diagnosis:
     message: str
     hint: str = ""
     bad_input: bool = False
+    kind: FailureKind = "error"
 
 
 def diagnose(events: Iterable[Event], outcome: Outcome, log_tail: str) -> Diagnosis:
@@ -37,18 +39,27 @@ def diagnose(events: Iterable[Event], outcome: Outcome, log_tail: str) -> Diagno
     When one rank fails, the others fail after it with errors about the lost connection; a specific kind tells more
     than a bare error, and the earliest more than a later one.
     """
-    failures = sorted(
-        (event for event in events if isinstance(event, Failed)), key=lambda failure: failure.kind == "error"
-    )
+    failures = sorted((event for event in events if isinstance(event, Failed)), key=_unspecific)
     killed = _killed(log_tail)
-    if killed is not None and (not failures or failures[0].kind == "error"):
+    if killed is not None and (not failures or _unspecific(failures[0])):
         return killed
-    if failures and failures[0].kind == "input":
-        return Diagnosis(failures[0].message, failures[0].hint, bad_input=True)
     if failures:
-        return Diagnosis(f"rank {failures[0].rank} failed: {failures[0].message}", failures[0].hint)
+        return _reported(failures[0])
     hints = (_HINTS.get(outcome.signal or 0, ""), _last_line(log_tail))
-    return Diagnosis(f"the training processes ended {_how(outcome)} without a report", "; ".join(filter(None, hints)))
+    message = f"the training processes ended {_how(outcome)} without a report"
+    kind: FailureKind = "killed" if outcome.signal is not None else "error"
+    return Diagnosis(message, "; ".join(filter(None, hints)), kind=kind)
+
+
+def _unspecific(failure: Failed) -> int:
+    """How little a report tells of the root cause: a lost connection is what others died of, an error may be too."""
+    return {"error": 1, "lost_rank": 2}.get(failure.kind, 0)
+
+
+def _reported(failure: Failed) -> Diagnosis:
+    if failure.kind == "input":
+        return Diagnosis(failure.message, failure.hint, bad_input=True)
+    return Diagnosis(f"rank {failure.rank} failed: {failure.message}", failure.hint, kind=failure.kind)
 
 
 def tail(path: Path, start: int = 0) -> str:
@@ -70,7 +81,7 @@ def _killed(log_tail: str) -> Diagnosis | None:
     for rank, exit_code in _EXIT.findall(log_tail):
         number = -int(exit_code)
         if number > 0 and number != signal.SIGTERM:
-            return Diagnosis(f"rank {rank} was killed by {_name(number)}", _HINTS.get(number, ""))
+            return Diagnosis(f"rank {rank} was killed by {_name(number)}", _HINTS.get(number, ""), kind="killed")
     return None
 
 

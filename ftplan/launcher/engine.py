@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ftplan.errors import FtplanError, InputError, RunFailedError
+from ftplan.errors import FailureKind, FtplanError, InputError, RunFailedError
 from ftplan.files import write_atomic
 from ftplan.launcher import artifacts, checkpoints, diagnosis, monitor, records
 from ftplan.launcher.events import Event, Finished, Started
@@ -23,6 +25,8 @@ from ftplan.launcher.summary import summarise
 from ftplan.results import RunRecord
 
 POLL_SECONDS: Final = 0.2
+NO_SPACE_BYTES: Final = 2**20
+"""With less a disk counts as full: a report and a record take some KB."""
 
 OnEvent = Callable[[Event], None]
 
@@ -65,8 +69,10 @@ def resume_job(run: RunDir) -> TrainJob:
     return load_job(run).model_copy(update={"resume": True, "run_dir": str(run.root)})
 
 
-def launch(job: TrainJob, *, on_event: OnEvent = _ignore) -> RunRecord:
+def launch(job: TrainJob, *, on_event: OnEvent = _ignore, again: bool = False) -> RunRecord:
     """Train ``job`` and return its record, with status ``finished`` or ``interrupted``.
+
+    ``again`` lets a job that does not resume begin anew in the folder of a run that failed.
 
     The first SIGINT or SIGTERM to this process asks the workers to save a checkpoint and stop, the second ends them.
     Raises InputError if the run's folder, the data or the tokenizer cannot be used, RunFailedError if the run failed
@@ -76,26 +82,30 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore) -> RunRecord:
     job = job.absolute()
     run = RunDir(Path(job.run_dir))
     with _locked(run):
-        attempt = _open(run, job)
+        attempt = _open(run, job, again=again)
         started = time.monotonic()
         log_start = monitor.size_of(run.log)
         events, outcome, stopped = _follow(run, job, on_event)
         wall_seconds = time.monotonic() - started
         status = _status(events, outcome, stopped=stopped)
+        failure = _failure(run, events, outcome, log_start) if status == "failed" else None
         record = summarise(job, status, events, monitor.read_all(run.metrics), wall_seconds)
-        records.write_record(run, record)
-        records.write_state(run, status, attempt)
-    if status == "failed":
-        raise _failure(run, events, outcome, log_start)
+        try:
+            records.write_record(run, record)
+            records.write_state(run, status, attempt)
+        except OSError as error:
+            failure = failure or _unwritable(run, error)
+    if failure is not None:
+        raise failure
     return record
 
 
-def _open(run: RunDir, job: TrainJob) -> int:
+def _open(run: RunDir, job: TrainJob, *, again: bool) -> int:
     """Make the run's folder ready and return the number of this attempt."""
     state = records.read_state(run)
     if job.resume:
         _check_resumable(run, job)
-    elif state is not None or checkpoints.latest_complete(run.checkpoints) is not None:
+    elif not again and (state is not None or checkpoints.latest_complete(run.checkpoints) is not None):
         raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
     checkpoints.discard_incomplete(run.checkpoints)
     run.stop_request.unlink(missing_ok=True)
@@ -160,10 +170,21 @@ def _failure(run: RunDir, events: list[Event], outcome: Outcome, log_start: int)
     found = diagnosis.diagnose(events, outcome, diagnosis.tail(run.log, log_start))
     if found.bad_input:
         return InputError(found.message, hint=found.hint)
+    if found.kind == "error" and shutil.disk_usage(run.root).free < NO_SPACE_BYTES:
+        # On a full disk nobody could write what went wrong.
+        found = diagnosis.Diagnosis("the disk is full", f"free space on that of {run.root}", kind="disk_full")
+    if found.kind == "disk_full":
+        # What was cut short takes the room that the record needs.
+        checkpoints.discard_incomplete(run.checkpoints)
     last = checkpoints.latest_complete(run.checkpoints)
     way_on = f"step {last.step} is saved: resume the run to go on from there" if last else ""
     hint = "; ".join(part for part in (found.hint, way_on, f"log: {run.log}") if part)
-    return RunFailedError(found.message, hint=hint)
+    return RunFailedError(found.message, hint=hint, kind=found.kind)
+
+
+def _unwritable(run: RunDir, error: OSError) -> RunFailedError:
+    kind: FailureKind = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "error"
+    return RunFailedError(f"cannot write to {run.root}: {error.strerror}", kind=kind)
 
 
 @contextmanager

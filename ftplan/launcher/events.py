@@ -12,6 +12,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from ftplan.errors import FailureKind
+
+Value = str | bool | int | float | None
+
 
 @dataclass(frozen=True, slots=True)
 class RankMemory:
@@ -91,6 +95,20 @@ class Noted:
 
 
 @dataclass(frozen=True, slots=True)
+class Recovering:
+    """The run failed and goes on by itself, from ``from_step`` (None: from its start).
+
+    ``changed`` maps the fields of the configuration that are different from now on to their old and new values.
+    """
+
+    kind: FailureKind
+    message: str
+    from_step: int | None
+    changed: Mapping[str, tuple[Value, Value]] = field(default_factory=dict)
+    event: Literal["recovering"] = "recovering"
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The worker ends by itself: all steps done, or stopped on request after saving."""
 
@@ -102,16 +120,16 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A rank fails. ``kind`` is ``out_of_memory``, ``non_finite_loss``, ``input``, or ``error`` for the rest."""
+    """A rank fails; ``input``: by what the user gave it."""
 
     rank: int
-    kind: Literal["out_of_memory", "non_finite_loss", "input", "error"]
+    kind: FailureKind | Literal["input"]
     message: str
     hint: str = ""
     event: Literal["failed"] = "failed"
 
 
-Event = Started | Stepped | Evaluated | Saved | Noted | Finished | Failed
+Event = Started | Stepped | Evaluated | Saved | Noted | Recovering | Finished | Failed
 
 
 @cache

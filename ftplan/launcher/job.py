@@ -15,7 +15,7 @@ from ftplan.spec import PositiveInt, RunConfig, Spec
 
 DataForm = Literal["alpaca", "sharegpt", "chat", "prompt-completion", "text"]
 FormChoice = Literal["auto", "alpaca", "sharegpt", "chat", "prompt-completion", "text"]
-SourceKind = Literal["config", "folder", "hub"]
+SourceKind = Literal["config", "random", "folder", "hub"]
 DeviceKind = Literal["cpu", "cuda"]
 
 NOT_MEASURED: Final = Measured(
@@ -32,8 +32,9 @@ NOT_MEASURED: Final = Measured(
 class Source(Spec):
     """Where a model or tokenizer comes from.
 
-    ``config``: a folder with a config.json; the weights are random, drawn with the job's seed. ``folder``: a local
-    model folder. ``hub``: a hub id, for a machine that is online.
+    ``config``: a folder with a config.json; the weights are random, drawn with the job's seed as its class draws them.
+    ``random``: the same folder; the weights are filled in where they train, which takes seconds for any size, but are
+    others on other devices. ``folder``: a local model folder. ``hub``: a hub id, for a machine that is online.
     """
 
     kind: SourceKind
@@ -45,18 +46,19 @@ class Source(Spec):
 
 
 class DataSource(Spec):
-    """The training data: local JSON or JSON Lines files, or one data set of the hub."""
+    """The training data: local JSON or JSON Lines files, one data set of the hub, or random tokens of each rank."""
 
     paths: tuple[str, ...] = Field(default=(), strict=False)
     hub: str | None = Field(default=None, min_length=1, description="a data set id, for a machine that is online")
     hub_split: str = "train"
+    synthetic: bool = Field(default=False, description="random tokens, each row of the planned length")
     form: FormChoice = "auto"
     eval_fraction: float = Field(default=0.0, ge=0.0, lt=1.0, description="part of the rows held out for evaluation")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if bool(self.paths) == (self.hub is not None):
-            raise ValueError("data comes from paths or from the hub: give one of the two")
+        if bool(self.paths) + (self.hub is not None) + self.synthetic != 1:
+            raise ValueError("data comes from paths, from the hub or is synthetic: give one of the three")
         return self
 
     def absolute(self) -> Self:
@@ -68,7 +70,8 @@ class TrainJob(Spec):
     """One training run: the configuration, how many processes, the data and the hyperparameters.
 
     One of ``max_steps`` (optimizer steps) and ``epochs`` is given. ``save_total_limit`` is how many complete
-    checkpoints are kept. ``threads_per_process`` is for the CPU libraries of each rank.
+    checkpoints are kept; with ``save_steps`` None there are none. ``threads_per_process`` is for the CPU libraries of
+    each rank. ``cap_bytes`` is what a process may take of its device in all, as if it were a smaller one.
     """
 
     run_id: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
@@ -91,9 +94,10 @@ class TrainJob(Spec):
     max_grad_norm: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     seed: int = 42
     logging_steps: PositiveInt = 1
-    save_steps: PositiveInt = 100
+    save_steps: PositiveInt | None = 100
     save_total_limit: PositiveInt = 2
     threads_per_process: PositiveInt = 1
+    cap_bytes: Annotated[int, Field(gt=0)] | None = None
     tensorboard: bool = True
     resume: bool = False
     predicted: Measured = NOT_MEASURED

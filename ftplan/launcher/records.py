@@ -10,6 +10,7 @@
         metrics.jsonl   events, one a line (`ftplan.launcher.events`)
         log.txt         stdout and stderr of all processes
         checkpoints/    checkpoint-N, complete or absent (`ftplan.launcher.checkpoints`)
+        checkpoints-before-N/  those that a run which recovered could not go on from
         final/          the trained adapter or model with its tokenizer
         record.json     predicted beside measured
 """
@@ -79,6 +80,11 @@ class RunDir:
     def record(self) -> Path:
         """The `RunRecord`."""
         return self.root / "record.json"
+
+    @property
+    def architecture(self) -> Path:
+        """The config.json of a rehearsal's random weights."""
+        return self.root / "architecture"
 
     @property
     def tensorboard(self) -> Path:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Final
 
-from ftplan.launcher.events import Event, Finished, RankMemory, Started, Stepped
+from ftplan.launcher.events import Event, Finished, RankMemory, Recovering, Started, Stepped
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.records import Status
-from ftplan.results import Measured, RunRecord
+from ftplan.results import Measured, Recovery, RunRecord
 
 WARM_UP_STEPS: Final = 2
 """Logged steps left out of the step time: kernels are chosen and memory is first reserved in them."""
@@ -36,6 +36,11 @@ def summarise(
         versions=dict(started.versions) if started else {},
         resumed_from_step=started.resumed_from_step if started else None,
         basis=job.basis,
+        recoveries=tuple(
+            Recovery(event.kind, event.message, event.from_step, dict(event.changed))
+            for event in history
+            if isinstance(event, Recovering)
+        ),
     )
 
 

@@ -124,10 +124,10 @@ def training_job(job: TrialsJob, trial: Trial) -> TrainJob:
         world_size=job.world_size,
         nproc_per_node=job.world_size,
         device=job.device,
-        model=Source(kind="config", location=trial.architecture or job.architecture),
+        model=Source(kind="random", location=trial.architecture or job.architecture),
         # It pads rows of random tokens, and nothing else.
         tokenizer=demo.tokenizer(),
-        data=DataSource(paths=("random tokens",)),
+        data=DataSource(synthetic=True),
         max_steps=job.warmup_steps + job.steps,
         seed=job.seed,
         threads_per_process=job.threads_per_process,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -10,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ftplan.launcher.engine import Prepared
-from ftplan.launcher.events import Evaluated, Event, Failed, Noted, Saved, Started, Stepped
+from ftplan.launcher.events import Evaluated, Event, Failed, Noted, Recovering, Saved, Started, Stepped
 from ftplan.render.console import count, duration, err, off, out, size, words
 from ftplan.results import Measured, RunRecord
 
@@ -53,6 +54,8 @@ class RunDisplay:
             self._line(f"checkpoint at step {event.step} ({duration(event.seconds)})")
         elif isinstance(event, Evaluated):
             self._line(f"evaluation at step {event.step}: loss {event.loss:.4f}")
+        elif isinstance(event, Recovering):
+            self._line(recovery_line(event.kind, event.message, event.from_step, event.changed))
         elif isinstance(event, Noted):
             self._line(f"note: {event.message}")
         elif isinstance(event, Failed):
@@ -82,6 +85,14 @@ class RunDisplay:
 
     def _line(self, text: str) -> None:
         err().print(words(text), soft_wrap=True)
+
+
+def recovery_line(kind: str, message: str, from_step: int | None, changed: Mapping[str, tuple[object, object]]) -> str:
+    """A recovery in one sentence."""
+    where = "from its start" if from_step is None else f"from step {from_step}"
+    changes = ", ".join(f"{name.replace('_', ' ')} {old} -> {new}" for name, (old, new) in changed.items())
+    why = "out of memory" if kind == "out_of_memory" else message
+    return f"{why}: going on {where}" + (f" with {changes}" if changes else ", nothing changed")
 
 
 def print_prepared(prepared: Prepared) -> None:
@@ -115,6 +126,8 @@ def print_record(record: RunRecord, folder: str) -> None:
             expected = show(predicted) if predicted is not None else "-"
             table.add_row(name, expected, show(measured), off(predicted, measured))
     console.print(table)
+    for each in record.recoveries:
+        console.print(words(recovery_line(each.kind, each.message, each.from_step, each.changed)), soft_wrap=True)
     if record.measured.tokens_per_second is not None:
         console.print(
             f"{record.measured.tokens_per_second:,.0f} tokens/s (the prediction is for samples of full length)"

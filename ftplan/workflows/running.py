@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,16 +20,20 @@ from ftplan.launcher.events import Noted
 from ftplan.launcher.job import DataSource, Source, TrainJob
 from ftplan.launcher.records import RunDir
 from ftplan.profiles.detect import detect_gpus, detect_node
-from ftplan.profiles.models import hub_id, load_model
+from ftplan.profiles.models import hub_id, load_hf_config, load_model
 from ftplan.profiles.schema import Cluster
-from ftplan.results import Measured, Plan, RunRecord, to_json
-from ftplan.workflows import recording
+from ftplan.results import Estimate, Plan, RunRecord, to_json
+from ftplan.spec import RunConfig
+from ftplan.workflows import recording, recovering
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.inputs import input_error
 from ftplan.workflows.planning import plan, plan_request, require_config
+from ftplan.workflows.recovering import Patience, measured_as
 
 DEMO_GPUS: Final = "2xcpu"
 DEFAULT_RUNS: Final = Path("ftplan-runs")
+REHEARSED_STEPS: Final = 8
+"""Memory is at its peak from the second step on; the others give a steady time."""
 DEFAULT_LEARNING_RATES: Final = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4}
 """Usual starting points: full fine-tuning moves every weight, adapters need ten times as much (peft, TRL guides)."""
 
@@ -37,7 +42,10 @@ WEIGHT_FILES: Final = ("*.safetensors", "*.bin")
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What a run needs beside a plan. ``hyperparameters`` are fields of `TrainJob`; what is left out is its default."""
+    """What a run needs beside a plan. ``hyperparameters`` are fields of `TrainJob`; what is left out is its default.
+
+    ``rehearse`` trains random weights on random tokens for a few steps, which needs neither data nor a download.
+    """
 
     data: tuple[str, ...] = ()
     data_form: str = "auto"
@@ -45,6 +53,7 @@ class RunSettings:
     run_dir: Path | None = None
     weights: str | None = None
     tokenizer: str | None = None
+    rehearse: bool = False
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -77,6 +86,7 @@ def demo_settings(settings: RunSettings) -> RunSettings:
         run_dir=settings.run_dir,
         weights=settings.weights,
         tokenizer=settings.tokenizer,
+        rehearse=settings.rehearse,
         hyperparameters={**demo.LEARNING, **_length_replaces(settings.hyperparameters)},
     )
 
@@ -101,18 +111,9 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
             "the plan does not fit" + (" with its evaluations" if config.evaluates else ""),
             hint="--force starts it all the same",
         )
-    source = (
-        DataSource.model_validate(
-            {"paths": settings.data, "form": settings.data_form, "eval_fraction": settings.eval_fraction}
-        )
-        if settings.data
-        else None
-    )
-    if source is None:
-        raise InputError("no data", hint=f"--data FILE.jsonl; {data.forms_hint()}", field="data")
-    data.load(source)
     run_id = records.new_run_id()
     run_dir = settings.run_dir or DEFAULT_RUNS / run_id
+    trained = _rehearsed(RunDir(run_dir), estimate, cluster) if settings.rehearse else _real(config, settings)
     ranks = 1 if config.sharding == "none" else cluster.world_size
     fields = {
         "run_id": run_id,
@@ -123,21 +124,50 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
         "world_size": ranks,
         "nproc_per_node": ranks // len(cluster.nodes),
         "device": "cpu" if cluster.gpus[0].kind == "cpu" else "cuda",
-        "model": weights_source(settings.weights or config.model),
-        "tokenizer": weights_source(settings.tokenizer or settings.weights or config.model, tokenizer=True),
-        "data": source,
         "threads_per_process": _threads(ranks),
-        "predicted": predicted(chosen, cluster),
+        "predicted": measured_as(estimate, cluster),
         "basis": estimate.basis,
         "learning_rate": DEFAULT_LEARNING_RATES[config.method],
+        **trained,
         **settings.hyperparameters,
     }
+    if "epochs" in settings.hyperparameters and "max_steps" not in settings.hyperparameters:
+        fields["max_steps"] = None
     if fields.get("max_steps") is None and fields.get("epochs") is None:
         fields["epochs"] = 1.0
     try:
         return Ready(TrainJob.model_validate(fields), chosen)
     except ValidationError as error:
         raise input_error(error) from error
+
+
+def _real(config: RunConfig, settings: RunSettings) -> dict[str, Any]:
+    """The fields of a job that trains a model on data; raises InputError for what is not there or cannot be used."""
+    if not settings.data:
+        hint = f"--data FILE.jsonl, or --rehearse to try the plan without; {data.forms_hint()}"
+        raise InputError("no data", hint=hint, field="data")
+    source = DataSource.model_validate(
+        {"paths": settings.data, "form": settings.data_form, "eval_fraction": settings.eval_fraction}
+    )
+    data.load(source)
+    return {
+        "model": weights_source(settings.weights or config.model),
+        "tokenizer": weights_source(settings.tokenizer or settings.weights or config.model, tokenizer=True),
+        "data": source,
+    }
+
+
+def _rehearsed(run: RunDir, told: Estimate, cluster: Cluster) -> dict[str, Any]:
+    """The fields of a job that rehearses: a few steps, nothing saved, no more memory than the planned card offers."""
+    return {
+        "model": Source(kind="random", location=str(run.architecture)),
+        # It pads rows of random tokens, and nothing else.
+        "tokenizer": demo.tokenizer(),
+        "data": DataSource(synthetic=True),
+        "max_steps": REHEARSED_STEPS,
+        "save_steps": None,
+        "cap_bytes": None if cluster.gpus[0].kind == "cpu" else told.capacity_bytes,
+    }
 
 
 def _with_evaluations(chosen: Plan, cluster: Cluster) -> Plan:
@@ -171,20 +201,6 @@ def weights_source(model: str, *, tokenizer: bool = False) -> Source:
     return Source(kind="hub", location=hub_id(model))
 
 
-def predicted(chosen: Plan, cluster: Cluster) -> Measured:
-    """The plan's figures as a run will measure them; a CPU run has no caching allocator to ask."""
-    _, estimate = require_config(chosen)
-    on_cpu = cluster.gpus[0].kind == "cpu"
-    return Measured(
-        peak_allocated_bytes=None if on_cpu else estimate.peak_allocated_bytes,
-        peak_reserved_bytes=None if on_cpu else estimate.peak_reserved_bytes,
-        peak_process_bytes=estimate.process_bytes,
-        host_bytes=estimate.host_bytes,
-        step_seconds=estimate.step_seconds,
-        tokens_per_second=estimate.tokens_per_second,
-    )
-
-
 def _threads(ranks: int) -> int:
     """Threads of each rank's CPU libraries: the cores, shared."""
     return max(1, len(os.sched_getaffinity(0)) // ranks)
@@ -211,16 +227,24 @@ def prepare(job: TrainJob) -> Prepared:
     return engine.prepare(job)
 
 
-def launch(job: TrainJob, chosen: Plan | None, on_event: OnEvent) -> RunRecord:
+def launch(
+    job: TrainJob,
+    chosen: Plan | None,
+    on_event: OnEvent,
+    patience: Patience = Patience(),  # noqa: B008 - immutable
+) -> RunRecord:
     """Start the job, follow it to its end and return its record; the plan is kept beside it.
 
-    Later plans for the same devices go by the record of a finished run, too. Raises RunFailedError if the run failed.
+    Later plans for the same devices go by the record of a finished run, too. Raises RunFailedError if the run failed
+    and could not recover.
     """
     artifacts.argv(job, "job.json")
     check_devices(job)
     if chosen is not None:
         _keep_plan(job, chosen)
-    record = engine.launch(job, on_event=on_event)
+    if job.model.kind == "random":
+        _keep_architecture(job)
+    record = recovering.launch(job, on_event, patience)
     if note := recording.recorded(record, ranks=job.world_size):
         on_event(Noted(note))
     return record
@@ -241,6 +265,12 @@ def require_gpus(inventory: str, count: int) -> None:
             hint="run it where they are, or plan with --gpus local",
             field="gpus",
         )
+
+
+def _keep_architecture(job: TrainJob) -> None:
+    """Write the config.json that random weights are made from, where the job looks for it."""
+    content = json.dumps(load_hf_config(job.config.model), indent=2) + "\n"
+    write_atomic(Path(job.model.location) / "config.json", content)
 
 
 def _keep_plan(job: TrainJob, chosen: Plan) -> None:

@@ -6,17 +6,12 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Final, Literal
 
-from ftplan.errors import FtplanError
-from ftplan.launcher.events import Failed
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.records import RunDir
+from ftplan.launcher.train.failures import failed
 from ftplan.launcher.train.guard import Guard
 from ftplan.launcher.train.reporter import Reporter
-
-MESSAGE_LINES: Final = 3
-"""Lines of an exception that go into the report; the log has all of it."""
 
 
 def main(arguments: list[str]) -> int:
@@ -35,23 +30,9 @@ def main(arguments: list[str]) -> int:
         train(job, guard, reporter)
     except Exception as error:
         traceback.print_exc()
-        reporter.report(_failed(rank, error))
+        reporter.report(failed(rank, error))
         return 1
     return 0
-
-
-def _failed(rank: int, error: Exception) -> Failed:
-    """``error`` as an event; classes are told by name, because their modules are heavy."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    kind: Literal["out_of_memory", "non_finite_loss", "input", "error"] = "error"
-    hint = ""
-    if type(error).__name__ == "OutOfMemoryError":
-        kind, hint = "out_of_memory", "plan with a larger margin, a smaller micro-batch, or more sharding"
-    elif type(error).__name__ == "NonFiniteLossError":
-        kind, hint = "non_finite_loss", "lower the learning rate, or use bf16 or fp32 instead of fp16"
-    elif isinstance(error, FtplanError):
-        kind, hint = "input", error.hint
-    return Failed(rank=rank, kind=kind, message=" ".join(lines[:MESSAGE_LINES]), hint=hint)
 
 
 if __name__ == "__main__":

@@ -58,10 +58,11 @@ def _optimizer(job: TrainJob) -> dict[str, Any]:
 def _keeping(job: TrainJob) -> dict[str, Any]:
     run = RunDir(Path(job.run_dir))
     evaluates = job.data.eval_fraction > 0
+    every = {} if job.save_steps is None else {"save_steps": job.save_steps}
     return {
         "output_dir": str(run.checkpoints),
-        "save_strategy": "steps",
-        "save_steps": job.save_steps,
+        "save_strategy": "steps" if every else "no",
+        **every,
         # The trainer counts folders, not complete checkpoints: `callbacks.Keeper` deletes old ones instead.
         "save_total_limit": None,
         "eval_strategy": "steps" if evaluates else "no",

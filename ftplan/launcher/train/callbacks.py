@@ -7,7 +7,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -16,6 +18,7 @@ from ftplan.launcher.artifacts import ZERO_STAGES, fsdp_config
 from ftplan.launcher.events import Evaluated, Event, RankMemory, Saved, Started, Stepped
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.records import RunDir
+from ftplan.launcher.train import card
 from ftplan.launcher.train.control import Control
 from ftplan.launcher.train.guard import Guard
 from ftplan.launcher.train.measure import StepClock, rank_memory
@@ -26,7 +29,7 @@ from ftplan.launcher.train.versions import versions
 
 
 class NonFiniteLossError(Exception):
-    """The loss is no longer a number."""
+    """The loss, or what was trained, is no longer a number."""
 
 
 @dataclass
@@ -130,16 +133,50 @@ class Reports(TrainerCallback):  # type: ignore[misc]
             self._setting.report(Evaluated(step=state.global_step, loss=metrics["eval_loss"]))
 
 
+class Capped(TrainerCallback):  # type: ignore[misc]
+    """Keeps the process within ``cap_bytes`` while what other libraries take of the device still grows."""
+
+    STEPS: Final = 3
+
+    def __init__(self, cap_bytes: int) -> None:
+        self._cap_bytes = cap_bytes
+
+    def on_train_begin(
+        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: object
+    ) -> None:
+        """Begin without what loading has left in the allocator."""
+        card.forget()
+        card.cap(self._cap_bytes)
+
+    def on_step_end(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: object) -> None:
+        """Make the cap good again."""
+        if state.global_step <= self.STEPS:
+            card.cap(self._cap_bytes)
+
+
 class Keeper(TrainerCallback):  # type: ignore[misc]
     """Seals every checkpoint once all ranks have written their part, and keeps the newest of them."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
 
-    def on_save(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: object) -> None:
-        """The trainer has saved; declare it complete, then delete the oldest."""
+    def on_save(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        model: torch.nn.Module,
+        **_: object,
+    ) -> None:
+        """The trainer has saved; declare it complete, then delete the oldest.
+
+        Raises NonFiniteLossError, and leaves the folder unsealed, if the weights are ruined: the loss of the step that
+        ruined them was still a number.
+        """
         setting, step = self._setting, int(state.global_step)
         folder = setting.run.checkpoints / f"{checkpoints.PREFIX}{step}"
+        if setting.control.any(not has_finite_weights(model)):
+            raise NonFiniteLossError(f"weights are no longer numbers after step {step}")
         # Rank 0 comes here while others may still write their random state.
         setting.control.barrier()
         if setting.control.is_main:
@@ -180,6 +217,26 @@ def check_sharded(job: TrainJob, trainer: PlannedTrainer) -> None:
         raise RuntimeError(f"DeepSpeed is not in use, though the job is sharded by {job.config.sharding}")
     if fsdp_config(job.config) is not None and not any(isinstance(p, DTensor) for p in trainer.model.parameters()):
         raise RuntimeError(f"no parameter is sharded, though the job is sharded by {job.config.sharding}")
+
+
+def has_finite_weights(model: torch.nn.Module) -> bool:
+    """Whether this rank's part of what trains holds numbers only.
+
+    A sum takes no memory beside it, as `torch.isfinite` would, and no finite fp32 sum hides an inf or a NaN.
+    """
+    return all(
+        math.isfinite(_own(parameter).sum(dtype=torch.float32).item())
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    )
+
+
+def _own(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """What this rank holds of ``parameter`` under FSDP2 and ZeRO-3, which keep shards in ways of their own."""
+    if isinstance(parameter, DTensor):
+        return parameter.to_local().detach()
+    shard = getattr(parameter, "ds_tensor", None)
+    return (parameter if shard is None else shard).detach()
 
 
 def _finite(value: float | None) -> float | None:

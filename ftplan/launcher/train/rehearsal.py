@@ -17,6 +17,7 @@ from ftplan.launcher.job import TrainJob
 from ftplan.launcher.train import card
 from ftplan.launcher.train.callbacks import check_sharded
 from ftplan.launcher.train.control import Control
+from ftplan.launcher.train.failures import kind_of, message_of
 from ftplan.launcher.train.loop import check_world, layer_checkpoints, planned_trainer, trainer_arguments
 from ftplan.launcher.train.measure import rank_memory
 from ftplan.launcher.train.model import adapted, load_tokenizer
@@ -30,13 +31,6 @@ from ftplan.units import MIB
 
 HELD_BYTES: Final = 64 * MIB
 """What a trial may leave on the device for the next one: DeepSpeed keeps some of its engines whole."""
-
-MESSAGE_LINES: Final = 3
-MESSAGE_CHARACTERS: Final = 400
-"""What of an exception goes into the result; the log has all of it."""
-
-_OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""How libraries tell it that raise no `torch.OutOfMemoryError`: drivers, torch for the host, cuBLAS."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +149,8 @@ def _worst(sizes: Iterable[int | None]) -> int | None:
 
 def _told(error: Exception) -> tuple[TrialStatus, str]:
     """``error`` as a status and a message."""
-    text = str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    message = f"{type(error).__name__}: {' '.join(lines[:MESSAGE_LINES])}"
-    lacking = isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _OUT_OF_MEMORY)
-    return ("out_of_memory" if lacking else "failed"), message[:MESSAGE_CHARACTERS]
+    message = f"{type(error).__name__}: {message_of(error)}"
+    return ("out_of_memory" if kind_of(error) == "out_of_memory" else "failed"), message
 
 
 def _restore(environment: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from ftplan.errors import InputError
@@ -14,14 +14,17 @@ from ftplan.launcher import checkpoints
 from ftplan.launcher.events import Finished, Noted
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.records import RunDir
-from ftplan.launcher.train.callbacks import Keeper, Reports, Setting, Stopper
+from ftplan.launcher.train import card
+from ftplan.launcher.train.callbacks import Capped, Keeper, Reports, Setting, Stopper
 from ftplan.launcher.train.control import Control
 from ftplan.launcher.train.dataset import Prepared, prepare
 from ftplan.launcher.train.export import export
 from ftplan.launcher.train.guard import Guard
 from ftplan.launcher.train.loop import check_world, layer_checkpoints, planned_trainer, trainer_arguments
 from ftplan.launcher.train.measure import StepClock
-from ftplan.launcher.train.model import build_model, load_tokenizer
+from ftplan.launcher.train.model import Model, adapted, build_model, load_tokenizer
+from ftplan.launcher.train.random_model import random_model
+from ftplan.launcher.train.random_rows import random_rows
 from ftplan.launcher.train.reporter import Reporter
 from ftplan.launcher.train.trainer import PlannedTrainer
 
@@ -30,11 +33,12 @@ def train(job: TrainJob, guard: Guard, reporter: Reporter) -> None:
     """Train to the end, or until asked to stop; raises whatever goes wrong."""
     torch.set_num_threads(job.threads_per_process)
     tokenizer = load_tokenizer(job.tokenizer)
-    data = prepare(job.data, tokenizer, job.seed)
+    data = _data(job, tokenizer)
     # The arguments start the process group, and with ZeRO-3 decide how a model is loaded: they come before the model.
-    arguments = trainer_arguments(job, assistant_only_loss=data.assistant_only_loss)
+    arguments = trainer_arguments(job, **_as_prepared(data, job))
     setting = Setting(job, RunDir(Path(job.run_dir)), Control(), reporter, guard, StepClock())
     check_world(job, setting.control)
+    card.cap(job.cap_bytes)
     if data.note:
         setting.report(Noted(data.note))
     checkpoint = _checkpoint(setting)
@@ -45,18 +49,40 @@ def train(job: TrainJob, guard: Guard, reporter: Reporter) -> None:
     _finish(setting, trainer, stopper)
 
 
+def _data(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    if not job.data.synthetic:
+        return prepare(job.data, tokenizer, job.seed)
+    shape = AutoConfig.from_pretrained(job.model.location, trust_remote_code=False)
+    return Prepared(random_rows(job, shape.get_text_config().vocab_size), None, assistant_only_loss=False)
+
+
+def _as_prepared(data: Prepared, job: TrainJob) -> dict[str, object]:
+    """What the trainer is told about the data."""
+    if not job.data.synthetic:
+        return {"assistant_only_loss": data.assistant_only_loss}
+    # In order, so that where batches are padded each holds a shorter row.
+    return {"dataset_kwargs": {"skip_prepare_dataset": True}, "train_sampling_strategy": "sequential"}
+
+
+def _model(setting: Setting, device: torch.device) -> Model:
+    job = setting.job
+    if job.model.kind == "random":
+        return adapted(random_model(job, device), job)
+    return build_model(job, setting.control)
+
+
 def _trainer(
     setting: Setting, arguments: SFTConfig, tokenizer: PreTrainedTokenizerBase, data: Prepared, stopper: Stopper
 ) -> PlannedTrainer:
     job = setting.job
     trainer = planned_trainer(
         job,
-        model=build_model(job, setting.control),
+        model=_model(setting, arguments.device),
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.evaluation,
         processing_class=tokenizer,
-        callbacks=[stopper, Keeper(setting)],
+        callbacks=[stopper, Keeper(setting), *([Capped(job.cap_bytes)] if job.cap_bytes else [])],
     )
     trainer.add_callback(Reports(setting, trainer))
     return trainer
@@ -75,7 +101,7 @@ def _checkpoint(setting: Setting) -> str | None:
 
 
 def _finish(setting: Setting, trainer: PlannedTrainer, stopper: Stopper) -> None:
-    if not stopper.stopped:
+    if not stopper.stopped and not setting.job.data.synthetic:
         export(trainer, setting.run.final, setting.control, adapters=setting.job.config.trains_adapters)
     memory = setting.memory()
     setting.guard.training_ends()

@@ -73,7 +73,7 @@ def finished(job, on_event):
 
 
 def test_a_finished_run_teaches_later_plans(tmp_path, monkeypatch):
-    monkeypatch.setattr(running.engine, "launch", lambda job, on_event: finished(job, on_event))
+    monkeypatch.setattr(running.engine, "launch", lambda job, on_event, again: finished(job, on_event))
     steps = []
     for number in range(4):
         plan = plan_for("2xcpu")
@@ -85,7 +85,7 @@ def test_a_finished_run_teaches_later_plans(tmp_path, monkeypatch):
 
 
 def test_a_run_that_cannot_be_recorded_says_so_and_is_finished(tmp_path, monkeypatch):
-    monkeypatch.setattr(running.engine, "launch", lambda job, on_event: finished(job, on_event))
+    monkeypatch.setattr(running.engine, "launch", lambda job, on_event, again: finished(job, on_event))
     ready = running.ready(plan_for("2xcpu"), settings(tmp_path))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FTPLAN_DATA", str(tmp_path / "file" / "folder"))

@@ -1,0 +1,54 @@
+"""What to train with after a plan ran out of memory: the smallest change that keeps what is trained and the batch."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ftplan.planner.mending import mended
+from ftplan.planner.rules import package_rejection
+from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.results import Estimate
+from ftplan.spec import RunConfig
+
+LESS: Final = 0.05
+"""Part of what the failed configuration was told to need by which the next one has to need less.
+
+Estimates of real processes are off by up to a few percent (benchmarks/data); a step below that would fail again.
+"""
+LARGEST_MARGIN: Final = 0.95
+
+Fallback = tuple[RunConfig, Estimate]
+
+
+def fallback(
+    config: RunConfig,
+    told: Estimate,
+    model: ModelProfile,
+    cluster: Cluster,
+    *,
+    margin: float,
+    same_sharding: bool,
+    missing_packages: tuple[str, ...] = (),
+) -> Fallback | None:
+    """The next configuration after ``config``, of which ``told`` was the estimate, has run out of memory.
+
+    It trains the same weights with the same global batch, is the fastest of the smallest changes, and needs less by
+    `LESS` at least. With ``same_sharding`` a checkpoint of ``config`` can be resumed with it. It needs none of
+    ``missing_packages``. None if nothing is left.
+    """
+    capacity = min(gpu.usable_bytes for gpu in cluster.gpus)
+    room = min((1 - margin) * capacity, (1 - LESS) * told.needed_bytes)
+    found = mended(
+        config,
+        model,
+        cluster,
+        margin=min(LARGEST_MARGIN, 1 - room / capacity),
+        allowed=lambda other: (
+            package_rejection(other, missing_packages) is None and (not same_sharding or _sharded_alike(other, config))
+        ),
+    )
+    return next(((one.config, one.estimate) for one in found if one.keeps_result), None)
+
+
+def _sharded_alike(one: RunConfig, other: RunConfig) -> bool:
+    return (one.sharding, one.offload) == (other.sharding, other.offload)

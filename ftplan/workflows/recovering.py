@@ -1,0 +1,130 @@
+"""Launch a job and keep it going: out of memory it falls back to the next plan, after a dead worker it starts again.
+
+Every recovery keeps what is trained and the global batch, goes on from the newest complete checkpoint, and is told and
+recorded. What would only fail again ends the run in a state from which it can be resumed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ftplan.errors import RunFailedError
+from ftplan.estimators.analytic import estimate
+from ftplan.files import append_line
+from ftplan.launcher import checkpoints, engine
+from ftplan.launcher.engine import OnEvent
+from ftplan.launcher.events import Recovering, Value, to_line
+from ftplan.launcher.job import TrainJob
+from ftplan.launcher.records import RunDir
+from ftplan.planner.falling_back import fallback
+from ftplan.planner.inventory import parse_inventory
+from ftplan.profiles.models import load_model
+from ftplan.profiles.schema import Cluster
+from ftplan.results import Estimate, Measured, RunRecord
+from ftplan.spec import Inventory, PlanRequest, RunConfig
+from ftplan.workflows.clusters import known_cluster
+from ftplan.workflows.moving import missing_packages
+from ftplan.workflows.planning import load_plan
+
+PASSING: Final = frozenset({"killed", "lost_rank"})
+"""What may not happen again: a worker that something killed, a connection that broke."""
+MARGIN: Final[float] = PlanRequest.model_fields["margin"].default
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often a run recovers by itself: changes of plan in all, and restarts between two checkpoints."""
+
+    fallbacks: int = 3
+    restarts: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Next:
+    """How to go on: the job, and the step it goes on from (None: from its start)."""
+
+    job: TrainJob
+    from_step: int | None
+
+
+def launch(job: TrainJob, on_event: OnEvent, patience: Patience = Patience()) -> RunRecord:
+    """`engine.launch`, and again after what can be recovered from; raises RunFailedError for the rest.
+
+    A job on several machines is not recovered here: each of them would have to take the same decision.
+    """
+    job = job.absolute()
+    run = RunDir(Path(job.run_dir))
+    fallbacks = restarts = 0
+    reached, again = None, False
+    while True:
+        try:
+            return engine.launch(job, on_event=on_event, again=again)
+        except RunFailedError as error:
+            step = _saved_step(run)
+            restarts = 0 if step != reached else restarts
+            following: _Next | None = None
+            if job.nodes == 1 and error.kind == "out_of_memory" and fallbacks < patience.fallbacks:
+                fallbacks += 1
+                following = _smaller(job, run, step)
+            elif job.nodes == 1 and error.kind in PASSING and restarts < patience.restarts:
+                restarts += 1
+                following = _Next(job, step)
+            if following is None:
+                raise
+            changed = _changed(job.config, following.job.config)
+            told = Recovering(error.kind, error.message, following.from_step, changed)
+            append_line(run.metrics, to_line(told).decode().rstrip())
+            on_event(told)
+            reached, again = step, True
+            job = following.job.model_copy(update={"resume": following.from_step is not None})
+
+
+def measured_as(told: Estimate, cluster: Cluster) -> Measured:
+    """The figures of an estimate as a run will measure them; a CPU run has no caching allocator to ask."""
+    on_cpu = cluster.gpus[0].kind == "cpu"
+    return Measured(
+        peak_allocated_bytes=None if on_cpu else told.peak_allocated_bytes,
+        peak_reserved_bytes=None if on_cpu else told.peak_reserved_bytes,
+        peak_process_bytes=told.process_bytes,
+        host_bytes=told.host_bytes,
+        step_seconds=told.step_seconds,
+        tokens_per_second=told.tokens_per_second,
+    )
+
+
+def _smaller(job: TrainJob, run: RunDir, step: int | None) -> _Next | None:
+    """The job with the next plan: one that can resume the checkpoint at ``step``, else one that begins anew."""
+    config = job.config
+    model, cluster = load_model(config.model), known_cluster(_inventory(job, run))
+    told = estimate(config, model, cluster, margin=MARGIN, replays=True)
+    missing = missing_packages()
+    found, from_step = None, None
+    if step is not None:
+        found = fallback(config, told, model, cluster, margin=MARGIN, same_sharding=True, missing_packages=missing)
+        from_step = step if found else None
+    if found is None:
+        found = fallback(config, told, model, cluster, margin=MARGIN, same_sharding=False, missing_packages=missing)
+    if found is None:
+        return None
+    if step is not None and from_step is None:
+        checkpoints.set_aside(run.checkpoints)
+    smaller, expected = found
+    update = {"config": smaller, "predicted": measured_as(expected, cluster), "basis": expected.basis}
+    return _Next(job.model_copy(update=update), from_step)
+
+
+def _inventory(job: TrainJob, run: RunDir) -> Inventory:
+    """What the job was planned for, with the host memory and links that were stated."""
+    return load_plan(run.plan).request.inventory if run.plan.exists() else parse_inventory(job.inventory)
+
+
+def _saved_step(run: RunDir) -> int | None:
+    saved = checkpoints.latest_complete(run.checkpoints)
+    return saved.step if saved else None
+
+
+def _changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[Value, Value]]:
+    before, after = old.model_dump(), new.model_dump()
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
