@@ -1,6 +1,6 @@
 """Faults of one rank, injected from outside: Python imports this module at its start where it lies on PYTHONPATH.
 
-``FTPLAN_FAULT`` is ``KIND:STEP[:RANK]``; with ``FTPLAN_FAULT_ONCE`` (a path) the first process to meet it makes it alone.
+``FTPLAN_FAULT`` is ``KIND:STEP[:RANK]``; with ``FTPLAN_FAULT_ONCE`` (a path) only the first to meet it makes it.
 Nothing of ftplan knows of this: the trainer's methods are wrapped when its module has been imported.
 """
 
