@@ -6,13 +6,27 @@ import shlex
 from types import TracebackType
 from typing import Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.table import Table
 
 from ftplan.launcher.engine import Prepared
-from ftplan.launcher.events import Evaluated, Event, Failed, Noted, Saved, Started, Stepped
-from ftplan.render.console import count, duration, err, off, out, size, words
-from ftplan.results import Measured, RunRecord
+from ftplan.launcher.events import (
+    Evaluated,
+    Event,
+    Failed,
+    FlopsCounted,
+    Noted,
+    Profiled,
+    Saved,
+    Started,
+    Stepped,
+    Warned,
+)
+from ftplan.launcher.job import TrainJob
+from ftplan.render import live
+from ftplan.render.console import count, duration, err, off, out, percent, size, words
+from ftplan.render.live import LiveProgress
+from ftplan.results import RunRecord
 
 
 class RunDisplay:
@@ -21,14 +35,13 @@ class RunDisplay:
     LINES = 10
     """Lines of progress where there is no terminal."""
 
-    def __init__(self, predicted: Measured) -> None:
-        self._predicted = predicted
-        self._progress = Progress(
+    def __init__(self, job: TrainJob) -> None:
+        self._job = job
+        self._progress = LiveProgress(
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn("{task.description}"),
-            TimeRemainingColumn(),
             console=err(),
             disable=not err().is_terminal,
         )
@@ -55,6 +68,12 @@ class RunDisplay:
             self._line(f"evaluation at step {event.step}: loss {event.loss:.4f}")
         elif isinstance(event, Noted):
             self._line(f"note: {event.message}")
+        elif isinstance(event, Warned):
+            err().print(live.warning(event), soft_wrap=True)
+        elif isinstance(event, FlopsCounted):
+            self._line(live.counted_flops(event))
+        elif isinstance(event, Profiled):
+            self._line(f"profile of steps {event.first_step} to {event.last_step}: {', '.join(event.paths)}")
         elif isinstance(event, Failed):
             self._line(f"rank {event.rank} failed: {event.message}")
 
@@ -67,18 +86,13 @@ class RunDisplay:
         self._progress.update(self._task, total=event.total_steps, completed=event.resumed_from_step or 0)
 
     def _step(self, event: Stepped) -> None:
-        text = f"loss {event.loss:.4f} · {event.tokens_per_second:,.0f} tokens/s · {self._memory(event)}"
-        self._progress.update(self._task, completed=event.step, description=text)
+        left, figures = live.time_left(event), live.figures(event)
+        self._progress.below = (words(figures), *live.memory_lines(event, self._job))
+        self._progress.update(self._task, completed=event.step, description=left)
         every = max(1, event.total_steps // self.LINES)
         if self._progress.disable and (event.step % every == 0 or event.step == event.total_steps):
-            self._line(f"step {event.step}/{event.total_steps} · {text}")
-
-    def _memory(self, event: Stepped) -> str:
-        used = [memory.process_bytes for memory in event.memory if memory.process_bytes is not None]
-        if not used:
-            return "memory unknown"
-        expected = self._predicted.peak_process_bytes
-        return f"memory {size(max(used))}" + (f" (predicted {size(expected)})" if expected else "")
+            place = f"step {event.step}/{event.total_steps}" + (f" · {left}" if left else "")
+            self._line(f"{place} · {figures} · {live.worst_memory(event, self._job)}")
 
     def _line(self, text: str) -> None:
         err().print(words(text), soft_wrap=True)
@@ -115,6 +129,8 @@ def print_record(record: RunRecord, folder: str) -> None:
             expected = show(predicted) if predicted is not None else "-"
             table.add_row(name, expected, show(measured), off(predicted, measured))
     console.print(table)
+    for warned in record.warnings:
+        console.print(live.warning(warned), soft_wrap=True)
     if record.measured.tokens_per_second is not None:
         console.print(
             f"{record.measured.tokens_per_second:,.0f} tokens/s (the prediction is for samples of full length)"
@@ -130,4 +146,5 @@ _FIGURES = (
     ("peak process", "peak_process_bytes", size),
     ("host RAM", "host_bytes", size),
     ("step", "step_seconds", duration),
+    ("MFU", "mfu", percent),
 )

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ftplan.errors import DoesNotFitError, InputError
 from ftplan.estimators.analytic import estimate as analytic_estimate
 from ftplan.files import write_atomic
-from ftplan.launcher import artifacts, data, demo, engine, records
+from ftplan.launcher import artifacts, data, demo, engine, records, trackers
 from ftplan.launcher.engine import OnEvent, Prepared
 from ftplan.launcher.events import Noted
 from ftplan.launcher.job import DataSource, Source, TrainJob
@@ -21,8 +21,8 @@ from ftplan.launcher.records import RunDir
 from ftplan.profiles.detect import detect_gpus, detect_node
 from ftplan.profiles.models import hub_id, load_model
 from ftplan.profiles.schema import Cluster
-from ftplan.results import Measured, Plan, RunRecord, to_json
-from ftplan.workflows import recording
+from ftplan.results import Plan, RunRecord, to_json
+from ftplan.workflows import predicting, recording
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.inputs import input_error
 from ftplan.workflows.planning import plan, plan_request, require_config
@@ -92,6 +92,7 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
     Raises DoesNotFitError for a plan that does not fit (unless ``force``), DataError for data that cannot be used,
     InputError for weights or devices that are not there.
     """
+    trackers.check_names(settings.hyperparameters.get("trackers", ()))
     cluster = known_cluster(chosen.request.inventory)
     if settings.eval_fraction:
         chosen = _with_evaluations(chosen, cluster)
@@ -127,7 +128,7 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
         "tokenizer": weights_source(settings.tokenizer or settings.weights or config.model, tokenizer=True),
         "data": source,
         "threads_per_process": _threads(ranks),
-        "predicted": predicted(chosen, cluster),
+        **predicting.fields(chosen, cluster),
         "basis": estimate.basis,
         "learning_rate": DEFAULT_LEARNING_RATES[config.method],
         **settings.hyperparameters,
@@ -171,20 +172,6 @@ def weights_source(model: str, *, tokenizer: bool = False) -> Source:
     return Source(kind="hub", location=hub_id(model))
 
 
-def predicted(chosen: Plan, cluster: Cluster) -> Measured:
-    """The plan's figures as a run will measure them; a CPU run has no caching allocator to ask."""
-    _, estimate = require_config(chosen)
-    on_cpu = cluster.gpus[0].kind == "cpu"
-    return Measured(
-        peak_allocated_bytes=None if on_cpu else estimate.peak_allocated_bytes,
-        peak_reserved_bytes=None if on_cpu else estimate.peak_reserved_bytes,
-        peak_process_bytes=estimate.process_bytes,
-        host_bytes=estimate.host_bytes,
-        step_seconds=estimate.step_seconds,
-        tokens_per_second=estimate.tokens_per_second,
-    )
-
-
 def _threads(ranks: int) -> int:
     """Threads of each rank's CPU libraries: the cores, shared."""
     return max(1, len(os.sched_getaffinity(0)) // ranks)
@@ -217,6 +204,7 @@ def launch(job: TrainJob, chosen: Plan | None, on_event: OnEvent) -> RunRecord:
     Later plans for the same devices go by the record of a finished run, too. Raises RunFailedError if the run failed.
     """
     artifacts.argv(job, "job.json")
+    trackers.check_installed(job.trackers)
     check_devices(job)
     if chosen is not None:
         _keep_plan(job, chosen)

@@ -13,12 +13,14 @@ from ftplan.errors import InputError
 from ftplan.launcher import checkpoints
 from ftplan.launcher.events import Finished, Noted
 from ftplan.launcher.job import TrainJob
+from ftplan.launcher.memory_watch import MemoryWatch
 from ftplan.launcher.records import RunDir
 from ftplan.launcher.train.callbacks import Keeper, Reports, Setting, Stopper
 from ftplan.launcher.train.control import Control
 from ftplan.launcher.train.dataset import Prepared, prepare
 from ftplan.launcher.train.export import export
 from ftplan.launcher.train.guard import Guard
+from ftplan.launcher.train.instruments import FlopCounter, ProfiledSteps
 from ftplan.launcher.train.loop import check_world, layer_checkpoints, planned_trainer, trainer_arguments
 from ftplan.launcher.train.measure import StepClock
 from ftplan.launcher.train.model import build_model, load_tokenizer
@@ -33,7 +35,7 @@ def train(job: TrainJob, guard: Guard, reporter: Reporter) -> None:
     data = prepare(job.data, tokenizer, job.seed)
     # The arguments start the process group, and with ZeRO-3 decide how a model is loaded: they come before the model.
     arguments = trainer_arguments(job, assistant_only_loss=data.assistant_only_loss)
-    setting = Setting(job, RunDir(Path(job.run_dir)), Control(), reporter, guard, StepClock())
+    setting = Setting(job, RunDir(Path(job.run_dir)), Control(), reporter, guard, StepClock(), MemoryWatch(job))
     check_world(job, setting.control)
     if data.note:
         setting.report(Noted(data.note))
@@ -59,6 +61,10 @@ def _trainer(
         callbacks=[stopper, Keeper(setting)],
     )
     trainer.add_callback(Reports(setting, trainer))
+    if job.count_flops:
+        trainer.add_callback(FlopCounter(setting, trainer))
+    if job.profile:
+        trainer.add_callback(ProfiledSteps(setting))
     return trainer
 
 
@@ -78,6 +84,8 @@ def _finish(setting: Setting, trainer: PlannedTrainer, stopper: Stopper) -> None
     if not stopper.stopped:
         export(trainer, setting.run.final, setting.control, adapters=setting.job.config.trains_adapters)
     memory = setting.memory()
+    for warned in setting.watch.ended(trainer.state.global_step, memory):
+        setting.report(warned)
     setting.guard.training_ends()
     setting.control.barrier()
     status: Literal["interrupted", "finished"] = "interrupted" if stopper.stopped else "finished"
