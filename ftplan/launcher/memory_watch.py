@@ -30,6 +30,13 @@ JUDGED_STEPS: Final = 3
 Figure = Literal["allocated", "process"]
 
 
+def _judged(job: TrainJob) -> tuple[Figure, ...]:
+    """What is compared. A profiler keeps its trace in the process, where nothing on a CPU tells it from the training."""
+    if job.device == "cuda":
+        return "allocated", "process"
+    return () if job.profile else ("process",)
+
+
 class MemoryWatch:
     """What every rank of ``job`` uses beside its prediction.
 
@@ -40,7 +47,7 @@ class MemoryWatch:
         self._job = job
         self._planned_tokens = job.config.tokens_per_micro_batch
         self._tolerance = TOLERANCE if job.device == "cuda" else CPU_TOLERANCE
-        self._figures: tuple[Figure, ...] = ("allocated", "process") if job.device == "cuda" else ("process",)
+        self._figures = _judged(job)
         self._warned: dict[tuple[int, Figure], int] = {}
         self._largest: dict[int, int] = {}
         self._steps = 0

@@ -46,7 +46,7 @@ def figures(event: Stepped) -> str:
 
 def time_left(event: Stepped) -> str:
     """When the run will end, as its steps went so far."""
-    return f"{duration(event.eta_seconds)} left" if event.eta_seconds is not None else ""
+    return f"{duration(event.eta_seconds)} left" if event.eta_seconds else ""
 
 
 def worst_memory(event: Stepped, job: TrainJob) -> str:
@@ -61,10 +61,11 @@ def worst_memory(event: Stepped, job: TrainJob) -> str:
 
 
 def memory_lines(event: Stepped, job: TrainJob) -> Iterator[Text]:
-    """A line for each rank: what it allocated and its process has taken, beside the predictions; marked where above."""
+    """A line for each rank: what it has allocated and its process takes, beside the predictions; marked where above."""
     shown = event.memory
     if len(shown) > SHOWN_RANKS:
         shown = tuple(sorted(_farthest_above(shown, job), key=lambda rank: rank.rank))
+    yield words("memory / predicted, ! where it is above", style="dim")
     for rank in shown:
         yield words(*_memory(rank, job))
     if len(shown) < len(event.memory):
@@ -91,24 +92,24 @@ def counted_flops(event: CountedFlops) -> str:
 
 def _memory(rank: RankMemory, job: TrainJob) -> Iterator[Part]:
     on_gpu = job.device == "cuda"
-    yield (f"{'GPU' if on_gpu else 'process'} {rank.rank}", "")
+    tolerance = TOLERANCE if on_gpu else CPU_TOLERANCE
     predicted = job.prediction_of(rank.rank)
-    figures = (("allocated", rank.allocated_bytes), ("process" if on_gpu else "resident", rank.process_bytes))
-    expected = (predicted.allocated_bytes, predicted.process_bytes) if predicted else (None, None)
-    first = True
-    for (name, measured), planned in zip(figures, expected, strict=True):
-        if measured is not None:
-            yield (f"{'  ' if first else ' · '}{name} {size(measured)}", "")
-            first = False
-            if planned:
-                yield _beside(measured, planned, TOLERANCE if on_gpu else CPU_TOLERANCE)
+    yield (f"{'GPU' if on_gpu else 'process'} {rank.rank}", "")
+    if rank.allocated_bytes is not None:
+        yield "  allocated ", ""
+        yield _beside(rank.allocated_bytes, predicted.allocated_bytes if predicted else None, tolerance)
+    if rank.process_bytes is not None:
+        yield "  process " if on_gpu else "  resident ", ""
+        yield _beside(rank.process_bytes, predicted.process_bytes if predicted else None, tolerance)
 
 
-def _beside(measured: int, predicted: int, tolerance: float) -> Part:
+def _beside(measured: int, predicted: int | None, tolerance: float) -> Part:
+    if not predicted:
+        return size(measured), ""
     difference = measured / predicted - 1
     above = difference > tolerance
-    mark = " !" if above else ""
-    return f" of {size(predicted)} predicted ({difference:+.1%}){mark}", "bold red" if above else "dim"
+    pair = f"{size(measured).removesuffix(' GiB')} / {size(predicted)} {difference:+.1%}"
+    return pair + (" !" if above else ""), "bold red" if above else ""
 
 
 def _farthest_above(ranks: Iterable[RankMemory], job: TrainJob) -> list[RankMemory]:

@@ -35,12 +35,15 @@ class RunDisplay:
     LINES = 10
     """Lines of progress where there is no terminal."""
 
+    BAR_FROM = 45
+    """Columns of a terminal that has room for a bar."""
+
     def __init__(self, job: TrainJob) -> None:
         self._job = job
         self._progress = LiveProgress(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(),
+            *([BarColumn(min(40, err().width - 35))] if err().width >= self.BAR_FROM else []),
             TextColumn("{task.description}"),
             console=err(),
             disable=not err().is_terminal,
