@@ -31,7 +31,7 @@ Figure = Literal["allocated", "process"]
 
 
 def _judged(job: TrainJob) -> tuple[Figure, ...]:
-    """What is compared. A profiler keeps its trace in the process, where nothing on a CPU tells it from the training."""
+    """What is compared. A profiler keeps its trace in the process; on a CPU nothing tells it from the training."""
     if job.device == "cuda":
         return "allocated", "process"
     return () if job.profile else ("process",)

@@ -6,13 +6,14 @@ Both watch what is computed and change nothing about it; the steps they watch ar
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftplan.files import sync
@@ -30,22 +31,39 @@ PROFILED_STEPS: Final = 3
 MEMORY_EVENTS: Final = 200_000
 """Allocations and releases that a memory snapshot keeps, the last ones."""
 
-Shape = Sequence[int]
-
-
-def _attention(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _attention_backward(gradient: Shape, query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
-
-
-_ATTENTION_ON_CPU: Final = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+_ATEN: Final = torch.ops.aten
+_FORMULAS: Final[Mapping[Any, Callable[..., int]]] = {
+    **flop_registry,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATEN._scaled_dot_product_flash_attention],
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _ATEN._scaled_dot_product_flash_attention_backward
+    ],
 }
-"""What torch 2.15 counts under its other names only; formulas get shapes for tensors."""
+"""Torch's own, by operation; torch 2.15 leaves out attention on CPUs, which has the GPU kernel's shapes."""
+
+
+class CountingMode(TorchDispatchMode):  # type: ignore[misc]
+    """Counts the FLOPs of every operation as it is.
+
+    `torch.utils.flop_counter.FlopCounterMode` computes some operations from their parts to look into them, such as the
+    gradient of SiLU (torch 2.15): the results then differ in their last digits from those of a run that is not counted.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, _types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
+        """Compute ``func`` and count it."""
+        result = func(*args, **(kwargs or {}))
+        operation = getattr(func, "_overloadpacket", func)
+        if operation in _FORMULAS:
+            self.flops[str(operation)] += _FORMULAS[operation](*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 class FlopCounter(TrainerCallback):  # type: ignore[misc]
@@ -54,7 +72,7 @@ class FlopCounter(TrainerCallback):  # type: ignore[misc]
     def __init__(self, setting: Setting, trainer: PlannedTrainer) -> None:
         self._setting = setting
         self._trainer = trainer
-        self._counter: FlopCounterMode | None = None
+        self._counting: CountingMode | None = None
         self._before = Seen()
         self._step = 0
 
@@ -70,22 +88,19 @@ class FlopCounter(TrainerCallback):  # type: ignore[misc]
         """Count from here."""
         if state.global_step + 1 == self._step:
             self._before = self._trainer.seen
-            self._counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION_ON_CPU)
-            self._counter.__enter__()
+            self._counting = CountingMode()
+            self._counting.__enter__()
 
     def on_step_end(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: object) -> None:
         """Count to here, and tell the sum of all ranks."""
-        if self._counter is None:
+        if self._counting is None:
             return
-        counter, self._counter = self._counter, None
-        counter.__exit__(None, None, None)
-        counted = {str(name): count for name, count in counter.get_flop_counts().get("Global", {}).items()}
+        counting, self._counting = self._counting, None
+        counting.__exit__(None, None, None)
         seen, before = self._trainer.seen, self._before
         done = Seen(seen.tokens - before.tokens, seen.token_pairs - before.token_pairs)
-        ranks: list[tuple[dict[str, int], Seen]] = self._setting.control.gather((counted, done))
-        by_operation: Counter[str] = Counter()
-        for counts, _seen in ranks:
-            by_operation.update(counts)
+        ranks = self._setting.control.gather((counting.flops, done))
+        by_operation = sum((flops for flops, _ in ranks), Counter())
         tokens = sum(one.tokens for _, one in ranks)
         token_pairs = sum(one.token_pairs for _, one in ranks)
         self._setting.report(
