@@ -24,8 +24,8 @@ CPU_TOLERANCE: Final = 0.25
 """The same for the resident memory of a process on a CPU. The demo's is 6 % below its prediction; a tracker's client
 adds a tenth."""
 
-JUDGED_STEPS: Final = 3
-"""Steps of an attempt before a peak below the prediction means anything: states and workspaces come with the first."""
+JUDGED_REPORTS: Final = 3
+"""Logged steps of an attempt before a low peak means anything: states and workspaces come with the first."""
 
 Figure = Literal["allocated", "process"]
 
@@ -50,12 +50,12 @@ class MemoryWatch:
         self._figures = _judged(job)
         self._warned: dict[tuple[int, Figure], int] = {}
         self._largest: dict[int, int] = {}
-        self._steps = 0
+        self._reports = 0
         self._evaluated = False
 
     def stepped(self, step: int, memory: Iterable[RankMemory], largest: Sequence[int]) -> Iterator[Warned]:
         """Judge the peaks after ``step``; ``largest`` is each rank's micro-batch with most tokens so far."""
-        self._steps += 1
+        self._reports += 1
         self._largest = dict(enumerate(largest))
         return self._above(step, memory)
 
@@ -67,7 +67,7 @@ class MemoryWatch:
         """Judge the peaks of the whole attempt."""
         yield from self._above(step, memory)
         complete = self._evaluated or self._job.data.eval_fraction == 0
-        if self._job.device == "cuda" and complete and self._steps >= JUDGED_STEPS:
+        if self._job.device == "cuda" and complete and self._reports >= JUDGED_REPORTS:
             yield from self._below(step, memory)
 
     def _above(self, step: int, memory: Iterable[RankMemory]) -> Iterator[Warned]:
