@@ -29,7 +29,7 @@ SEQ_LEN: Final = 1024
 
 @dataclass(frozen=True)
 class Case:
-    """A question to the planner; ``share`` is the part of the needed memory that the rehearsal gets, None: the card's."""
+    """A question to the planner; ``share`` of the needed memory is what the rehearsal gets (None: the card)."""
 
     name: str
     gpus: str

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache, cached_property
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter
 
@@ -407,7 +407,8 @@ class Plan:
 class Measured:
     """What a run really cost. A figure that could not be measured is None, never 0.
 
-    ``peak_process_bytes`` is a device's whole use on a GPU and the largest rank's resident memory on a CPU.
+    ``peak_process_bytes`` is a device's whole use on a GPU and the largest rank's resident memory on a CPU. ``mfu`` is
+    model FLOPs utilisation, 0 to 1, as `ftplan.estimators.model_flops` counts it.
     """
 
     peak_allocated_bytes: int | None
@@ -416,6 +417,35 @@ class Measured:
     host_bytes: int | None
     step_seconds: float | None
     tokens_per_second: float | None
+    mfu: float | None = None
+
+
+@dataclass(frozen=True)
+class RunWarning:
+    """A rank's memory left its prediction at ``step``: one of its figures (`Measured` says what they are)."""
+
+    kind: Literal["memory"]
+    rank: int
+    figure: Literal["allocated", "process"]
+    step: int
+    measured_bytes: int
+    predicted_bytes: int
+    message: str
+
+
+@dataclass(frozen=True)
+class CountedFlops:
+    """FLOPs of one optimizer step of all ranks as torch counted them, by operation, beside those of the model.
+
+    Counted are matrix products and attention (whole score matrices), and what checkpointing recomputes too; kernels
+    that torch has no formula for are not. ``model`` is None where the model has no profile.
+    """
+
+    step: int
+    tokens: int
+    counted: int
+    by_operation: Mapping[str, int]
+    model: float | None
 
 
 @dataclass(frozen=True)
@@ -436,7 +466,10 @@ class Recovery:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The end of a run: what was predicted beside what was measured."""
+    """The end of a run: what was predicted beside what was measured.
+
+    ``warnings`` are those of all attempts. ``profiles`` are paths of traces and memory snapshots that were asked for.
+    """
 
     run_id: str
     status: str
@@ -453,6 +486,9 @@ class RunRecord:
     resumed_from_step: int | None = None
     basis: Basis = Basis()
     recoveries: tuple[Recovery, ...] = ()
+    warnings: tuple[RunWarning, ...] = ()
+    flops: CountedFlops | None = None
+    profiles: tuple[str, ...] = ()
 
 
 _CONTROLS: Final = re.compile("[\x7f-\x9f]")

@@ -39,6 +39,11 @@ Keep = Annotated[int | None, typer.Option("--keep", min=1, help="Complete checkp
 Seed = Annotated[int | None, typer.Option("--seed", help="Of initial weights and data order (default 42).")]
 GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Samples of one step (default 32).")]
 Method = Annotated[str | None, typer.Option("--method", help="auto, full, lora or qlora.")]
+Track = Annotated[
+    list[str] | None, typer.Option("--track", help="A tracker beside TensorBoard: wandb, mlflow, …; several times.")
+]
+CountFlops = Annotated[bool, typer.Option("--count-flops", help="Count the FLOPs of one step.")]
+Profile = Annotated[bool, typer.Option("--profile", help="Trace a few steps with the PyTorch profiler.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command and the files; start nothing.")]
 Tune = Annotated[bool, typer.Option("--tune", help="Measure the best plans first, and train the fastest.")]
 Rehearse = Annotated[
@@ -59,6 +64,9 @@ HYPERPARAMETERS = {
     "save_steps": "save_steps",
     "keep": "save_total_limit",
     "seed": "seed",
+    "track": "trackers",
+    "count_flops": "count_flops",
+    "profile": "profile",
 }
 RESUME_OPTIONS = frozenset({"resume", "run_dir", "dry_run", "as_json", "max_restarts", "max_fallbacks"})
 PINS = frozenset(
@@ -94,6 +102,9 @@ def command(
     weights: Weights = None,
     tokenizer: Tokenizer = None,
     run_dir: RunDir = None,
+    track: Track = None,
+    count_flops: CountFlops = False,
+    profile: Profile = False,
     dry_run: DryRun = False,
     force: Force = False,
     tune: Tune = False,
@@ -107,6 +118,8 @@ def command(
     Exit code 0 when done, 1 if nothing fits, 2 for bad input, 3 if the run failed or was stopped.
     """
     given = {name: value for name, value in locals().items() if value is not None}
+    if count_flops and profile:
+        raise InputError("--count-flops and --profile disturb each other", hint="give one of the two", field="profile")
     gc.enable()  # this command lives for hours (see ftplan.__main__)
     if not dry_run:
         require_training_libraries()
@@ -229,7 +242,7 @@ def _go(job: TrainJob, chosen: Plan | None, often: Patience, *, dry_run: bool, a
         else:
             print_prepared(prepared)
         return 0
-    with RunDisplay(job.predicted) as display:
+    with RunDisplay(job) as display:
         record = running.launch(job, chosen, display.show, often)
     return _finish(record, job, as_json=as_json)
 

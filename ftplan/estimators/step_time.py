@@ -11,6 +11,7 @@ import math
 from typing import Final
 
 from ftplan.estimators import sharding, states
+from ftplan.estimators.model_flops import device_flops_per_second, forward_flops
 from ftplan.estimators.params import layer_targets, total_params, trainable_tensor_count
 from ftplan.estimators.tape.build import moments_for
 from ftplan.estimators.tape.moments import Batch, Traffic
@@ -60,13 +61,12 @@ def step_flops(work: Workload) -> float:
     Full training adds the weights' gradients, adapters only the inputs'; checkpointing repeats the layers' forward.
     Attention counts half of the score matrix (causal).
     """
-    tokens, config, model = work.tokens, work.config, work.model
-    forward_layers = 2 * tokens * model.active_weights + tokens * config.seq_len * model.score_width
-    head = 2 * tokens * model.embedding_params
-    adapters = 6 * tokens * work.trainable if config.trains_adapters else 0
+    config, forward = work.config, forward_flops(work)
+    layers = forward.weights + config.seq_len * forward.scores
     backward = 1 if config.trains_adapters else 2
     recompute = 1 if config.gradient_checkpointing else 0
-    return forward_layers * (1 + backward + recompute) + head * (1 + backward) + adapters
+    passes = 1 + backward
+    return work.tokens * (layers * (passes + recompute) + forward.head * passes + 3 * forward.adapters)
 
 
 def _constant(name: str) -> float:
@@ -74,9 +74,7 @@ def _constant(name: str) -> float:
 
 
 def _arithmetic_seconds(work: Workload, gpu: GpuProfile) -> float:
-    dtype = {2: "fp16" if work.config.precision == "fp16" else "bf16", 4: "fp32"}[work.compute_bytes]
-    peak = gpu.flops.get(dtype) or gpu.flops["fp32"]
-    return step_flops(work) / (peak * _constant("matmul_efficiency"))
+    return step_flops(work) / (device_flops_per_second(work, gpu) * _constant("matmul_efficiency"))
 
 
 def _overlapped(one: float, other: float) -> float:

@@ -10,10 +10,10 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from ftplan.errors import InputError
+from ftplan.launcher import trackers
 from ftplan.launcher.job import DeviceKind, TrainJob
 from ftplan.spec import RunConfig
 
@@ -60,8 +60,7 @@ def environment(job: TrainJob) -> dict[str, str]:
     """What the processes need in their environment beside what they inherit."""
     return {
         **worker_environment(job.threads_per_process),
-        # Since transformers 5.15 this is the only way to say where TensorBoard's files go.
-        "TENSORBOARD_LOGGING_DIR": str(Path(job.run_dir) / "tensorboard"),
+        **trackers.environment(job),
         **({} if _needs_hub(job) else OFFLINE),
         **device_environment(job.config, job.device),
     }

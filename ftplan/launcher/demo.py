@@ -26,7 +26,6 @@ LEARNING: Final[Mapping[str, Any]] = MappingProxyType(
         "save_steps": 20,
         "save_total_limit": 2,
         "logging_steps": 1,
-        "tensorboard": False,
     }
 )
 """Arguments of the demo's `TrainJob`."""

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from ftplan.errors import FailureKind
+from ftplan.results import CountedFlops, RunWarning
 
 Value = str | bool | int | float | None
 
@@ -52,7 +53,19 @@ class Started:
 class Stepped:
     """An optimizer step is logged: mean loss and time a step since the last of these, and the peaks so far.
 
-    ``tokens_per_second`` counts every token put through the model, padding included, over all ranks.
+    Attributes:
+        epoch: passes over the data so far.
+        grad_norm: before clipping; None where the trainer told none, or it was no finite number.
+        step_seconds: of one step, without saving and evaluating.
+        tokens_per_second: every token put through the model, padding included, over all ranks.
+        memory: of every rank.
+        mfu: model FLOPs utilisation, 0 to 1; None where the devices' peak or the model's FLOPs are unknown.
+        tokens_seen: of all ranks since the first step of the run, attempts that were resumed included; None where the
+            checkpoint that was resumed from does not tell.
+        samples_seen: rows since the first step of the run.
+        elapsed_seconds: since training began in this attempt, saving and evaluating included.
+        eta_seconds: until the last step, as the steps of this attempt went, saving and evaluating included.
+
     """
 
     step: int
@@ -64,6 +77,11 @@ class Stepped:
     step_seconds: float
     tokens_per_second: float
     memory: tuple[RankMemory, ...]
+    mfu: float | None = None
+    tokens_seen: int | None = None
+    samples_seen: int | None = None
+    elapsed_seconds: float | None = None
+    eta_seconds: float | None = None
     event: Literal["stepped"] = "stepped"
 
 
@@ -92,6 +110,30 @@ class Noted:
 
     message: str
     event: Literal["noted"] = "noted"
+
+
+@dataclass(frozen=True)
+class Warned(RunWarning):
+    """Memory has left its prediction: more at once, less at the end."""
+
+    event: Literal["warned"] = "warned"
+
+
+@dataclass(frozen=True)
+class FlopsCounted(CountedFlops):
+    """The FLOPs of one step were counted, as asked for."""
+
+    event: Literal["flops_counted"] = "flops_counted"
+
+
+@dataclass(frozen=True, slots=True)
+class Profiled:
+    """Traces (and on GPUs memory snapshots) of a few steps are complete on disk."""
+
+    first_step: int
+    last_step: int
+    paths: tuple[str, ...]
+    event: Literal["profiled"] = "profiled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +171,9 @@ class Failed:
     event: Literal["failed"] = "failed"
 
 
-Event = Started | Stepped | Evaluated | Saved | Noted | Recovering | Finished | Failed
+Event = (
+    Started | Stepped | Evaluated | Saved | Noted | Warned | FlopsCounted | Profiled | Recovering | Finished | Failed
+)
 
 
 @cache

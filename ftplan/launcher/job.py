@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ftplan.launcher.events import RankMemory
 from ftplan.results import Basis, Measured
 from ftplan.spec import PositiveInt, RunConfig, Spec
 
@@ -72,6 +73,11 @@ class TrainJob(Spec):
     One of ``max_steps`` (optimizer steps) and ``epochs`` is given. ``save_total_limit`` is how many complete
     checkpoints are kept; with ``save_steps`` None there are none. ``threads_per_process`` is for the CPU libraries of
     each rank. ``cap_bytes`` is what a process may take of its device in all, as if it were a smaller one.
+
+    ``predicted`` is the worst rank's, ``predicted_ranks`` each one's. Model FLOPs of a token are
+    ``model_flops_per_token``, and ``score_flops_per_token`` for each token of the row it is in;
+    ``peak_flops_per_second`` is the dense peak of all ranks' devices (`ftplan.estimators.model_flops`). They are None
+    where they are unknown. ``trackers`` are names of `ftplan.launcher.trackers`, beside TensorBoard.
     """
 
     run_id: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
@@ -100,13 +106,26 @@ class TrainJob(Spec):
     cap_bytes: Annotated[int, Field(gt=0)] | None = None
     tensorboard: bool = True
     resume: bool = False
+    trackers: tuple[str, ...] = Field(default=(), strict=False)
+    count_flops: bool = False
+    profile: bool = False
     predicted: Measured = NOT_MEASURED
+    predicted_ranks: tuple[RankMemory, ...] = Field(default=(), strict=False)
+    model_flops_per_token: float | None = Field(default=None, ge=0)
+    score_flops_per_token: float | None = Field(default=None, ge=0)
+    peak_flops_per_second: float | None = Field(default=None, gt=0)
     basis: Basis = Field(default=Basis(), description="what the prediction rests on")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.max_steps is None) == (self.epochs is None):
             raise ValueError("give max_steps or epochs, one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _one_instrument(self) -> Self:
+        if self.count_flops and self.profile:
+            raise ValueError("count_flops and profile disturb each other: ask for one of the two")
         return self
 
     @model_validator(mode="after")
@@ -131,6 +150,28 @@ class TrainJob(Spec):
                 "data": self.data.absolute(),
             }
         )
+
+    def model_flops(self, tokens: int, token_pairs: int) -> float | None:
+        """Model FLOPs of ``tokens``; ``token_pairs`` is the sum of their rows' lengths. None where unknown."""
+        if self.model_flops_per_token is None or self.score_flops_per_token is None:
+            return None
+        return tokens * self.model_flops_per_token + token_pairs * self.score_flops_per_token
+
+    def mfu(self, tokens: int, token_pairs: int, seconds: float) -> float | None:
+        """Model FLOPs utilisation, 0 to 1, of ranks that trained so many tokens in ``seconds``; None where unknown."""
+        flops = self.model_flops(tokens, token_pairs)
+        if flops is None or self.peak_flops_per_second is None:
+            return None
+        return flops / seconds / self.peak_flops_per_second
+
+    def prediction_of(self, rank: int) -> RankMemory | None:
+        """What ``rank`` should take at most; None where the prediction is for another number of ranks."""
+        if not self.predicted_ranks:
+            worst = self.predicted
+            return RankMemory(
+                rank, worst.peak_allocated_bytes, worst.peak_reserved_bytes, worst.peak_process_bytes, None
+            )
+        return self.predicted_ranks[rank] if len(self.predicted_ranks) == self.world_size else None
 
     @property
     def nodes(self) -> int:

@@ -11,6 +11,8 @@
         log.txt         stdout and stderr of all processes
         checkpoints/    checkpoint-N, complete or absent (`ftplan.launcher.checkpoints`)
         checkpoints-before-N/  those that a run which recovered could not go on from
+        tensorboard/    scalars, for TensorBoard
+        profile/        traces and memory snapshots of a few steps, where asked for
         final/          the trained adapter or model with its tokenizer
         record.json     predicted beside measured
 """
@@ -90,6 +92,11 @@ class RunDir:
     def tensorboard(self) -> Path:
         """Event files for TensorBoard."""
         return self.root / "tensorboard"
+
+    @property
+    def profile(self) -> Path:
+        """Traces and memory snapshots of the steps that were profiled."""
+        return self.root / "profile"
 
     @property
     def stop_request(self) -> Path:

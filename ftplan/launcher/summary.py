@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from statistics import median
 from typing import Final
 
-from ftplan.launcher.events import Event, Finished, RankMemory, Recovering, Started, Stepped
+from ftplan.launcher.events import (
+    Event,
+    Finished,
+    FlopsCounted,
+    Profiled,
+    RankMemory,
+    Recovering,
+    Started,
+    Stepped,
+    Warned,
+)
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.records import Status
-from ftplan.results import Measured, Recovery, RunRecord
+from ftplan.results import CountedFlops, Measured, Recovery, RunRecord, RunWarning
 
 WARM_UP_STEPS: Final = 2
 """Logged steps left out of the step time: kernels are chosen and memory is first reserved in them."""
@@ -41,6 +52,9 @@ def summarise(
             for event in history
             if isinstance(event, Recovering)
         ),
+        warnings=tuple(_warning(event) for event in history if isinstance(event, Warned)),
+        flops=next((_counted(event) for event in reversed(history) if isinstance(event, FlopsCounted)), None),
+        profiles=tuple(path for event in history if isinstance(event, Profiled) for path in event.paths),
     )
 
 
@@ -57,7 +71,16 @@ def measure(events: Iterable[Event], ranks_per_node: int) -> Measured:
         host_bytes=max((_worst_node(report.memory, ranks_per_node) for report in reports), default=0) or None,
         step_seconds=median(step.step_seconds for step in steady) if steady else None,
         tokens_per_second=median(step.tokens_per_second for step in steady) if steady else None,
+        mfu=median(known) if (known := [step.mfu for step in steady if step.mfu is not None]) else None,
     )
+
+
+def _warning(event: Warned) -> RunWarning:
+    return RunWarning(**{field.name: getattr(event, field.name) for field in fields(RunWarning)})
+
+
+def _counted(event: FlopsCounted) -> CountedFlops:
+    return CountedFlops(**{field.name: getattr(event, field.name) for field in fields(CountedFlops)})
 
 
 def _peak(memory: Iterable[RankMemory], figure: Callable[[RankMemory], int | None]) -> int | None:

@@ -97,6 +97,11 @@ def off(predicted: float | None, measured: float) -> str:
     return f"{predicted / measured - 1:+.1%} off"
 
 
+def percent(part: float) -> str:
+    """A part of 1 in percent."""
+    return f"{part:.1%}"
+
+
 def count(number: int) -> str:
     """A count of parameters: 7.72 B, 40.4 M."""
     for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Final, Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.table import Table
 
 from ftplan.launcher.engine import Prepared
-from ftplan.launcher.events import Evaluated, Event, Failed, Noted, Recovering, Saved, Started, Stepped
-from ftplan.render.console import count, duration, err, off, out, size, words
-from ftplan.results import Measured, RunRecord
+from ftplan.launcher.events import (
+    Evaluated,
+    Event,
+    Failed,
+    FlopsCounted,
+    Noted,
+    Profiled,
+    Recovering,
+    Saved,
+    Started,
+    Stepped,
+    Warned,
+)
+from ftplan.launcher.job import TrainJob
+from ftplan.render import live
+from ftplan.render.console import count, duration, err, off, out, percent, size, words
+from ftplan.render.live import LiveProgress
+from ftplan.results import RunRecord
 
 
 class RunDisplay:
@@ -22,14 +37,16 @@ class RunDisplay:
     LINES = 10
     """Lines of progress where there is no terminal."""
 
-    def __init__(self, predicted: Measured) -> None:
-        self._predicted = predicted
-        self._progress = Progress(
+    BAR_FROM = 45
+    """Columns of a terminal that has room for a bar."""
+
+    def __init__(self, job: TrainJob) -> None:
+        self._job = job
+        self._progress = LiveProgress(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(),
+            *([BarColumn(min(40, err().width - 35))] if err().width >= self.BAR_FROM else []),
             TextColumn("{task.description}"),
-            TimeRemainingColumn(),
             console=err(),
             disable=not err().is_terminal,
         )
@@ -50,16 +67,10 @@ class RunDisplay:
             self._step(event)
         elif isinstance(event, Started):
             self._started(event)
-        elif isinstance(event, Saved):
-            self._line(f"checkpoint at step {event.step} ({duration(event.seconds)})")
-        elif isinstance(event, Evaluated):
-            self._line(f"evaluation at step {event.step}: loss {event.loss:.4f}")
-        elif isinstance(event, Recovering):
-            self._line(recovery_line(event.kind, event.message, event.from_step, event.changed))
-        elif isinstance(event, Noted):
-            self._line(f"note: {event.message}")
-        elif isinstance(event, Failed):
-            self._line(f"rank {event.rank} failed: {event.message}")
+        elif isinstance(event, Warned):
+            err().print(live.warning(event), soft_wrap=True)
+        elif type(event) in _LINES:
+            self._line(_LINES[type(event)](event))
 
     def _started(self, event: Started) -> None:
         resumed = f", resumed from step {event.resumed_from_step}" if event.resumed_from_step is not None else ""
@@ -70,18 +81,13 @@ class RunDisplay:
         self._progress.update(self._task, total=event.total_steps, completed=event.resumed_from_step or 0)
 
     def _step(self, event: Stepped) -> None:
-        text = f"loss {event.loss:.4f} · {event.tokens_per_second:,.0f} tokens/s · {self._memory(event)}"
-        self._progress.update(self._task, completed=event.step, description=text)
+        left, figures = live.time_left(event), live.figures(event)
+        self._progress.below = (words(figures), *live.memory_lines(event, self._job))
+        self._progress.update(self._task, completed=event.step, description=left)
         every = max(1, event.total_steps // self.LINES)
         if self._progress.disable and (event.step % every == 0 or event.step == event.total_steps):
-            self._line(f"step {event.step}/{event.total_steps} · {text}")
-
-    def _memory(self, event: Stepped) -> str:
-        used = [memory.process_bytes for memory in event.memory if memory.process_bytes is not None]
-        if not used:
-            return "memory unknown"
-        expected = self._predicted.peak_process_bytes
-        return f"memory {size(max(used))}" + (f" (predicted {size(expected)})" if expected else "")
+            place = f"step {event.step}/{event.total_steps}" + (f" · {left}" if left else "")
+            self._line(f"{place} · {figures} · {live.worst_memory(event, self._job)}")
 
     def _line(self, text: str) -> None:
         err().print(words(text), soft_wrap=True)
@@ -93,6 +99,18 @@ def recovery_line(kind: str, message: str, from_step: int | None, changed: Mappi
     changes = ", ".join(f"{name.replace('_', ' ')} {old} -> {new}" for name, (old, new) in changed.items())
     why = "out of memory" if kind == "out_of_memory" else message
     return f"{why}: going on {where}" + (f" with {changes}" if changes else ", nothing changed")
+
+
+_LINES: Final[Mapping[type, Callable[[Any], str]]] = {
+    Saved: lambda event: f"checkpoint at step {event.step} ({duration(event.seconds)})",
+    Evaluated: lambda event: f"evaluation at step {event.step}: loss {event.loss:.4f}",
+    Noted: lambda event: f"note: {event.message}",
+    FlopsCounted: live.counted_flops,
+    Profiled: lambda event: f"profile of steps {event.first_step} to {event.last_step}: {', '.join(event.paths)}",
+    Recovering: lambda event: recovery_line(event.kind, event.message, event.from_step, event.changed),
+    Failed: lambda event: f"rank {event.rank} failed: {event.message}",
+}
+"""Events that are one line."""
 
 
 def print_prepared(prepared: Prepared) -> None:
@@ -128,6 +146,8 @@ def print_record(record: RunRecord, folder: str) -> None:
     console.print(table)
     for each in record.recoveries:
         console.print(words(recovery_line(each.kind, each.message, each.from_step, each.changed)), soft_wrap=True)
+    for warned in record.warnings:
+        console.print(live.warning(warned), soft_wrap=True)
     if record.measured.tokens_per_second is not None:
         console.print(
             f"{record.measured.tokens_per_second:,.0f} tokens/s (the prediction is for samples of full length)"
@@ -143,4 +163,5 @@ _FIGURES = (
     ("peak process", "peak_process_bytes", size),
     ("host RAM", "host_bytes", size),
     ("step", "step_seconds", duration),
+    ("MFU", "mfu", percent),
 )

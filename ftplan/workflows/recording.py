@@ -12,8 +12,11 @@ from ftplan.results import Measured, RunRecord
 
 
 def recorded(record: RunRecord, *, ranks: int) -> str:
-    """Keep a finished run; returns a note where that is impossible, because the training itself succeeded."""
-    if record.status != "finished" or not record.basis.devices:
+    """Keep a finished run; returns a note where that is impossible, because the training itself succeeded.
+
+    One that was profiled is no example: the profiler's time and host memory are in its figures.
+    """
+    if record.status != "finished" or not record.basis.devices or record.profiles:
         return ""
     try:
         store.keep_run(recorded_run(record, ranks))

@@ -21,9 +21,9 @@ from ftplan.launcher.records import RunDir
 from ftplan.planner.falling_back import fallback
 from ftplan.planner.inventory import parse_inventory
 from ftplan.profiles.models import load_model
-from ftplan.profiles.schema import Cluster
-from ftplan.results import Estimate, Measured, RunRecord
+from ftplan.results import RunRecord
 from ftplan.spec import Inventory, PlanRequest, RunConfig
+from ftplan.workflows import predicting
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.moving import missing_packages
 from ftplan.workflows.planning import load_plan
@@ -81,23 +81,11 @@ def launch(job: TrainJob, on_event: OnEvent, patience: Patience = Patience()) ->
             job = following.job.model_copy(update={"resume": following.from_step is not None})
 
 
-def measured_as(told: Estimate, cluster: Cluster) -> Measured:
-    """The figures of an estimate as a run will measure them; a CPU run has no caching allocator to ask."""
-    on_cpu = cluster.gpus[0].kind == "cpu"
-    return Measured(
-        peak_allocated_bytes=None if on_cpu else told.peak_allocated_bytes,
-        peak_reserved_bytes=None if on_cpu else told.peak_reserved_bytes,
-        peak_process_bytes=told.process_bytes,
-        host_bytes=told.host_bytes,
-        step_seconds=told.step_seconds,
-        tokens_per_second=told.tokens_per_second,
-    )
-
-
 def _smaller(job: TrainJob, run: RunDir, step: int | None) -> _Next | None:
     """The job with the next plan: one that can resume the checkpoint at ``step``, else one that begins anew."""
     config = job.config
-    model, cluster = load_model(config.model), known_cluster(_inventory(job, run))
+    inventory = _inventory(job, run)
+    model, cluster = load_model(config.model), known_cluster(inventory)
     told = estimate(config, model, cluster, margin=MARGIN, replays=True)
     missing = missing_packages()
     found, from_step = None, None
@@ -111,8 +99,8 @@ def _smaller(job: TrainJob, run: RunDir, step: int | None) -> _Next | None:
     if step is not None and from_step is None:
         checkpoints.set_aside(run.checkpoints)
     smaller, expected = found
-    update = {"config": smaller, "predicted": measured_as(expected, cluster), "basis": expected.basis}
-    return _Next(job.model_copy(update=update), from_step)
+    promised = predicting.fields(smaller, expected, inventory)
+    return _Next(job.model_copy(update={"config": smaller, **promised}), from_step)
 
 
 def _inventory(job: TrainJob, run: RunDir) -> Inventory:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ftplan.errors import DoesNotFitError, InputError
 from ftplan.estimators.analytic import estimate as analytic_estimate
 from ftplan.files import write_atomic
-from ftplan.launcher import artifacts, data, demo, engine, records
+from ftplan.launcher import artifacts, data, demo, engine, records, trackers
 from ftplan.launcher.engine import OnEvent, Prepared
 from ftplan.launcher.events import Noted
 from ftplan.launcher.job import DataSource, Source, TrainJob
@@ -24,11 +24,11 @@ from ftplan.profiles.models import hub_id, load_hf_config, load_model
 from ftplan.profiles.schema import Cluster
 from ftplan.results import Estimate, Plan, RunRecord, to_json
 from ftplan.spec import RunConfig
-from ftplan.workflows import recording, recovering
+from ftplan.workflows import predicting, recording, recovering
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.inputs import input_error
 from ftplan.workflows.planning import plan, plan_request, require_config
-from ftplan.workflows.recovering import Patience, measured_as
+from ftplan.workflows.recovering import Patience
 
 DEMO_GPUS: Final = "2xcpu"
 DEFAULT_RUNS: Final = Path("ftplan-runs")
@@ -102,6 +102,7 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
     Raises DoesNotFitError for a plan that does not fit (unless ``force``), DataError for data that cannot be used,
     InputError for weights or devices that are not there.
     """
+    trackers.check_names(settings.hyperparameters.get("trackers", ()))
     cluster = known_cluster(chosen.request.inventory)
     if settings.eval_fraction:
         chosen = _with_evaluations(chosen, cluster)
@@ -125,8 +126,7 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
         "nproc_per_node": ranks // len(cluster.nodes),
         "device": "cpu" if cluster.gpus[0].kind == "cpu" else "cuda",
         "threads_per_process": _threads(ranks),
-        "predicted": measured_as(estimate, cluster),
-        "basis": estimate.basis,
+        **predicting.fields(config, estimate, chosen.request.inventory),
         "learning_rate": DEFAULT_LEARNING_RATES[config.method],
         **trained,
         **settings.hyperparameters,
@@ -239,6 +239,7 @@ def launch(
     and could not recover.
     """
     artifacts.argv(job, "job.json")
+    trackers.check_installed(job.trackers)
     check_devices(job)
     if chosen is not None:
         _keep_plan(job, chosen)

@@ -65,6 +65,12 @@ def losses(run_dir: Path) -> dict[int, float]:
     return {event.step: event.loss for event in events if isinstance(event, Stepped)}
 
 
+def seen(run_dir: Path) -> dict[int, tuple[int | None, int | None]]:
+    """Tokens and samples seen at each step; of a step trained twice, by the later count."""
+    events = monitor.read_all(RunDir(run_dir).metrics)
+    return {event.step: (event.tokens_seen, event.samples_seen) for event in events if isinstance(event, Stepped)}
+
+
 def gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -155,6 +161,7 @@ def test_a_killed_worker_ends_the_run_and_resuming_changes_nothing(
     assert steps == list(range(21, 61))
     assert (record.status, record.resumed_from_step, record.steps) == ("finished", 20, 60)
     assert losses(folder) == losses(reference[0])
+    assert seen(folder) == seen(reference[0])
     assert not (run.checkpoints / "checkpoint-25").exists()
 
 
@@ -195,7 +202,7 @@ def test_full_fine_tuning_in_bf16_on_one_process(tmp_path: Path) -> None:
     job = demo_job(
         tmp_path / "full",
         1,
-        {"max_steps": 25, "learning_rate": 3e-3, "threads_per_process": 2, "tensorboard": True},
+        {"max_steps": 25, "learning_rate": 3e-3, "threads_per_process": 2},
         method="full",
         weights_dtype="bf16",
         precision="bf16",

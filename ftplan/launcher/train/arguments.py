@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ftplan.launcher import artifacts
+from ftplan.launcher import artifacts, trackers
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.records import RunDir
 
@@ -71,7 +70,8 @@ def _keeping(job: TrainJob) -> dict[str, Any]:
         "logging_first_step": True,
         # With the filter a loss that is no number would be replaced by the mean of the last ones, and never seen.
         "logging_nan_inf_filter": False,
-        "report_to": ["tensorboard"] if job.tensorboard and find_spec("tensorboard") else "none",
+        "report_to": trackers.reported_to(job) or "none",
+        "run_name": job.run_id,
         "disable_tqdm": True,
     }
 

@@ -17,11 +17,13 @@ from ftplan.launcher import checkpoints
 from ftplan.launcher.artifacts import ZERO_STAGES, fsdp_config
 from ftplan.launcher.events import Evaluated, Event, RankMemory, Saved, Started, Stepped
 from ftplan.launcher.job import TrainJob
+from ftplan.launcher.memory_watch import MemoryWatch
 from ftplan.launcher.records import RunDir
 from ftplan.launcher.train import card
 from ftplan.launcher.train.control import Control
 from ftplan.launcher.train.guard import Guard
 from ftplan.launcher.train.measure import StepClock, rank_memory
+from ftplan.launcher.train.meter import StepMeter
 from ftplan.launcher.train.model import count_parameters
 from ftplan.launcher.train.reporter import Reporter
 from ftplan.launcher.train.trainer import PlannedTrainer
@@ -42,6 +44,7 @@ class Setting:
     reporter: Reporter
     guard: Guard
     clock: StepClock
+    watch: MemoryWatch
     resumed_from_step: int | None = None
 
     def report(self, event: Event) -> None:
@@ -60,7 +63,8 @@ class Reports(TrainerCallback):  # type: ignore[misc]
     def __init__(self, setting: Setting, trainer: PlannedTrainer) -> None:
         self._setting = setting
         self._trainer = trainer
-        self._tokens = 0
+        self._meter = StepMeter(setting.job, setting.control, setting.clock, trainer)
+        trainer.measure = self._meter.measure
 
     def on_train_begin(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: object
@@ -72,7 +76,7 @@ class Reports(TrainerCallback):  # type: ignore[misc]
         first = setting.control.rank - int(os.environ.get("LOCAL_RANK", "0"))
         setting.guard.training_begins(tuple(pids[first : first + setting.job.nproc_per_node]))
         total, trainable = count_parameters(self._trainer.model)
-        setting.clock.report()
+        self._meter.begin()
         setting.report(
             Started(
                 total_steps=state.max_steps,
@@ -87,6 +91,13 @@ class Reports(TrainerCallback):  # type: ignore[misc]
             )
         )
 
+    def on_step_end(
+        self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: object
+    ) -> TrainerControl:
+        """Log what is saved: the state in a checkpoint is then that of its step."""
+        control.should_log |= control.should_save
+        return control
+
     def on_log(
         self,
         _args: TrainingArguments,
@@ -98,11 +109,8 @@ class Reports(TrainerCallback):  # type: ignore[misc]
         """Report a training step; raises NonFiniteLossError if its loss is no number."""
         if not logs or "loss" not in logs:
             return
-        setting, loss = self._setting, float(logs["loss"])
-        step_seconds, steps = setting.clock.report()
-        tokens: list[int] = setting.control.gather(self._trainer.tokens_seen - self._tokens)
-        self._tokens = self._trainer.tokens_seen
-        memory = setting.memory()
+        setting, loss, figures = self._setting, float(logs["loss"]), self._meter.figures
+        assert figures is not None, "the trainer measures before it logs"
         if not math.isfinite(loss):
             raise NonFiniteLossError(f"the loss is {loss} at step {state.global_step}")
         setting.report(
@@ -113,11 +121,18 @@ class Reports(TrainerCallback):  # type: ignore[misc]
                 loss=loss,
                 learning_rate=float(logs.get("learning_rate", 0.0)),
                 grad_norm=_finite(logs.get("grad_norm")),
-                step_seconds=step_seconds,
-                tokens_per_second=sum(tokens) / (step_seconds * steps),
-                memory=memory,
+                step_seconds=figures.step_seconds,
+                tokens_per_second=figures.tokens_per_second,
+                memory=figures.memory,
+                mfu=figures.mfu,
+                tokens_seen=figures.tokens_seen,
+                samples_seen=figures.samples_seen,
+                elapsed_seconds=figures.elapsed_seconds,
+                eta_seconds=figures.eta_seconds,
             )
         )
+        for warned in setting.watch.stepped(state.global_step, figures.memory, figures.largest):
+            setting.report(warned)
 
     def on_evaluate(
         self,
@@ -129,6 +144,7 @@ class Reports(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Report the loss on the held-out rows."""
         self._setting.clock.exclude()
+        self._setting.watch.evaluated()
         if metrics and "eval_loss" in metrics:
             self._setting.report(Evaluated(step=state.global_step, loss=metrics["eval_loss"]))
 

@@ -13,6 +13,7 @@ from ftplan.errors import InputError
 from ftplan.launcher import checkpoints
 from ftplan.launcher.events import Finished, Noted
 from ftplan.launcher.job import TrainJob
+from ftplan.launcher.memory_watch import MemoryWatch
 from ftplan.launcher.records import RunDir
 from ftplan.launcher.train import card
 from ftplan.launcher.train.callbacks import Capped, Keeper, Reports, Setting, Stopper
@@ -20,6 +21,7 @@ from ftplan.launcher.train.control import Control
 from ftplan.launcher.train.dataset import Prepared, prepare
 from ftplan.launcher.train.export import export
 from ftplan.launcher.train.guard import Guard
+from ftplan.launcher.train.instruments import FlopCounter, ProfiledSteps
 from ftplan.launcher.train.loop import check_world, layer_checkpoints, planned_trainer, trainer_arguments
 from ftplan.launcher.train.measure import StepClock
 from ftplan.launcher.train.model import Model, adapted, build_model, load_tokenizer
@@ -36,7 +38,7 @@ def train(job: TrainJob, guard: Guard, reporter: Reporter) -> None:
     data = _data(job, tokenizer)
     # The arguments start the process group, and with ZeRO-3 decide how a model is loaded: they come before the model.
     arguments = trainer_arguments(job, **_as_prepared(data, job))
-    setting = Setting(job, RunDir(Path(job.run_dir)), Control(), reporter, guard, StepClock())
+    setting = Setting(job, RunDir(Path(job.run_dir)), Control(), reporter, guard, StepClock(), MemoryWatch(job))
     check_world(job, setting.control)
     card.cap(job.cap_bytes)
     if data.note:
@@ -85,6 +87,10 @@ def _trainer(
         callbacks=[stopper, Keeper(setting), *([Capped(job.cap_bytes)] if job.cap_bytes else [])],
     )
     trainer.add_callback(Reports(setting, trainer))
+    if job.count_flops:
+        trainer.add_callback(FlopCounter(setting, trainer))
+    if job.profile:
+        trainer.add_callback(ProfiledSteps(setting))
     return trainer
 
 
@@ -104,6 +110,8 @@ def _finish(setting: Setting, trainer: PlannedTrainer, stopper: Stopper) -> None
     if not stopper.stopped and not setting.job.data.synthetic:
         export(trainer, setting.run.final, setting.control, adapters=setting.job.config.trains_adapters)
     memory = setting.memory()
+    for warned in setting.watch.ended(trainer.state.global_step, memory):
+        setting.report(warned)
     setting.guard.training_ends()
     setting.control.barrier()
     status: Literal["interrupted", "finished"] = "interrupted" if stopper.stopped else "finished"

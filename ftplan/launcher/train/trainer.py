@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping
 
 import torch
 from datasets import Dataset
 from transformers import Trainer
 from trl import SFTTrainer
 
+from ftplan.launcher.train.progress import Seen
+
 
 class PlannedTrainer(SFTTrainer):  # type: ignore[misc]
-    """`SFTTrainer` that honours ``loss_path``, fills the last batch, and counts the tokens put through the model.
+    """`SFTTrainer` that honours ``loss_path``, fills the last batch, and counts what is put through the model.
 
     TRL 1.16 always computes the loss in chunks, from the hidden states, and never holds the logits. Loss path ``full``
     is transformers' own loss over all logits; ``liger`` is Liger's fused loss, which TRL switches off.
 
-    ``samples`` counts the rows given, after packing and before filling.
+    ``samples`` counts the rows given, after packing and before filling. ``measure`` is called on every rank when a step
+    is logged; what it returns is logged with it, so that every tracker gets it.
     """
 
     def __init__(self, *, loss_path: str, global_batch: int, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self._chunked = loss_path == "chunked"
-        self.tokens_seen = 0
+        self.seen = Seen()
+        self.measure: Callable[[], Mapping[str, float]] | None = None
         self.samples = len(self.train_dataset)
         self.train_dataset: Dataset = fill(self.train_dataset, global_batch, self.args.seed)
         if loss_path == "liger":
@@ -37,10 +42,17 @@ class PlannedTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> torch.Tensor | tuple[torch.Tensor, object]:
         """The loss of one micro-batch."""
         if self.model.training:
-            self.tokens_seen += inputs["input_ids"].numel()
+            rows, length = inputs["input_ids"].shape
+            self.seen = self.seen.with_rows(rows, length, self.args.max_length)
         if self._chunked:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         return Trainer.compute_loss(self, model, {**inputs, "use_cache": False}, return_outputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log a training step with what was measured at it; anything else as it is."""
+        if "loss" in logs and self.measure is not None:
+            logs = {**logs, **self.measure()}
+        super().log(logs, start_time)
 
 
 def fill(dataset: Dataset, global_batch: int, seed: int) -> Dataset:

@@ -51,3 +51,16 @@ def test_absolute_paths_leave_hub_ids_alone(monkeypatch: pytest.MonkeyPatch, tmp
 def test_nodes_follow_from_the_ranks() -> None:
     config = make_config(accumulation=1)
     assert make_job(config, world_size=4, nproc_per_node=2).nodes == 2
+
+
+def test_utilisation_is_model_flops_over_the_peak() -> None:
+    job = make_job(model_flops_per_token=100.0, score_flops_per_token=2.0, peak_flops_per_second=4000.0)
+    assert job.model_flops(10, 10 * 8) == 1160.0
+    assert job.mfu(10, 10 * 8, seconds=2.0) == 1160.0 / 2 / 4000
+    assert job.model_copy(update={"peak_flops_per_second": None}).mfu(10, 80, 2.0) is None
+    assert make_job().model_flops(10, 80) is None
+
+
+def test_a_step_has_one_instrument() -> None:
+    with pytest.raises(ValidationError, match="disturb each other"):
+        make_job(count_flops=True, profile=True)

@@ -44,7 +44,7 @@ def test_a_run_is_kept_with_the_prediction_before_its_correction(record):
     assert kept.versions == {"torch": "2.11.0"}
 
 
-@pytest.mark.parametrize("changes", [{"status": "interrupted"}, {"basis": Basis()}])
+@pytest.mark.parametrize("changes", [{"status": "interrupted"}, {"basis": Basis()}, {"profiles": ("trace.json.gz",)}])
 def test_other_runs_are_not_kept(record, changes):
     recording.recorded(replace(record, **changes), ranks=2)
     assert store.load().runs == ()

@@ -72,6 +72,56 @@ def finished(job, on_event):
     return replace(summarise(job, "finished", [], [], 1.0), measured=measured)
 
 
+def test_a_job_knows_what_each_rank_should_take_and_what_its_devices_could_do(tmp_path):
+    ready = running.ready(plan_for("1xA100-80GB+1xRTX3090"), settings(tmp_path))
+    job, estimate = ready.job, ready.plan.estimate
+    assert [rank.process_bytes for rank in job.predicted_ranks] == [rank.process_bytes for rank in estimate.ranks]
+    assert job.predicted_ranks[0].allocated_bytes == estimate.ranks[0].peak_allocated_bytes
+    assert job.peak_flops_per_second > 312e12
+    seconds = job.global_batch * 64 / estimate.tokens_per_second
+    expected = job.mfu(job.global_batch * 64, job.global_batch * 64 * 64, seconds)
+    assert job.predicted.mfu == pytest.approx(expected)
+    assert 0 < expected < 1
+
+
+def test_a_job_for_cpus_has_no_peak_to_compare_with(tmp_path):
+    job = running.ready(plan_for("2xcpu"), settings(tmp_path)).job
+    assert (job.peak_flops_per_second, job.predicted.mfu) == (None, None)
+    assert job.model_flops_per_token > 0
+    assert [rank.allocated_bytes for rank in job.predicted_ranks] == [None, None]
+
+
+def test_a_plan_whose_model_is_not_here_trains_without_utilisation(tmp_path, monkeypatch):
+    monkeypatch.setattr(running.predicting, "load_model", unknown_model)
+    job = running.ready(plan_for("2xcpu"), settings(tmp_path)).job
+    assert (job.model_flops_per_token, job.predicted.mfu) == (None, None)
+    assert job.predicted.peak_process_bytes is not None
+
+
+def unknown_model(name):
+    raise InputError(f"no model {name}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--track", "wanbd"], "unknown tracker 'wanbd'"),
+        (["--count-flops", "--profile"], "--count-flops and --profile disturb each other"),
+    ],
+)
+def test_what_cannot_be_watched_is_bad_input(options, message, capsys, tmp_path):
+    assert cli.run(["run", "--demo", "--dry-run", "--run-dir", str(tmp_path / "run"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(running.trackers, "find_spec", lambda name: None)
+    ready = running.ready(plan_for("2xcpu"), settings(tmp_path, hyperparameters={"trackers": ("wandb",)}))
+    with pytest.raises(InputError, match="tracker wandb needs wandb"):
+        running.launch(ready.job, ready.plan, lambda event: None)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_teaches_later_plans(tmp_path, monkeypatch):
     monkeypatch.setattr(running.engine, "launch", lambda job, on_event, again: finished(job, on_event))
     steps = []
