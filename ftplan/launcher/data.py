@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
@@ -44,6 +44,11 @@ class TrainingData:
     places: tuple[Place, ...]
     forms: Mapping[str, str]
     note: str = ""
+
+    def only(self, indices: Iterable[int]) -> TrainingData:
+        """The rows at ``indices``."""
+        chosen = list(indices)
+        return replace(self, rows=tuple(self.rows[i] for i in chosen), places=tuple(self.places[i] for i in chosen))
 
     @property
     def characters(self) -> int:
@@ -97,7 +102,7 @@ def _sets(source: DataSource) -> Iterator[_Set]:
     if source.paths:
         yield _Set(source.form, source.paths)
     if source.hub is not None:
-        yield _Set(source.form, hub=DescribedSet(name=source.hub, hub=source.hub, hub_split=source.hub_split))
+        yield _Set(source.form, hub=source.hub_sets[0])
     for one in source.described:
         yield _Set(described_form(one), one.paths, one if one.hub is not None else None, one.num_samples)
 
@@ -170,9 +175,7 @@ def _row(located: Located, form: Form) -> Row:
         raise BadRowError(f"not a row in {form.name} form: {error}{mixed}") from error
 
 
-def _drawn(
-    rows: tuple[tuple[Row, Place], ...], count: int | None, seed: int
-) -> Sequence[tuple[Row, Place]]:
+def _drawn(rows: tuple[tuple[Row, Place], ...], count: int | None, seed: int) -> Sequence[tuple[Row, Place]]:
     """``count`` of the rows in an order by chance; all of them first, then repeats, where there are fewer."""
     if count is None:
         return rows

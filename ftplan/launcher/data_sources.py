@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from ftplan.errors import DataError
 from ftplan.launcher import data_hub
-from ftplan.launcher.data import forms_hint
 from ftplan.launcher.dataset_info import FILE_NAME, SUFFIXES, described_sets, info_file, set_names
 from ftplan.launcher.job import DataSource
 
@@ -58,6 +57,6 @@ def _described(
 def _hub_id(text: str) -> re.Match[str] | None:
     """``text`` as an id of the hub, if it can be one and is no file."""
     path = Path(text).expanduser()
-    if path.exists() or path.suffix.lower() in SUFFIXES or path.parent.is_dir() and path.parent != Path():
+    if path.exists() or path.suffix.lower() in SUFFIXES or (path.parent.is_dir() and path.parent != Path()):
         return None
     return HUB_ID.fullmatch(text)

@@ -104,13 +104,18 @@ class DataSource(Spec):
 
     def absolute(self) -> Self:
         """The same data, whatever the working directory will be."""
-        changed: dict[str, object] = {"paths": _all_absolute(self.paths), "described": tuple(one.absolute() for one in self.described)}
+        changed: dict[str, object] = {
+            "paths": _all_absolute(self.paths),
+            "described": tuple(one.absolute() for one in self.described),
+        }
         return self.model_copy(update=changed)
 
     @property
-    def needs_hub(self) -> bool:
-        """Whether any of it is on the hub."""
-        return self.hub is not None or any(one.hub is not None for one in self.described)
+    def hub_sets(self) -> tuple[DescribedSet, ...]:
+        """What of it is on the hub."""
+        if self.hub is not None:
+            return (DescribedSet(name=self.hub, hub=self.hub, hub_split=self.hub_split),)
+        return tuple(one for one in self.described if one.hub is not None)
 
 
 class TrainJob(Spec):
@@ -131,7 +136,9 @@ class TrainJob(Spec):
     model: Source
     tokenizer: Source
     data: DataSource
-    chat_template: str | None = Field(default=None, description="a name of `chat_templates`, in place of the tokenizer's")
+    chat_template: str | None = Field(
+        default=None, description="a name of `chat_templates`, in place of the tokenizer's"
+    )
     data_cache: str | None = Field(default=None, description="folder for tokenized data; None keeps none")
     max_steps: PositiveInt | None = None
     epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)

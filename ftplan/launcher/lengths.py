@@ -23,9 +23,9 @@ class LengthReport:
     """Lengths in tokens of the rows of a data set, before packing, and what a cutoff of ``cutoff`` tokens takes away.
 
     ``rows`` are those the trainer gets: where each turn of the assistant becomes a row, these are counted. ``tokens``
-    counts whole rows, ``lost_tokens`` what lies beyond the cutoff. ``empty_rows`` have no token left to learn from after
-    the cut. ``buckets`` are ``(longest, rows)``: how many rows have at most ``longest`` tokens and more than the bucket
-    before.
+    counts whole rows, ``lost_tokens`` what lies beyond the cutoff. ``empty_rows`` have no token left to learn from
+    after the cut. ``buckets`` are ``(longest, rows)``: how many rows have at most ``longest`` tokens, and more than the
+    bucket before.
     """
 
     rows: int

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from ftplan.errors import DoesNotFitError, InputError
 from ftplan.estimators.analytic import estimate as analytic_estimate
 from ftplan.files import write_atomic
-from ftplan.launcher import artifacts, data, demo, engine, records
+from ftplan.launcher import artifacts, chat_templates, data, data_sources, demo, engine, records
 from ftplan.launcher.engine import OnEvent, Prepared
 from ftplan.launcher.events import Noted
 from ftplan.launcher.job import DataSource, Source, TrainJob
 from ftplan.launcher.records import RunDir
+from ftplan.profiles.data_folder import cache_folder
 from ftplan.profiles.detect import detect_gpus, detect_node
 from ftplan.profiles.models import hub_id, load_model
 from ftplan.profiles.schema import Cluster
@@ -40,7 +41,11 @@ class RunSettings:
     """What a run needs beside a plan. ``hyperparameters`` are fields of `TrainJob`; what is left out is its default."""
 
     data: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
     data_form: str = "auto"
+    skip_bad_rows: bool = False
+    chat_template: str | None = None
+    caches_data: bool = True
     eval_fraction: float = 0.0
     run_dir: Path | None = None
     weights: str | None = None
@@ -70,15 +75,8 @@ def demo_plan(gpus: str = DEMO_GPUS) -> Plan:
 
 def demo_settings(settings: RunSettings) -> RunSettings:
     """``settings`` with the demo's data, weights and hyperparameters where none were given."""
-    return RunSettings(
-        data=settings.data or demo.data().paths,
-        data_form=settings.data_form,
-        eval_fraction=settings.eval_fraction,
-        run_dir=settings.run_dir,
-        weights=settings.weights,
-        tokenizer=settings.tokenizer,
-        hyperparameters={**demo.LEARNING, **_length_replaces(settings.hyperparameters)},
-    )
+    hyperparameters = {**demo.LEARNING, **_length_replaces(settings.hyperparameters)}
+    return replace(settings, data=settings.data or demo.data().paths, hyperparameters=hyperparameters)
 
 
 def _length_replaces(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,16 +99,10 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
             "the plan does not fit" + (" with its evaluations" if config.evaluates else ""),
             hint="--force starts it all the same",
         )
-    source = (
-        DataSource.model_validate(
-            {"paths": settings.data, "form": settings.data_form, "eval_fraction": settings.eval_fraction}
-        )
-        if settings.data
-        else None
-    )
-    if source is None:
-        raise InputError("no data", hint=f"--data FILE.jsonl; {data.forms_hint()}", field="data")
-    data.load(source)
+    source = _data_source(settings)
+    if settings.chat_template is not None:
+        chat_templates.template(settings.chat_template)
+    data.check(source)
     run_id = records.new_run_id()
     run_dir = settings.run_dir or DEFAULT_RUNS / run_id
     ranks = 1 if config.sharding == "none" else cluster.world_size
@@ -126,6 +118,8 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
         "model": weights_source(settings.weights or config.model),
         "tokenizer": weights_source(settings.tokenizer or settings.weights or config.model, tokenizer=True),
         "data": source,
+        "chat_template": settings.chat_template,
+        "data_cache": _data_cache() if settings.caches_data else None,
         "threads_per_process": _threads(ranks),
         "predicted": predicted(chosen, cluster),
         "basis": estimate.basis,
@@ -138,6 +132,29 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
         return Ready(TrainJob.model_validate(fields), chosen)
     except ValidationError as error:
         raise input_error(error) from error
+
+
+def _data_source(settings: RunSettings) -> DataSource:
+    if not settings.data:
+        raise InputError("no data", hint=f"--data FILE.jsonl; {data.forms_hint()}", field="data")
+    try:
+        return data_sources.data_source(
+            settings.data,
+            settings.datasets,
+            form=settings.data_form,
+            skip_bad_rows=settings.skip_bad_rows,
+            eval_fraction=settings.eval_fraction,
+        )
+    except ValidationError as error:
+        raise input_error(error) from error
+
+
+def _data_cache() -> str | None:
+    """Where tokenized data is kept; None for a user without a home."""
+    try:
+        return str(cache_folder() / "data")
+    except InputError:
+        return None
 
 
 def _with_evaluations(chosen: Plan, cluster: Cluster) -> Plan:

@@ -21,8 +21,9 @@ from ftplan.launcher.train.export import export
 from ftplan.launcher.train.guard import Guard
 from ftplan.launcher.train.loop import check_world, layer_checkpoints, planned_trainer, trainer_arguments
 from ftplan.launcher.train.measure import StepClock
-from ftplan.launcher.train.model import build_model, load_tokenizer
+from ftplan.launcher.train.model import build_model
 from ftplan.launcher.train.reporter import Reporter
+from ftplan.launcher.train.tokenizer import load_tokenizer
 from ftplan.launcher.train.trainer import PlannedTrainer
 
 
@@ -30,13 +31,13 @@ def train(job: TrainJob, guard: Guard, reporter: Reporter) -> None:
     """Train to the end, or until asked to stop; raises whatever goes wrong."""
     torch.set_num_threads(job.threads_per_process)
     tokenizer = load_tokenizer(job.tokenizer)
-    data = prepare(job.data, tokenizer, job.seed)
+    data = prepare(job, tokenizer)
     # The arguments start the process group, and with ZeRO-3 decide how a model is loaded: they come before the model.
-    arguments = trainer_arguments(job, assistant_only_loss=data.assistant_only_loss)
+    arguments = trainer_arguments(job, dataset_kwargs={"skip_prepare_dataset": True})
     setting = Setting(job, RunDir(Path(job.run_dir)), Control(), reporter, guard, StepClock())
     check_world(job, setting.control)
-    if data.note:
-        setting.report(Noted(data.note))
+    for note in data.notes:
+        setting.report(Noted(note))
     checkpoint = _checkpoint(setting)
     stopper = Stopper(setting)
     trainer = _trainer(setting, arguments, tokenizer, data, stopper)
