@@ -24,7 +24,7 @@ Data = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
-        help="JSON or JSON Lines (may be given several times), a folder with a dataset_info.json, or OWNER/NAME[:SPLIT].",
+        help="JSON or JSON Lines (may be repeated), a folder with dataset_info.json, or OWNER/NAME[:SPLIT].",
     ),
 ]
 Dataset = Annotated[

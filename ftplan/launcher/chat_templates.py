@@ -6,7 +6,7 @@ They are Jinja, as ``apply_chat_template`` takes it, and mark what the assistant
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,10 @@ FALLBACK: Final = "alpaca"
 
 @dataclass(frozen=True, slots=True)
 class NamedTemplate:
-    """A template: the special tokens it is written with, and the one that ends a turn (None: the tokenizer's own)."""
+    """A template, the special tokens it is written with, and the one that ends a turn.
+
+    Without one (None) a turn of the assistant ends with the tokenizer's end of sequence.
+    """
 
     name: str
     tokens: tuple[str, ...] = ()
@@ -32,13 +35,22 @@ class NamedTemplate:
         """The Jinja source."""
         return (_FOLDER / f"{self.name}.jinja").read_text(encoding="utf-8").rstrip("\n")
 
+    def text_for(self, vocabulary: Collection[str]) -> str:
+        """The Jinja source for a tokenizer with that ``vocabulary``.
+
+        Where it lacks the token that ends a turn, its end of sequence does: letters would not stop a model.
+        """
+        if self.ends_turn is None or self.ends_turn in vocabulary:
+            return self.text
+        return self.text.replace(f"end_of_turn = '{self.ends_turn}'", "end_of_turn = eos_token", 1)
+
 
 TEMPLATES: Final[Mapping[str, NamedTemplate]] = {
     template.name: template
     for template in (
         NamedTemplate("alpaca"),
-        NamedTemplate("chatml", ("<|im_start|>", "<|im_end|>"), "<|im_end|>"),
-        NamedTemplate("llama3", ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "<|eot_id|>"),
+        NamedTemplate("chatml", tokens=("<|im_start|>", "<|im_end|>"), ends_turn="<|im_end|>"),
+        NamedTemplate("llama3", ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), ends_turn="<|eot_id|>"),
         NamedTemplate("mistral"),
         NamedTemplate("plain"),
     )

@@ -36,6 +36,7 @@ def check_reachable(name: str) -> None:
     try:
         urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS).close()  # noqa: S310
     except urllib.error.HTTPError as error:
+        error.close()
         gone = error.code in (401, 403, 404)
         reason = "it does not exist there, or is not public" if gone else f"the hub answered {error.code}"
         raise _unavailable(name, reason) from error

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from ftplan.launcher import chat_templates
@@ -46,8 +47,9 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, asked: str | None) -> ChatFo
     if asked is None and own is not None:
         return _own_format(tokenizer, own)
     named = chat_templates.template(asked or chat_templates.FALLBACK)
+    text = named.text_for(tokenizer.get_vocab())
     # Marks are found by the characters of a token, which only the fast tokenizers tell.
-    return ChatFormat(named, named.text, bool(tokenizer.is_fast), _note(tokenizer, named, asked=asked, own=own))
+    return ChatFormat(named, text, bool(tokenizer.is_fast), _note(tokenizer, named, asked=asked, own=own))
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -59,7 +61,7 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def _own_format(tokenizer: PreTrainedTokenizerBase, own: str) -> ChatFormat:
     marked = (own if _MARKERS.search(own) else _training_variant(tokenizer)) if tokenizer.is_fast else None
     if marked is not None:
-        return ChatFormat(None, marked, marks_assistant=True, note="")
+        return ChatFormat(None, marked, marks_assistant=True, note=_unlearnt_end(tokenizer, marked))
     note = "the chat template does not mark the assistant's part: each of its turns becomes a row of its own"
     return ChatFormat(None, own, marks_assistant=False, note=note)
 
@@ -75,6 +77,24 @@ def _training_variant(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return variant if variant is not None and _MARKERS.search(variant) else None
 
 
+def _unlearnt_end(tokenizer: PreTrainedTokenizerBase, marked: str) -> str:
+    """A note if what follows the assistant's turn stands outside of its marks."""
+    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        written = tokenizer.apply_chat_template(
+            probe, chat_template=marked, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+    except jinja2.TemplateError:
+        return ""  # the rows will tell
+    ids, mask = written["input_ids"], written["assistant_masks"]
+    end = tokenizer.decode(ids[len(mask) - mask[::-1].index(1) :]).strip() if 1 in mask else ""
+    if not end:
+        return ""
+    return (
+        f"the chat template marks what the assistant says without the {end!r} after it: a model may not learn to stop"
+    )
+
+
 def _note(tokenizer: PreTrainedTokenizerBase, named: NamedTemplate, *, asked: str | None, own: str | None) -> str:
     if asked is None:
         others = ", ".join(name for name in chat_templates.TEMPLATES if name != named.name)
@@ -88,5 +108,7 @@ def _note(tokenizer: PreTrainedTokenizerBase, named: NamedTemplate, *, asked: st
     vocabulary = tokenizer.get_vocab()
     lacking = [token for token in named.tokens if token not in vocabulary]
     if lacking:
-        note += f"; the tokenizer has no token {', '.join(lacking)}: it writes the letters, and does not stop there"
+        note += f"; the tokenizer has no token {', '.join(lacking)}"
+    if named.ends_turn in lacking:
+        note += f": a turn ends with {tokenizer.eos_token}"
     return note

@@ -46,13 +46,13 @@ def tokenized(
 
     Where the template does not mark what the assistant says, each of its turns becomes a row: what led to it, and it.
     """
+    end = tokenizer.eos_token
+    if end is None and (data.shape != "messages" or chat.named is not None):
+        message = "the tokenizer has no end-of-sequence token: a model would not learn where to stop"
+        raise DataError(message, hint="give its tokenizer_config.json an eos_token", field="tokenizer")
     if data.shape == "messages":
         yield from _marked(data, tokenizer, chat, bad) if chat.marks_assistant else _by_turn(data, tokenizer, chat, bad)
         return
-    end = tokenizer.eos_token
-    if end is None:
-        message = "the tokenizer has no end-of-sequence token: a model would not learn where to stop"
-        raise DataError(message, hint="give its config an eos_token", field="tokenizer")
     for rows in _batches(data.rows):
         if data.shape == "text":
             for ids in _ids(tokenizer, [_ended(row["text"], end) for row in rows]):
