@@ -24,7 +24,7 @@ class Hub(BaseHTTPRequestHandler):
         self.send_response(names.get(self.path.removeprefix("/api/datasets/"), 404))
         self.end_headers()
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *args: Any) -> None:
         pass
 
 

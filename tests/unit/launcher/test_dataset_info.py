@@ -193,7 +193,7 @@ def test_which_sets_has_to_be_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="which of them") as caught:
         data_source((str(folder),))
     assert "mine" in caught.value.hint
-    with pytest.raises(DataError, match="--dataset needs one dataset_info.json"):
+    with pytest.raises(DataError, match=r"--dataset needs one dataset_info\.json"):
         data_source((str(folder / "rows.json"),), ("mine",))
     with pytest.raises(InputError, match="says the form of its sets itself"):
         source(folder, form="alpaca")

@@ -77,7 +77,8 @@ CONVERSATIONS = {
 def test_of_a_conversation_every_turn_of_the_assistant_is_learnt(form: str, tokenizer: PreTrainedTokenizerBase) -> None:
     (row,), bad = run(rows_of(form, CONVERSATIONS[form]), tokenizer)
     assert row == (
-        "<|system|>Be brief.<|end|><|user|>Hi.<|end|><|assistant|>Hello.<|end|><|user|>Bye.<|end|><|assistant|>Goodbye.<|end|>",
+        "<|system|>Be brief.<|end|><|user|>Hi.<|end|><|assistant|>Hello.<|end|>"
+        "<|user|>Bye.<|end|><|assistant|>Goodbye.<|end|>",
         "Hello.<|end|>Goodbye.<|end|>",
     )
     assert bad.count == 0
