@@ -136,7 +136,12 @@ _DERIVED: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     "double_quantization": lambda given: given["quantization"] != "none",
     "lora_alpha": lambda given: 2 * given.get("lora_rank", 16) if isinstance(given.get("lora_rank", 16), int) else 32,
     # TRL's SFTTrainer recasts the adapters of a quantized model to bf16; peft alone makes them fp32 (FACTS in data/).
-    "adapter_dtype": lambda given: "bf16" if given.get("stack") == "trl" and given.get("method") == "qlora" else "fp32",
+    # With fp16 our engine keeps them in fp32: torch's gradient scaler has no kernel for bf16 (2.11, measured).
+    "adapter_dtype": lambda given: (
+        "bf16"
+        if given.get("stack") == "trl" and given.get("method") == "qlora" and given.get("precision") != "fp16"
+        else "fp32"
+    ),
     "loss_path": lambda given: (
         "liger"
         if given.get("kernels") == "liger"

@@ -21,7 +21,22 @@ if TYPE_CHECKING:
 PlanFile = Annotated[Path | None, typer.Argument(metavar="[PLAN.json]", help="A plan that ftplan plan --out wrote.")]
 Demo = Annotated[bool, typer.Option("--demo", help="Train the embedded tiny model on this machine's CPU, offline.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, or the newest that stopped.")]
-Data = Annotated[list[Path] | None, typer.Option("--data", help="JSON or JSON Lines; may be given several times.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        help="JSON or JSON Lines (may be repeated), a folder with dataset_info.json, or OWNER/NAME[:SPLIT].",
+    ),
+]
+Dataset = Annotated[
+    list[str] | None, typer.Option("--dataset", help="Sets of the dataset_info.json in --data: NAME[,NAME…].")
+]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Train without the rows that cannot be used.")]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option("--chat-template", help="alpaca, chatml, llama3, mistral or plain, in place of the tokenizer's."),
+]
+NoDataCache = Annotated[bool, typer.Option("--no-data-cache", help="Tokenize anew, and keep nothing of it.")]
 DataForm = Annotated[
     str | None, typer.Option("--data-format", help="auto, alpaca, sharegpt, chat, prompt-completion or text.")
 ]
@@ -81,7 +96,11 @@ def command(
     model: options.Model = None,
     gpus: options.Gpus = None,
     data: Data = None,
+    dataset: Dataset = None,
     data_format: DataForm = None,
+    skip_bad_rows: SkipBadRows = False,
+    chat_template: ChatTemplate = None,
+    no_data_cache: NoDataCache = False,
     eval_fraction: EvalFraction = None,
     method: Method = None,
     global_batch: GlobalBatch = None,
@@ -204,8 +223,12 @@ def _start(chosen: Plan, given: dict[str, Any], *, dry_run: bool, force: bool, a
     from ftplan.workflows import running
 
     settings = running.RunSettings(
-        data=tuple(str(path) for path in given.get("data", ())),
+        data=tuple(given.get("data", ())),
+        datasets=tuple(name for text in given.get("dataset", ()) for name in text.split(",") if name),
         data_form=given.get("data_format", "auto"),
+        skip_bad_rows=given["skip_bad_rows"],
+        chat_template=given.get("chat_template"),
+        caches_data=not given["no_data_cache"],
         eval_fraction=given.get("eval_fraction", 0.0),
         run_dir=given.get("run_dir"),
         weights=given.get("weights"),

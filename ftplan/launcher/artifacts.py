@@ -185,7 +185,7 @@ def _or_auto(elements: int | None) -> int | str:
 
 
 def _needs_hub(job: TrainJob) -> bool:
-    return job.data.hub is not None or "hub" in (job.model.kind, job.tokenizer.kind)
+    return bool(job.data.hub_sets) or "hub" in (job.model.kind, job.tokenizer.kind)
 
 
 def _wrapped(command: Sequence[str]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,52 +13,66 @@ from typing import Final
 from ftplan.errors import DataError
 
 _EXPECTED: Final = "a data file holds a JSON array of rows, or JSON Lines: one JSON object a line, in UTF-8"
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_HEAD_BYTES: Final = 4096
+_OBJECT_LINE: Final = re.compile(rb"^[ \t]*\{", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """One row and the line it starts on, counted from 1."""
+    """One row and the line it starts on, counted from 1; ``problem`` says why it cannot be read, if it cannot."""
 
     value: object
     line: int
+    problem: str = ""
 
 
 def read_file(path: Path) -> Iterator[Located]:
     """The rows of ``path``; what it holds decides whether it is JSON or JSON Lines, not its name.
 
-    Raises DataError, while it is read, for a file that is missing, no text, or malformed.
+    A malformed line of JSON Lines is a row with a problem. Raises DataError, while it is read, for a file that is
+    missing or no text, and for a malformed array, in which nothing tells where the next row starts.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            start = _first_character(file.read(4096))
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES).removeprefix(_BYTE_ORDER_MARK)
             file.seek(0)
-            if start == "[":
-                yield from _array(file.read().removeprefix("\ufeff"), path)
-            elif start == "{":
-                yield from _lines(file, path)
+            start = head.lstrip()[:1]
+            if start == b"[":
+                yield from _array(file.read().removeprefix(_BYTE_ORDER_MARK).decode(), path)
+            elif _OBJECT_LINE.search(head):
+                yield from _lines(file)
             elif start:
-                raise DataError(f"{path}, line 1: {start!r} does not start JSON", hint=_EXPECTED, field="data")
+                raise DataError(_no_json(head, path), hint=_EXPECTED, field="data")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", hint=_EXPECTED, field="data") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start})", hint=_EXPECTED, field="data") from error
 
 
-def _first_character(text: str) -> str:
-    return text.lstrip()[:1]
+def _no_json(head: bytes, path: Path) -> str:
+    # The head may end within a character.
+    text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    start = text.lstrip()
+    return f"{path}, line {text[: -len(start)].count(chr(10)) + 1}: {start[0]!r} does not start JSON"
 
 
-def _lines(lines: Iterator[str], path: Path) -> Iterator[Located]:
+def _lines(lines: Iterable[bytes]) -> Iterator[Located]:
     for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield Located(_parse(line, path, number), number)
+        text = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+        if text.strip():
+            yield _parsed(text, number)
 
 
-def _parse(line: str, path: Path, number: int) -> object:
+def _parsed(line: bytes, number: int) -> Located:
     try:
-        return json.loads(line)
+        return Located(json.loads(line.decode()), number)
+    except UnicodeDecodeError as error:
+        return Located(None, number, f"not UTF-8 text, byte {error.start + 1} of the line")
     except json.JSONDecodeError as error:
-        raise _malformed(path, number, error) from error
+        return Located(None, number, f"malformed JSON, column {error.colno}: {error.msg}")
+    except (ValueError, RecursionError) as error:  # numbers and nesting beyond what Python reads
+        return Located(None, number, f"JSON that cannot be read: {error}")
 
 
 def _array(text: str, path: Path) -> Iterator[Located]:
@@ -70,6 +86,9 @@ def _array(text: str, path: Path) -> Iterator[Located]:
             value, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise _malformed(path, error.lineno, error) from error
+        except (ValueError, RecursionError) as error:
+            message = f"{path}, line {line}: JSON that cannot be read: {error}"
+            raise DataError(message, hint=_EXPECTED, field="data") from error
         yield Located(value, line)
         position = _after_comma(text, position, path)
     _end_of_array(text, position, path)

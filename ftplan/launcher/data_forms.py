@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from ftplan.launcher.job import DataForm
+from ftplan.launcher.row_fields import (
+    BadRowError,
+    Message,
+    conversation,
+    earlier_turns,
+    message,
+    optional_system,
+    string,
+    turn_list,
+)
+
+Shape = Literal["messages", "prompt-completion", "text"]
+"""What rows of any form become."""
 
 ROLES: Final[Mapping[str, str]] = {
     "system": "system",
@@ -21,132 +33,81 @@ ROLES: Final[Mapping[str, str]] = {
 """Names of roles in data, and the role of a chat template each is."""
 
 
-class BadRowError(Exception):
-    """A row that does not have the form it should; says what is missing."""
-
-
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form of data: the ``keys`` of a row as users are shown them, those that tell it, and the shape it becomes."""
+    """A form of data: its name, the ``keys`` of a row as users are shown them, those that tell it, and its shape."""
 
+    name: str
     keys: str
     told_by: tuple[str, ...]
-    shape: Literal["messages", "prompt-completion", "text"]
+    shape: Shape
     normalise: Callable[[object], Mapping[str, Any]]
 
 
-def detect(row: object) -> DataForm | None:
-    """The form whose keys ``row`` has, or None."""
+def detect(row: object) -> str | None:
+    """The name of the form whose keys ``row`` has, or None."""
     if not isinstance(row, Mapping):
         return None
     return next((name for name, form in FORMS.items() if all(key in row for key in form.told_by)), None)
 
 
-def _alpaca(row: object) -> Mapping[str, Any]:
-    instruction, output = _string(row, "instruction"), _string(row, "output")
-    given = _string(row, "input", "")
-    question = f"{instruction}\n\n{given}" if given.strip() else instruction
-    earlier = [
-        message
-        for pair in _pairs(_mapping(row).get("history"))
-        for message in (_message("user", pair[0]), _message("assistant", pair[1]))
-    ]
-    return {"messages": [*_system(row), *earlier, _message("user", question), _message("assistant", output)]}
-
-
-def _sharegpt(row: object) -> Mapping[str, Any]:
-    return {"messages": _conversation([*_system(row), *_turns(row, "conversations", "from", "value")])}
-
-
-def _chat(row: object) -> Mapping[str, Any]:
-    return {"messages": _conversation(_turns(row, "messages", "role", "content"))}
-
-
-def _pair(row: object) -> Mapping[str, Any]:
-    return {"prompt": _string(row, "prompt"), "completion": _string(row, "completion")}
-
-
-def _text(row: object) -> Mapping[str, Any]:
-    text = _string(row, "text")
+def text_at(row: object, key: str) -> Mapping[str, Any]:
+    """The text at ``key`` as a row."""
+    text = string(row, key)
     if not text.strip():
-        raise BadRowError("'text' is empty")
+        raise BadRowError(f"{key!r} is empty")
     return {"text": text}
 
 
-FORMS: Final[Mapping[DataForm, Form]] = {
-    "alpaca": Form("instruction, input (may be left out), output", ("instruction", "output"), "messages", _alpaca),
-    "sharegpt": Form("conversations: [{from, value}, …]", ("conversations",), "messages", _sharegpt),
-    "chat": Form("messages: [{role, content}, …]", ("messages",), "messages", _chat),
-    "prompt-completion": Form("prompt, completion", ("prompt", "completion"), "prompt-completion", _pair),
-    "text": Form("text", ("text",), "text", _text),
+def _alpaca(row: object) -> Mapping[str, Any]:
+    instruction, output = string(row, "instruction"), string(row, "output")
+    given = string(row, "input", "")
+    question = f"{instruction}\n\n{given}" if given.strip() else instruction
+    before = [*optional_system(row, "system"), *earlier_turns(row, "history")]
+    return conversation([*before, message("user", question), message("assistant", output)])
+
+
+def _sharegpt(row: object) -> Mapping[str, Any]:
+    return conversation([*optional_system(row, "system"), *_turns(row, "conversations", "from", "value")])
+
+
+def _chat(row: object) -> Mapping[str, Any]:
+    return conversation(_turns(row, "messages", "role", "content"))
+
+
+def _pair(row: object) -> Mapping[str, Any]:
+    return {"prompt": string(row, "prompt"), "completion": string(row, "completion")}
+
+
+def _text(row: object) -> Mapping[str, Any]:
+    return text_at(row, "text")
+
+
+FORMS: Final[Mapping[str, Form]] = {
+    form.name: form
+    for form in (
+        Form("alpaca", "instruction, input (may be left out), output", ("instruction", "output"), "messages", _alpaca),
+        Form("sharegpt", "conversations: [{from, value}, …]", ("conversations",), "messages", _sharegpt),
+        Form("chat", "messages: [{role, content}, …]", ("messages",), "messages", _chat),
+        Form("prompt-completion", "prompt, completion", ("prompt", "completion"), "prompt-completion", _pair),
+        Form("text", "text", ("text",), "text", _text),
+    )
 }
 """Every form, in the order they are looked for."""
 
 
-def _mapping(row: object) -> Mapping[str, Any]:
-    if not isinstance(row, Mapping):
-        raise BadRowError(f"an object is needed, not {type(row).__name__}")
-    return row
+def _turns(row: object, key: str, role_key: str, text_key: str) -> list[Message]:
+    return [_turn(turn, index, role_key, text_key) for index, turn in enumerate(turn_list(row, key), start=1)]
 
 
-def _string(row: object, key: str, default: str | None = None) -> str:
-    value = _mapping(row).get(key, default)
-    # Tables exported to JSON write an absent value as null.
-    value = default if value is None else value
-    if value is None:
-        raise BadRowError(f"{key!r} is missing")
-    if not isinstance(value, str):
-        raise BadRowError(f"{key!r} must be a string, not {type(value).__name__}")
-    return value
-
-
-def _list(row: object, key: str) -> Sequence[Any]:
-    value = _mapping(row).get(key)
-    if value is None:
-        raise BadRowError(f"{key!r} is missing")
-    if not isinstance(value, list) or not value:
-        raise BadRowError(f"{key!r} must be a list with at least one turn")
-    return value
-
-
-def _turns(row: object, key: str, role_key: str, text_key: str) -> list[dict[str, str]]:
-    return [_turn(turn, index, role_key, text_key) for index, turn in enumerate(_list(row, key), start=1)]
-
-
-def _turn(turn: object, index: int, role_key: str, text_key: str) -> dict[str, str]:
+def _turn(turn: object, index: int, role_key: str, text_key: str) -> Message:
     if isinstance(turn, Mapping) and "role" in turn and "content" in turn:
         # Many sets named like sharegpt write their turns like chats.
         role_key, text_key = "role", "content"
     try:
-        role, text = _string(turn, role_key), _string(turn, text_key)
+        role, text = string(turn, role_key), string(turn, text_key)
     except BadRowError as error:
         raise BadRowError(f"turn {index}: {error}") from error
     if role not in ROLES:
         raise BadRowError(f"turn {index}: unknown role {role!r} (valid: {', '.join(ROLES)})")
-    return _message(ROLES[role], text)
-
-
-def _conversation(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    if all(message["role"] != "assistant" for message in messages):
-        raise BadRowError("no turn of the assistant: there is nothing to learn from it")
-    return messages
-
-
-def _system(row: object) -> list[dict[str, str]]:
-    text = _string(row, "system", "")
-    return [_message("system", text)] if text else []
-
-
-def _pairs(history: object) -> Sequence[Sequence[str]]:
-    if history is None:
-        return ()
-    well_formed = isinstance(history, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history
-    )
-    if not well_formed or not isinstance(history, list):
-        raise BadRowError("'history' must be a list of [question, answer] pairs")
-    return history
-
-
-def _message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
+    return message(ROLES[role], text)

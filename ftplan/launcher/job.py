@@ -46,25 +46,81 @@ class Source(Spec):
         return self if self.kind == "hub" else self.model_copy(update={"location": _absolute(self.location)})
 
 
+class DescribedSet(Spec):
+    """A data set as an entry of LLaMA-Factory's ``dataset_info.json`` describes it, with its defaults spelled out.
+
+    The rows are in local files or in a data set of the hub. ``prompt`` to ``messages`` name the keys of a row, None for
+    what a row does not have; the tags are the keys of a turn and what the roles are called there.
+    """
+
+    name: str = Field(min_length=1)
+    paths: tuple[str, ...] = Field(default=(), strict=False)
+    hub: str | None = Field(default=None, min_length=1)
+    hub_subset: str | None = None
+    hub_split: str = "train"
+    hub_folder: str | None = None
+    num_samples: PositiveInt | None = Field(default=None, description="rows to draw, with repeats if there are fewer")
+    formatting: Literal["alpaca", "sharegpt", "openai"] = "alpaca"
+    prompt: str | None = "instruction"
+    query: str | None = "input"
+    response: str | None = "output"
+    history: str | None = None
+    system: str | None = None
+    messages: str | None = "conversations"
+    role_tag: str = "from"
+    content_tag: str = "value"
+    user_tag: str | None = "human"
+    assistant_tag: str | None = "gpt"
+    system_tag: str | None = "system"
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if bool(self.paths) == (self.hub is not None):
+            raise ValueError("a described set is in paths or on the hub: give one of the two")
+        return self
+
+    def absolute(self) -> Self:
+        """The same set, whatever the working directory will be."""
+        return self.model_copy(update={"paths": _all_absolute(self.paths)})
+
+
 class DataSource(Spec):
-    """The training data: local JSON or JSON Lines files, one data set of the hub, or random tokens of each rank."""
+    """The training data: local files, one data set of the hub, sets that a file describes, or synthetic rows.
+
+    ``form`` is that of files and of the hub's set; described sets say their own.
+    """
 
     paths: tuple[str, ...] = Field(default=(), strict=False)
     hub: str | None = Field(default=None, min_length=1, description="a data set id, for a machine that is online")
     hub_split: str = "train"
-    synthetic: bool = Field(default=False, description="random tokens, each row of the planned length")
+    described: tuple[DescribedSet, ...] = Field(default=(), strict=False)
+    synthetic: bool = Field(default=False, description="random tokens of each rank, every row of the planned length")
     form: FormChoice = "auto"
+    skip_bad_rows: bool = Field(default=False, description="train on the other rows where some cannot be used")
     eval_fraction: float = Field(default=0.0, ge=0.0, lt=1.0, description="part of the rows held out for evaluation")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if bool(self.paths) + (self.hub is not None) + self.synthetic != 1:
-            raise ValueError("data comes from paths, from the hub or is synthetic: give one of the three")
+        if bool(self.paths) + (self.hub is not None) + bool(self.described) + self.synthetic != 1:
+            raise ValueError(
+                "data comes from paths, from the hub, from described sets or is synthetic: give one of them"
+            )
         return self
 
     def absolute(self) -> Self:
         """The same data, whatever the working directory will be."""
-        return self.model_copy(update={"paths": tuple(_absolute(path) for path in self.paths)})
+        changed: dict[str, object] = {
+            "paths": _all_absolute(self.paths),
+            "described": tuple(one.absolute() for one in self.described),
+        }
+        return self.model_copy(update=changed)
+
+    @property
+    def hub_sets(self) -> tuple[DescribedSet, ...]:
+        """What of it is on the hub."""
+        if self.hub is not None:
+            return (DescribedSet(name=self.hub, hub=self.hub, hub_split=self.hub_split),)
+        return tuple(one for one in self.described if one.hub is not None)
 
 
 class TrainJob(Spec):
@@ -91,6 +147,10 @@ class TrainJob(Spec):
     model: Source
     tokenizer: Source
     data: DataSource
+    chat_template: str | None = Field(
+        default=None, description="a name of `chat_templates`, in place of the tokenizer's"
+    )
+    data_cache: str | None = Field(default=None, description="folder for tokenized data; None keeps none")
     max_steps: PositiveInt | None = None
     epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     learning_rate: float = Field(default=2e-4, gt=0, allow_inf_nan=False)
@@ -148,6 +208,7 @@ class TrainJob(Spec):
                 "model": self.model.absolute(),
                 "tokenizer": self.tokenizer.absolute(),
                 "data": self.data.absolute(),
+                "data_cache": None if self.data_cache is None else _absolute(self.data_cache),
             }
         )
 
@@ -177,6 +238,10 @@ class TrainJob(Spec):
     def nodes(self) -> int:
         """Machines the ranks are spread over."""
         return self.world_size // self.nproc_per_node
+
+
+def _all_absolute(paths: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_absolute(path) for path in paths)
 
 
 def _absolute(path: str) -> str:

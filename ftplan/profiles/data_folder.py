@@ -1,4 +1,4 @@
-"""The user's data folder, and whether there is anything in it: all that a plan without calibrations needs of it.
+"""The user's folders for data and caches, and whether data is kept: all that a plan without calibrations needs of it.
 
 ::
 
@@ -26,6 +26,17 @@ def data_folder() -> Path:
         return Path(share or Path.home() / ".local/share") / "ftplan"
     except RuntimeError as error:
         raise InputError("no home folder to keep anything in", hint=OTHER_FOLDER, field="calibration") from error
+
+
+def cache_folder() -> Path:
+    """What can be made anew: ``FTPLAN_CACHE``, or ``ftplan`` in the user's cache folder; InputError without a home."""
+    given, cache = os.environ.get("FTPLAN_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if given:
+        return Path(given)
+    try:
+        return Path(cache or Path.home() / ".cache") / "ftplan"
+    except RuntimeError as error:
+        raise InputError("no home folder for a cache", hint="FTPLAN_CACHE names a folder", field="cache") from error
 
 
 def calibration_file() -> Path:

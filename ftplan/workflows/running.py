@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from ftplan.errors import DoesNotFitError, InputError
 from ftplan.estimators.analytic import estimate as analytic_estimate
 from ftplan.files import write_atomic
-from ftplan.launcher import artifacts, data, demo, engine, records, trackers
+from ftplan.launcher import artifacts, chat_templates, data, data_sources, demo, engine, records, trackers
 from ftplan.launcher.engine import OnEvent, Prepared
 from ftplan.launcher.events import Noted
 from ftplan.launcher.job import DataSource, Source, TrainJob
 from ftplan.launcher.records import RunDir
+from ftplan.profiles.data_folder import cache_folder
 from ftplan.profiles.detect import detect_gpus, detect_node
 from ftplan.profiles.models import hub_id, load_hf_config, load_model
 from ftplan.profiles.schema import Cluster
@@ -48,7 +49,11 @@ class RunSettings:
     """
 
     data: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
     data_form: str = "auto"
+    skip_bad_rows: bool = False
+    chat_template: str | None = None
+    caches_data: bool = True
     eval_fraction: float = 0.0
     run_dir: Path | None = None
     weights: str | None = None
@@ -79,16 +84,8 @@ def demo_plan(gpus: str = DEMO_GPUS) -> Plan:
 
 def demo_settings(settings: RunSettings) -> RunSettings:
     """``settings`` with the demo's data, weights and hyperparameters where none were given."""
-    return RunSettings(
-        data=settings.data or demo.data().paths,
-        data_form=settings.data_form,
-        eval_fraction=settings.eval_fraction,
-        run_dir=settings.run_dir,
-        weights=settings.weights,
-        tokenizer=settings.tokenizer,
-        rehearse=settings.rehearse,
-        hyperparameters={**demo.LEARNING, **_length_replaces(settings.hyperparameters)},
-    )
+    hyperparameters = {**demo.LEARNING, **_length_replaces(settings.hyperparameters)}
+    return replace(settings, data=settings.data or demo.data().paths, hyperparameters=hyperparameters)
 
 
 def _length_replaces(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,17 +140,16 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
 
 def _real(config: RunConfig, settings: RunSettings) -> dict[str, Any]:
     """The fields of a job that trains a model on data; raises InputError for what is not there or cannot be used."""
-    if not settings.data:
-        hint = f"--data FILE.jsonl, or --rehearse to try the plan without; {data.forms_hint()}"
-        raise InputError("no data", hint=hint, field="data")
-    source = DataSource.model_validate(
-        {"paths": settings.data, "form": settings.data_form, "eval_fraction": settings.eval_fraction}
-    )
-    data.load(source)
+    source = _data_source(settings)
+    if settings.chat_template is not None:
+        chat_templates.template(settings.chat_template)
+    data.check(source)
     return {
         "model": weights_source(settings.weights or config.model),
         "tokenizer": weights_source(settings.tokenizer or settings.weights or config.model, tokenizer=True),
         "data": source,
+        "chat_template": settings.chat_template,
+        "data_cache": _data_cache() if settings.caches_data else None,
     }
 
 
@@ -168,6 +164,30 @@ def _rehearsed(run: RunDir, told: Estimate, cluster: Cluster) -> dict[str, Any]:
         "save_steps": None,
         "cap_bytes": None if cluster.gpus[0].kind == "cpu" else told.capacity_bytes,
     }
+
+
+def _data_source(settings: RunSettings) -> DataSource:
+    if not settings.data:
+        hint = f"--data FILE.jsonl, or --rehearse to try the plan without; {data.forms_hint()}"
+        raise InputError("no data", hint=hint, field="data")
+    try:
+        return data_sources.data_source(
+            settings.data,
+            settings.datasets,
+            form=settings.data_form,
+            skip_bad_rows=settings.skip_bad_rows,
+            eval_fraction=settings.eval_fraction,
+        )
+    except ValidationError as error:
+        raise input_error(error) from error
+
+
+def _data_cache() -> str | None:
+    """Where tokenized data is kept; None for a user without a home."""
+    try:
+        return str(cache_folder() / "data")
+    except InputError:
+        return None
 
 
 def _with_evaluations(chosen: Plan, cluster: Cluster) -> Plan:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ftplan.errors import InputError, RunFailedError
-from ftplan.launcher import checkpoints, demo, engine, monitor, records
+from ftplan.launcher import chat_templates, checkpoints, demo, engine, monitor, records
 from ftplan.launcher.events import Evaluated, Event, Failed, Finished, Noted, Saved, Started, Stepped
 from ftplan.launcher.job import DataSource, TrainJob
 from ftplan.launcher.records import RunDir
@@ -256,18 +256,20 @@ def test_every_form_of_data_trains(form: str, tmp_path: Path) -> None:
     assert next(event for event in events if isinstance(event, Started)).samples == 18
 
 
-def test_a_tokenizer_without_a_chat_template_trains_on_plain_text(tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_chat_template_gets_one_and_ranks_share_the_tokens(tmp_path: Path) -> None:
     plain = tmp_path / "tokenizer"
     plain.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (plain / name).write_bytes((demo.model_path() / name).read_bytes())
     source = demo.tokenizer().model_copy(update={"location": str(plain)})
-    record, events = launch(demo_job(tmp_path / "run", 1, {"tokenizer": source, "max_steps": 2}))
+    changes = {"tokenizer": source, "max_steps": 2, "data_cache": str(tmp_path / "cache")}
+    record, events = launch(demo_job(tmp_path / "run", 2, changes))
     assert record.status == "finished"
-    notes = [event.message for event in events if isinstance(event, Noted)]
-    assert notes == [
-        "the tokenizer has no chat template: conversations are written as '### Instruction / ### Response'"
-    ]
+    (note,) = [event.message for event in events if isinstance(event, Noted)]
+    assert note.startswith("the tokenizer has no chat template: conversations are written by 'alpaca'")
+    assert len(list((tmp_path / "cache").glob("*/manifest.json"))) == 1
+    saved = (tmp_path / "run" / "final" / "chat_template.jinja").read_text()
+    assert saved == chat_templates.template("alpaca").text
 
 
 def test_a_loss_that_is_no_number_fails_the_run(tmp_path: Path) -> None:

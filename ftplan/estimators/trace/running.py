@@ -20,6 +20,7 @@ from typing import Final
 from ftplan.errors import FtplanError, InputError
 from ftplan.estimators.trace.digest import Digest
 from ftplan.estimators.trace.settings import TraceSettings
+from ftplan.profiles import data_folder
 from ftplan.results import from_json, to_json
 
 LIBRARIES: Final = ("torch", "transformers", "peft", "accelerate")
@@ -78,10 +79,8 @@ def traced(settings: TraceSettings, *, use_cache: bool = True) -> Digest:
 
 
 def cache_folder() -> Path:
-    """Where digests are kept: ``FTPLAN_CACHE``, or ``ftplan`` in the user's cache folder."""
-    given = os.environ.get("FTPLAN_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftplan"
-    return (Path(given) if given else home) / "traces"
+    """Where digests are kept."""
+    return data_folder.cache_folder() / "traces"
 
 
 def _here(settings: TraceSettings) -> Digest:

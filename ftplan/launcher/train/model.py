@@ -11,16 +11,14 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     set_seed,
 )
 
 from ftplan.estimators.targets import ALL_LINEAR, QUERY_VALUE, target_modules
-from ftplan.launcher.job import Source, TrainJob
+from ftplan.launcher.job import TrainJob
 from ftplan.launcher.train.control import Control
 from ftplan.profiles.hf_config import profile_from_config
 from ftplan.spec import RunConfig
@@ -28,11 +26,6 @@ from ftplan.spec import RunConfig
 Model: TypeAlias = PreTrainedModel | PeftModel
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer of ``source``; code from the repository is never run."""
-    return AutoTokenizer.from_pretrained(source.location, trust_remote_code=False)
 
 
 def build_model(job: TrainJob, control: Control) -> Model:

@@ -20,11 +20,12 @@ from ftplan.launcher.train.control import Control
 from ftplan.launcher.train.failures import kind_of, message_of
 from ftplan.launcher.train.loop import check_world, layer_checkpoints, planned_trainer, trainer_arguments
 from ftplan.launcher.train.measure import rank_memory
-from ftplan.launcher.train.model import adapted, load_tokenizer
+from ftplan.launcher.train.model import adapted
 from ftplan.launcher.train.random_model import random_model
 from ftplan.launcher.train.random_rows import random_rows
 from ftplan.launcher.train.reporter import Reporter
 from ftplan.launcher.train.stopwatch import Stopwatch, Timing
+from ftplan.launcher.train.tokenizer import load_tokenizer
 from ftplan.launcher.train.trainer import PlannedTrainer
 from ftplan.launcher.trial_job import BEGINS, Trial, Trialled, TrialsJob, TrialStatus, to_line, training_job
 from ftplan.units import MIB

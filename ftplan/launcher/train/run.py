@@ -24,10 +24,11 @@ from ftplan.launcher.train.guard import Guard
 from ftplan.launcher.train.instruments import FlopCounter, ProfiledSteps
 from ftplan.launcher.train.loop import check_world, layer_checkpoints, planned_trainer, trainer_arguments
 from ftplan.launcher.train.measure import StepClock
-from ftplan.launcher.train.model import Model, adapted, build_model, load_tokenizer
+from ftplan.launcher.train.model import Model, adapted, build_model
 from ftplan.launcher.train.random_model import random_model
 from ftplan.launcher.train.random_rows import random_rows
 from ftplan.launcher.train.reporter import Reporter
+from ftplan.launcher.train.tokenizer import load_tokenizer
 from ftplan.launcher.train.trainer import PlannedTrainer
 
 
@@ -37,12 +38,12 @@ def train(job: TrainJob, guard: Guard, reporter: Reporter) -> None:
     tokenizer = load_tokenizer(job.tokenizer)
     data = _data(job, tokenizer)
     # The arguments start the process group, and with ZeRO-3 decide how a model is loaded: they come before the model.
-    arguments = trainer_arguments(job, **_as_prepared(data, job))
+    arguments = trainer_arguments(job, **_as_prepared(job))
     setting = Setting(job, RunDir(Path(job.run_dir)), Control(), reporter, guard, StepClock(), MemoryWatch(job))
     check_world(job, setting.control)
     card.cap(job.cap_bytes)
-    if data.note:
-        setting.report(Noted(data.note))
+    for note in data.notes:
+        setting.report(Noted(note))
     checkpoint = _checkpoint(setting)
     stopper = Stopper(setting)
     trainer = _trainer(setting, arguments, tokenizer, data, stopper)
@@ -53,17 +54,16 @@ def train(job: TrainJob, guard: Guard, reporter: Reporter) -> None:
 
 def _data(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     if not job.data.synthetic:
-        return prepare(job.data, tokenizer, job.seed)
+        return prepare(job, tokenizer)
     shape = AutoConfig.from_pretrained(job.model.location, trust_remote_code=False)
-    return Prepared(random_rows(job, shape.get_text_config().vocab_size), None, assistant_only_loss=False)
+    return Prepared(random_rows(job, shape.get_text_config().vocab_size), None)
 
 
-def _as_prepared(data: Prepared, job: TrainJob) -> dict[str, object]:
+def _as_prepared(job: TrainJob) -> dict[str, object]:
     """What the trainer is told about the data."""
-    if not job.data.synthetic:
-        return {"assistant_only_loss": data.assistant_only_loss}
-    # In order, so that where batches are padded each holds a shorter row.
-    return {"dataset_kwargs": {"skip_prepare_dataset": True}, "train_sampling_strategy": "sequential"}
+    # Random rows in order, so that where batches are padded each holds a shorter one.
+    in_order = {"train_sampling_strategy": "sequential"} if job.data.synthetic else {}
+    return {"dataset_kwargs": {"skip_prepare_dataset": True}, **in_order}
 
 
 def _model(setting: Setting, device: torch.device) -> Model:

@@ -11,10 +11,11 @@ PACKAGES: Final = ("torch", "transformers", "trl", "peft", "accelerate", "datase
 
 def versions() -> dict[str, str]:
     """Installed versions by package, and Python's."""
-    return {"python": platform.python_version()} | {name: found for name in PACKAGES if (found := _version(name))}
+    return {"python": platform.python_version()} | {name: found for name in PACKAGES if (found := version_of(name))}
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """The installed version of a package, None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

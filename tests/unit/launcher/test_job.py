@@ -32,9 +32,9 @@ def test_what_contradicts_itself_is_no_job(changes: dict[str, object], message: 
 
 
 def test_data_comes_from_files_or_the_hub() -> None:
-    with pytest.raises(ValidationError, match="one of the three"):
+    with pytest.raises(ValidationError, match="give one of them"):
         DataSource()
-    with pytest.raises(ValidationError, match="one of the three"):
+    with pytest.raises(ValidationError, match="give one of them"):
         DataSource(paths=("a.json",), hub="owner/name")
 
 

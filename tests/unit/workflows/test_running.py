@@ -142,3 +142,41 @@ def test_a_run_that_cannot_be_recorded_says_so_and_is_finished(tmp_path, monkeyp
     events = []
     assert running.launch(ready.job, ready.plan, events.append).status == "finished"
     assert "later plans will not go by this run" in events[0].message
+
+
+def test_what_the_user_says_of_the_data_is_in_the_job(tmp_path, monkeypatch):
+    monkeypatch.setenv("FTPLAN_CACHE", str(tmp_path / "cache"))
+    chosen = plan_for("2xcpu")
+    job = running.ready(chosen, settings(tmp_path)).job
+    assert (job.chat_template, job.data.skip_bad_rows) == (None, False)
+    assert job.data_cache == str(tmp_path / "cache" / "data")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "fine"}\noops\n')
+    given = {"data": (str(rows),), "skip_bad_rows": True, "chat_template": "chatml", "caches_data": False}
+    job = running.ready(chosen, settings(tmp_path, **given)).job
+    assert (job.chat_template, job.data.skip_bad_rows, job.data_cache) == ("chatml", True, None)
+    with pytest.raises(InputError, match="line 2: malformed JSON"):
+        running.ready(chosen, settings(tmp_path, data=(str(rows),)))
+
+
+def test_a_described_set_is_in_the_job_with_its_files(tmp_path):
+    (tmp_path / "rows.json").write_text('[{"instruction": "a", "output": "b"}]')
+    (tmp_path / "dataset_info.json").write_text('{"mine": {"file_name": "rows.json"}}')
+    job = running.ready(plan_for("2xcpu"), settings(tmp_path, data=(str(tmp_path),), datasets=("mine",))).job
+    (described,) = job.data.described
+    assert (described.name, described.paths) == ("mine", (str(tmp_path / "rows.json"),))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--chat-template", "vicuna"], "unknown chat template 'vicuna'"),
+        (["--data-format", "csv"], "form: Input should be 'auto', 'alpaca'"),
+        (["--dataset", "mine"], "--dataset needs one dataset_info.json"),
+        (["--data", "owner/name"], "owner/name is no file here"),
+    ],
+)
+def test_data_that_cannot_be_had_ends_with_2(options, message, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cli.run(["run", "--demo", "--dry-run", *options]) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
