@@ -40,7 +40,7 @@ GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="
 Method = Annotated[str | None, typer.Option("--method", help="auto, full, lora or qlora.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command and the files; start nothing.")]
 Tune = Annotated[bool, typer.Option("--tune", help="Measure the best plans first, and train the fastest.")]
-Force = Annotated[bool, typer.Option("--force", help="Start even what does not fit.")]
+Force = Annotated[bool, typer.Option("--force", help="Start even what does not fit, or what preflight refuses.")]
 
 HYPERPARAMETERS = {
     "epochs": "epochs",
@@ -50,7 +50,7 @@ HYPERPARAMETERS = {
     "keep": "save_total_limit",
     "seed": "seed",
 }
-RESUME_OPTIONS = frozenset({"resume", "run_dir", "dry_run", "as_json"})
+RESUME_OPTIONS = frozenset({"resume", "run_dir", "dry_run", "force", "as_json"})
 PINS = frozenset(
     {"lora_rank", "lora_targets", "sharding", "offload", "micro_batch", "gradient_checkpointing", "packing"}
 )
@@ -102,7 +102,7 @@ def command(
 
         _only_resume(given)
 
-        return _go(running.resumed(run_dir), None, dry_run=dry_run, as_json=as_json)
+        return _go(running.resumed(run_dir), None, dry_run=dry_run, force=force, as_json=as_json)
     chosen = _confirmed(_plan(given), made_before="plan_file" in given, dry_run=dry_run)
     if chosen.config is None:
         from ftplan.render.plans import print_plan
@@ -193,10 +193,10 @@ def _start(chosen: Plan, given: dict[str, Any], *, dry_run: bool, force: bool, a
         from ftplan.render.plans import print_choice
 
         print_choice(ready.plan)
-    return _go(ready.job, ready.plan, dry_run=dry_run, as_json=as_json)
+    return _go(ready.job, ready.plan, dry_run=dry_run, force=force, as_json=as_json)
 
 
-def _go(job: TrainJob, chosen: Plan | None, *, dry_run: bool, as_json: bool) -> int:
+def _go(job: TrainJob, chosen: Plan | None, *, dry_run: bool, force: bool, as_json: bool) -> int:
     from ftplan.render.runs import RunDisplay, print_prepared
     from ftplan.results import to_json
     from ftplan.workflows import running
@@ -208,9 +208,21 @@ def _go(job: TrainJob, chosen: Plan | None, *, dry_run: bool, as_json: bool) -> 
         else:
             print_prepared(prepared)
         return 0
+    _preflight(job, chosen, force=force)
     with RunDisplay(job.predicted) as display:
         record = running.launch(job, chosen, display.show)
     return _finish(record, job, as_json=as_json)
+
+
+def _preflight(job: TrainJob, chosen: Plan | None, *, force: bool) -> None:
+    """Tell what looks wrong, and raise for what would fail, unless it is started by force."""
+    from ftplan.render.doctor import print_notes
+    from ftplan.workflows import preflight
+
+    findings = preflight.before_run(job, chosen)
+    print_notes(findings, forced=force)
+    if not force:
+        preflight.refuse(findings)
 
 
 def _finish(record: RunRecord, job: TrainJob, *, as_json: bool) -> int:
