@@ -12,7 +12,7 @@ from ftplan.cli.run_command import Data, DataForm, Demo, Keep, Method, RunDir, T
 from ftplan.errors import InputError
 
 if TYPE_CHECKING:
-    from ftplan.workflows.preflight import Subject
+    from ftplan.workflows.examining import Subject
 
 Given = Annotated[
     Path | None, typer.Argument(metavar="[PLAN.json | RUN_DIR]", help="A plan, or the folder of a run to resume.")
@@ -45,11 +45,11 @@ def command(
     values = {name: value for name, value in locals().items() if value is not None}
     from ftplan.render.console import SignOfLife
     from ftplan.results import to_json
-    from ftplan.workflows import preflight
+    from ftplan.workflows import examining
 
     subject = _subject(values)
     with SignOfLife("asking the machine"):
-        examination = preflight.examine(subject)
+        examination = examining.examine(subject)
     if as_json:
         typer.echo(to_json(examination), nl=False)
     else:
@@ -60,24 +60,24 @@ def command(
 
 
 def _subject(values: dict[str, Any]) -> Subject:
-    from ftplan.workflows import planning, preflight, running
+    from ftplan.workflows import examining, planning, running
 
     if "given" in values:
         _alone(values)
         folder = values["given"]
         if (folder / "job.json").exists():
-            return preflight.of_run(folder)
-        return preflight.of_plan(planning.load_plan(folder), _settings(values))
+            return examining.of_run(folder)
+        return examining.of_plan(planning.load_plan(folder), _settings(values))
     if values["demo"]:
         plan = running.demo_plan(values.get("gpus", running.DEMO_GPUS))
-        return preflight.of_plan(plan, running.demo_settings(_settings(values)))
+        return examining.of_plan(plan, running.demo_settings(_settings(values)))
     if "model" in values:
         asked = {name: values[name] for name in ASKED if name in values}
         plan = planning.plan(planning.plan_request(values.get("gpus", "local"), **asked))
-        return preflight.of_plan(plan, _settings(values))
+        return examining.of_plan(plan, _settings(values))
     if "data" in values:
         raise InputError("data is checked against a plan", hint="name a plan, or --model", field="data")
-    return preflight.of_machine(values.get("run_dir"))
+    return examining.of_machine(values.get("run_dir"))
 
 
 def _alone(values: dict[str, Any]) -> None:

@@ -33,9 +33,6 @@ ZERO_ENTRY_BYTES: Final = 700
 TOKENIZER_ENTRY_BYTES: Final = 128
 """Bytes of tokenizer.json for each word of the vocabulary, merges included, where the file itself is not at hand."""
 
-EMBEDDING_TARGETS: Final = frozenset({"embed_tokens", "lm_head"})
-"""Names with which peft saves the whole embeddings beside the adapters (peft/utils/save_and_load.py)."""
-
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSize:
@@ -80,13 +77,7 @@ def _trained_bytes(work: Workload) -> int:
     """
     if work.trains_all:
         return whole_weight_bytes(work)
-    return work.trainable * work.trainable_bytes + _saved_embeddings(work)
-
-
-def _saved_embeddings(work: Workload) -> int:
-    if not EMBEDDING_TARGETS & set(work.config.target_names):
-        return 0
-    return (1 if work.model.tied else 2) * work.model.embedding_params * work.unquantized_bytes
+    return work.trainable * work.trainable_bytes
 
 
 def _copies(work: Workload) -> int:

@@ -10,10 +10,10 @@ from rich.text import Text
 
 from ftplan.launcher.preflight.findings import Finding, Status
 from ftplan.render.console import bar, err, out, size, words
-from ftplan.workflows.preflight import Examination
 
 if TYPE_CHECKING:
     from ftplan.launcher.lengths import LengthReport
+    from ftplan.workflows.examining import Examination
 
 BAR_WIDTH: Final = 32
 MARKS: Final = {

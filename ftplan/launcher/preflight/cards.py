@@ -31,19 +31,28 @@ def check_driver(facts: Facts, needs: Needs | None) -> Iterator[Finding]:
                 "install the driver; in a container, start it with the cards (--gpus all)",
             )
         return
-    least = packaged_json("drivers.json")["minimum"].get(cuda.partition(".")[0]) if cuda else None
-    if least is None or not is_before(driver, least):
-        yield Finding(
-            "driver", Status.OK, f"NVIDIA driver {driver}" + (f", torch wants {least} or newer" if least else "")
-        )
+    least = _least_driver(facts)
+    if not _is_too_old(facts):
+        wanted = f", torch wants {least} or newer" if least else ""
+        yield Finding("driver", Status.OK, f"NVIDIA driver {driver}{wanted}")
         return
-    runs = facts.torch is not None and bool(facts.torch.devices)
     message = f"driver {driver} is older than {least}, which CUDA {cuda} of this torch asks for"
-    if runs:
+    if facts.torch is not None and facts.torch.devices:
         yield Finding("driver", Status.WARNING, f"{message}; a compatibility package makes up for it")
         return
     note = packaged_json("drivers.json")["forward_compatibility"]["note"]
     yield Finding("driver", Status.ERROR, message, f"a newer driver, or a torch for an older CUDA; {note}")
+
+
+def _least_driver(facts: Facts) -> str:
+    """The oldest driver for the CUDA of torch; empty where no source tells."""
+    major = (facts.installed.torch_cuda or "").partition(".")[0]
+    return str(packaged_json("drivers.json")["minimum"].get(major, ""))
+
+
+def _is_too_old(facts: Facts) -> bool:
+    least = _least_driver(facts)
+    return bool(least) and is_before(facts.cards.driver, least)
 
 
 def check_cards(facts: Facts, needs: Needs | None) -> Iterator[Finding]:
@@ -62,13 +71,20 @@ def check_cards(facts: Facts, needs: Needs | None) -> Iterator[Finding]:
         fix = "unset CUDA_VISIBLE_DEVICES" if hidden else "run it where they are, or plan with --gpus local"
         yield Finding("GPUs", Status.ERROR if needs else Status.WARNING, message, fix, figures)
         return
-    if facts.torch is not None and facts.torch.cuda and len(facts.torch.devices) != seen:
+    if _torch_differs(facts):
+        assert facts.torch is not None
         why = f": {facts.torch.error}" if facts.torch.error else ""
         message = f"the driver shows {seen} cards, torch {len(facts.torch.devices)}{why}"
         yield Finding("GPUs", Status.ERROR, message, "reboot if the driver was updated; else reinstall torch", figures)
         return
     more = f"; {hidden} more hidden by CUDA_VISIBLE_DEVICES" if hidden else ""
     yield Finding("GPUs", Status.OK, f"{seen} visible: {names}{more}", "", figures)
+
+
+def _torch_differs(facts: Facts) -> bool:
+    """Whether torch, built for cards, sees others than the driver, which is not too old for it."""
+    torch = facts.torch
+    return bool(torch and torch.cuda and len(torch.devices) != len(facts.cards.cards) and not _is_too_old(facts))
 
 
 def check_modes(facts: Facts, needs: Needs | None) -> Iterator[Finding]:

@@ -25,7 +25,7 @@ def check_ram(facts: Facts, needs: Needs | None) -> Iterator[Finding]:
     """RAM that can be had now, beside what the run's processes need of it."""
     available = facts.host.ram_available_bytes
     if needs is None:
-        yield Finding(HOST_RAM, Status.OK, "available now", "", {"available_bytes": available})
+        yield Finding(HOST_RAM, Status.OK, "now", "", {"available_bytes": available})
         return
     figures = {"needed_bytes": needs.host_bytes, "available_bytes": available}
     if needs.host_bytes <= available:
@@ -42,7 +42,7 @@ def check_disk(facts: Facts, needs: Needs | None) -> Iterator[Finding]:
         return
     free = disk.free_bytes + disk.held_bytes
     if needs is None:
-        yield Finding(DISK, Status.OK, f"free in {disk.folder}", "", {"free_bytes": disk.free_bytes})
+        yield Finding(DISK, Status.OK, disk.folder, "", {"free_bytes": disk.free_bytes})
         return
     needed = needs.size.run_bytes(needs.keep)
     figures = {
@@ -81,5 +81,5 @@ def check_cores(facts: Facts, needs: Needs | None) -> Iterator[Finding]:
     """A core for every rank: a rank without one waits for the others to launch its work."""
     if needs is None or needs.ranks <= facts.host.cores:
         return
-    message = f"{needs.ranks} ranks share {facts.host.cores} cores: each will wait for the others to launch its work"
+    message = f"{needs.ranks} ranks share {facts.host.cores} core(s): each will wait for the others to launch its work"
     yield Finding("cores", Status.WARNING, message, "give the process more cores (container, taskset, scheduler)")

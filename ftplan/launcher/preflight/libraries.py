@@ -29,6 +29,9 @@ def check_torch(facts: Facts, needs: Needs | None) -> Iterator[Finding]:
         return
     cuda = facts.torch.cuda if facts.torch is not None else facts.installed.torch_cuda
     wants_cards = needs.on_gpus if needs else bool(facts.cards.cards)
+    if cuda is None and facts.torch is None:
+        yield Finding("torch", Status.UNKNOWN, f"torch {version} does not say for which CUDA it was built")
+        return
     if wants_cards and not cuda:
         message = f"torch {version} is built for CPUs only"
         fix = "pip install --force-reinstall torch --index-url https://pypi.org/simple, whose Linux wheels have CUDA"
@@ -99,6 +102,9 @@ def check_packages(facts: Facts, needs: Needs | None) -> Iterator[Finding]:
         message = f"{package} is installed and does not import: {reason}"
         fix = f"pip install --force-reinstall --no-deps {package}, built for torch {versions.get('torch', '')}"
         yield Finding("packages", Status.ERROR, message, fix)
+    if not minimums:
+        message = "the oldest releases that suffice are not known: this ftplan is not installed as a package"
+        yield Finding("packages", Status.UNKNOWN, message, "pip install -e '.[train]'")
     if not missing and not old:
         told = ", ".join(f"{name} {versions[name]}" for name in wanted if name != "torch")
         yield Finding("packages", Status.OK, told)
