@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,16 +21,15 @@ LIMIT_SECONDS: Final = 90.0
 def ask_torch(modules: Sequence[str] = ()) -> tuple[Torch | None, str]:
     """What torch says, and whether each of ``modules`` imports; None and the reason if it does not answer."""
     with tempfile.TemporaryDirectory(prefix="ftplan-doctor-") as folder:
-        log = Path(folder, "log.txt")
-        with Child([sys.executable, "-m", MODULE, *modules], {}, log) as child:
+        log, answer = Path(folder, "log.txt"), Path(folder, "answer.json")
+        with Child([sys.executable, "-m", MODULE, *modules], {}, log, answer) as child:
             outcome = child.wait(LIMIT_SECONDS)
-        lines = [line for line in diagnosis.tail(log).splitlines() if line.strip()]
+        told, last = answer.read_bytes(), diagnosis.last_line(log)
     if outcome is None:
         return None, f"it did not answer within {LIMIT_SECONDS:.0f} s"
     if not outcome.ok:
-        return None, lines[-1] if lines else f"its process ended with {outcome.exit_code or outcome.signal}"
-    told = next((line for line in reversed(lines) if line.startswith("{")), "")
+        return None, last or f"its process ended with {outcome.exit_code or outcome.signal}"
     try:
         return from_json(Torch, told), ""
     except ValueError:
-        return None, f"it said {json.dumps(told[:80])}"
+        return None, f"its answer cannot be read: {told[:80]!r}"

@@ -1,4 +1,4 @@
-"""``python -m ftplan.launcher.probe.environment [MODULE ...]``: what torch says of itself, as one JSON line.
+"""``python -m ftplan.launcher.probe.environment [MODULE ...]``: what torch says of itself, as one JSON line on stdout.
 
 Each MODULE is imported, too, because a compiled extension that was built for another torch shows it only then.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 
 def main(modules: list[str]) -> None:
     """Print version, CUDA, devices, architectures and NCCL, and which of ``modules`` do not import."""
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries print while they are imported
     told = {
         "version": torch.__version__,
         "cuda": torch.version.cuda,
@@ -24,7 +27,8 @@ def main(modules: list[str]) -> None:
         "nccl": _nccl(),
         "broken": {name: reason for name in modules if (reason := _broken(name))},
     }
-    sys.stdout.write(f"\n{json.dumps(told)}\n")
+    answer.write(json.dumps(told) + "\n")
+    answer.close()
 
 
 def _error() -> str:

@@ -8,7 +8,7 @@ from ftplan.launcher.lengths import LengthReport
 from ftplan.launcher.preflight import data_lengths
 from ftplan.launcher.preflight.data_checks import check_lengths
 from ftplan.launcher.preflight.findings import Status
-from ftplan.results import to_jsonable
+from ftplan.results import to_json
 from ftplan.workflows import running
 
 
@@ -49,19 +49,18 @@ def test_rows_without_anything_to_learn_from():
 def told(monkeypatch, tmp_path):
     """Put a program that prints a text in the place of the one that tokenizes."""
 
-    def tell(text):
-        (tmp_path / "teller.py").write_text(f"print({text!r})")
+    def tell(answer, log=""):
+        (tmp_path / "teller.py").write_text(f"import sys; print({log!r}, file=sys.stderr); print({answer!r})")
         monkeypatch.setattr(lengths, "MODULE", "teller")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        return data_lengths.measured(
-            running.ready(running.demo_plan(), running.demo_settings(running.RunSettings())).job
-        )
+        plan = running.demo_plan()
+        return data_lengths.measured(running.ready(plan, running.demo_settings(running.RunSettings())).job)
 
     return tell
 
 
 def test_a_process_of_its_own_tells_the_lengths(told):
-    assert told(f"a warning of a library\n{json.dumps(to_jsonable(report()))}") == report()
+    assert told(to_json(report()), "a warning of a library") == report()
 
 
 def test_data_it_cannot_use_are_an_error(told):
@@ -72,5 +71,5 @@ def test_data_it_cannot_use_are_an_error(told):
 
 def test_a_process_that_dies_tells_its_last_words(told):
     with pytest.raises(DataError) as caught:
-        told("Segmentation fault")
-    assert caught.value.hint == "Segmentation fault"
+        told("", "MemoryError\n")
+    assert caught.value.hint == "MemoryError"
