@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "need": ("need", "Which cards a model needs, by method."),
     "max": ("max_command", "Longest sequence, largest micro-batch, highest rank that fit."),
     "tune": ("tune", "Measure the best plans here, and take the fastest."),
+    "doctor": ("doctor", "Whether this machine can do a run now, and what to mend."),
     "run": ("run_command", "Train a plan, or resume what stopped."),
     "calibrate": ("calibrate", "Measure this machine, so that later plans go by it."),
     "models": ("models", "Search the catalogue of models."),

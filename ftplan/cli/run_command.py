@@ -70,7 +70,7 @@ MaxRestarts = Annotated[
 MaxFallbacks = Annotated[
     int, typer.Option("--max-fallbacks", min=0, help="Changes to a smaller plan by itself, when memory runs out.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Start even what does not fit.")]
+Force = Annotated[bool, typer.Option("--force", help="Start even what does not fit, or what preflight refuses.")]
 
 HYPERPARAMETERS = {
     "epochs": "epochs",
@@ -83,7 +83,7 @@ HYPERPARAMETERS = {
     "count_flops": "count_flops",
     "profile": "profile",
 }
-RESUME_OPTIONS = frozenset({"resume", "run_dir", "dry_run", "as_json", "max_restarts", "max_fallbacks"})
+RESUME_OPTIONS = frozenset({"resume", "run_dir", "dry_run", "force", "as_json", "max_restarts", "max_fallbacks"})
 PINS = frozenset(
     {"lora_rank", "lora_targets", "sharding", "offload", "micro_batch", "gradient_checkpointing", "packing"}
 )
@@ -147,7 +147,7 @@ def command(
 
         _only_resume(given)
 
-        return _go(running.resumed(run_dir), None, patience(given), dry_run=dry_run, as_json=as_json)
+        return _go(running.resumed(run_dir), None, given)
     chosen = _confirmed(_plan(given), made_before="plan_file" in given, dry_run=dry_run)
     if chosen.config is None:
         from ftplan.render.plans import print_plan
@@ -156,7 +156,7 @@ def command(
         return 1
     if tune and not dry_run:
         chosen = _tuned(chosen)
-    return _start(chosen, given, dry_run=dry_run, force=force, as_json=as_json)
+    return _start(chosen, given)
 
 
 def _tuned(chosen: Plan) -> Plan:
@@ -219,7 +219,7 @@ def _confirmed(chosen: Plan, *, made_before: bool, dry_run: bool) -> Plan:
     return plan
 
 
-def _start(chosen: Plan, given: dict[str, Any], *, dry_run: bool, force: bool, as_json: bool) -> int:
+def _start(chosen: Plan, given: dict[str, Any]) -> int:
     from ftplan.workflows import running
 
     settings = running.RunSettings(
@@ -238,12 +238,42 @@ def _start(chosen: Plan, given: dict[str, Any], *, dry_run: bool, force: bool, a
     )
     if given.get("demo"):
         settings = running.demo_settings(settings)
-    ready = running.ready(chosen, settings, force=force)
-    if not as_json:
+    ready = running.ready(chosen, settings, force=given["force"])
+    if not given["as_json"]:
         from ftplan.render.plans import print_choice
 
         print_choice(ready.plan)
-    return _go(ready.job, ready.plan, patience(given), dry_run=dry_run, as_json=as_json)
+    return _go(ready.job, ready.plan, given)
+
+
+def _go(job: TrainJob, chosen: Plan | None, given: Mapping[str, Any]) -> int:
+    """Launch ``job``, or show what would be launched, as the command's options say."""
+    from ftplan.render.runs import RunDisplay, print_prepared
+    from ftplan.results import to_json
+    from ftplan.workflows import running
+
+    if given["dry_run"]:
+        prepared = running.prepare(job)
+        if given["as_json"]:
+            typer.echo(to_json(prepared), nl=False)
+        else:
+            print_prepared(prepared)
+        return 0
+    _preflight(job, chosen, force=given["force"])
+    with RunDisplay(job) as display:
+        record = running.launch(job, chosen, display.show, patience(given))
+    return _finish(record, job, as_json=given["as_json"])
+
+
+def _preflight(job: TrainJob, chosen: Plan | None, *, force: bool) -> None:
+    """Tell what looks wrong, and raise for what would fail, unless it is started by force."""
+    from ftplan.render.doctor import print_notes
+    from ftplan.workflows import preflight
+
+    findings = preflight.before_run(job, chosen)
+    print_notes(findings, forced=force)
+    if not force:
+        preflight.refuse(findings)
 
 
 def patience(given: Mapping[str, Any]) -> Patience:
@@ -251,23 +281,6 @@ def patience(given: Mapping[str, Any]) -> Patience:
     from ftplan.workflows.recovering import Patience
 
     return Patience(fallbacks=given["max_fallbacks"], restarts=given["max_restarts"])
-
-
-def _go(job: TrainJob, chosen: Plan | None, often: Patience, *, dry_run: bool, as_json: bool) -> int:
-    from ftplan.render.runs import RunDisplay, print_prepared
-    from ftplan.results import to_json
-    from ftplan.workflows import running
-
-    if dry_run:
-        prepared = running.prepare(job)
-        if as_json:
-            typer.echo(to_json(prepared), nl=False)
-        else:
-            print_prepared(prepared)
-        return 0
-    with RunDisplay(job) as display:
-        record = running.launch(job, chosen, display.show, often)
-    return _finish(record, job, as_json=as_json)
 
 
 def _finish(record: RunRecord, job: TrainJob, *, as_json: bool) -> int:

@@ -176,21 +176,27 @@ def master_weights(work: Workload) -> Term:
 
 
 def optimizer_states(work: Workload) -> int:
-    """Bytes of the optimizer's states of one rank between steps."""
+    """Bytes of the optimizer's states of one rank between steps, in the allocator's blocks."""
+    cost = optimizer_cost(work.config.optimizer)
+    held = work.sharded(whole_optimizer_states(work), work.optimizer_shards)
+    if cost.factored or not cost.follows_parameter:
+        return held
+    element = FP32 if work.zero_stage else work.trainable_bytes
+    return held + cost.moments * trainable_blocks(work, element, work.optimizer_shards)
+
+
+def whole_optimizer_states(work: Workload) -> int:
+    """Bytes of the optimizer's states of all ranks together, as they are computed with and as they are saved."""
     cost = optimizer_cost(work.config.optimizer)
     trainable = work.updated
     if cost.factored:
         # DeepSpeed's partition is one flat tensor, which has no rows and columns.
-        elements = work.updated if work.zero_stage else _factored_elements(work)
-        return work.sharded(elements * FP32, work.optimizer_shards)
-    element = (FP32 if work.zero_stage else work.trainable_bytes) if cost.follows_parameter else 1
+        return FP32 * (trainable if work.zero_stage else _factored_elements(work))
     if cost.state_is_8bit and work.trains_all and not work.zero_stage:
         wide = _embedding_elements(work.model)
-        total = round((trainable - wide) * cost.state + wide * cost.moments * FP32)
-        return work.sharded(total, work.optimizer_shards)
-    total = work.sharded(round(trainable * cost.state * element), work.optimizer_shards)
-    blocks = trainable_blocks(work, element, work.optimizer_shards) if cost.follows_parameter else 0
-    return total + cost.moments * blocks
+        return round((trainable - wide) * cost.state + wide * cost.moments * FP32)
+    element = (FP32 if work.zero_stage else work.trainable_bytes) if cost.follows_parameter else 1
+    return round(trainable * cost.state * element)
 
 
 def workspace_block(gpu: GpuProfile, *, with_bias: bool) -> int:

@@ -73,6 +73,12 @@ def tail(path: Path, start: int = 0) -> str:
         return ""
 
 
+def last_line(path: Path) -> str:
+    """The last line of a log file that holds a word; empty if none does."""
+    lines = [line.strip() for line in tail(path).splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
 def _killed(log_tail: str) -> Diagnosis | None:
     """The rank that torchrun's summary says was ended by a signal, if there is one.
 

@@ -101,7 +101,7 @@ def _attempt(
                     read, since = read + 1, time.monotonic()
                     _take_line(line, found, take)
                 if outcome is not None:
-                    return _last_line(log) or f"its process ended with {outcome.exit_code or outcome.signal}"
+                    return diagnosis.last_line(log) or f"its process ended with {outcome.exit_code or outcome.signal}"
         return reason
 
 
@@ -127,8 +127,3 @@ def _lines(file: Path) -> list[bytes]:
         return file.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
         return []
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in diagnosis.tail(log).splitlines() if line.strip()]
-    return lines[-1] if lines else ""

@@ -38,19 +38,20 @@ class Child:
         argv: the command.
         env: what is added to this process's environment.
         log: the file stdout and stderr are appended to.
+        answer: the file stdout goes to instead, where the command answers there.
 
     """
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], log: Path, answer: Path | None = None) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
+        with log.open("ab") as output, (answer or log).open("ab") as stdout:
             # A session of its own keeps the terminal's Ctrl-C from the workers: this process decides what it means.
             self._process = subprocess.Popen(
                 list(argv),
                 env={**os.environ, **env, LAUNCHER_PID: str(os.getpid())},
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=stdout,
+                stderr=output,
                 start_new_session=True,
             )
 

@@ -49,6 +49,18 @@ def trains_in_fp16(config: RunConfig, model: ModelProfile, cluster: Cluster) -> 
     )
 
 
+def adapters_train_in_fp16(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """torch's gradient scaler has no kernel for bf16 gradients (2.11, on an H100)."""
+    if config.precision != "fp16" or not config.trains_adapters or config.adapter_dtype != "bf16":
+        return None
+    return Rejection(
+        "bf16-adapters",
+        "bf16 adapters cannot train with fp16: the gradient scaler has no kernel for their gradients",
+        hint="fp32 adapters, or bf16 precision where the cards have it",
+        source="torch's _amp_foreach_non_finite_check_and_unscale_cuda",
+    )
+
+
 def attention_exists(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
     """The attention kernel must exist for the architecture and the card."""
     supports = model.layers[0].attention.supports
@@ -227,6 +239,7 @@ def positions_suffice(config: RunConfig, model: ModelProfile, cluster: Cluster) 
 RULES: Final[tuple[Rule, ...]] = (
     deepspeed_is_on_gpu,
     sharding_has_ranks,
+    adapters_train_in_fp16,
     offload_is_offered,
     needs_bf16,
     trains_in_fp16,

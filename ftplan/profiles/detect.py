@@ -36,24 +36,24 @@ def detect_gpus() -> tuple[GpuProfile, ...]:
 
     Empty without a driver. Raises `InputError` for a card whose memory the driver does not tell.
     """
-    with _driver() as nvml:
-        return () if nvml is None else tuple(_card(nvml, handle) for handle in _visible_handles(nvml))
+    with driver() as nvml:
+        return () if nvml is None else tuple(_card(nvml, handle) for handle in visible_handles(nvml))
 
 
 def driver_version() -> str:
     """Return the version of the NVIDIA driver, empty without one."""
-    with _driver() as nvml:
-        return "" if nvml is None else _text(nvml.nvmlSystemGetDriverVersion())
+    with driver() as nvml:
+        return "" if nvml is None else text_of(nvml.nvmlSystemGetDriverVersion())
 
 
 def visible_names() -> tuple[str, ...]:
     """Return what ``CUDA_VISIBLE_DEVICES`` would have to hold to show each of the visible cards alone."""
-    with _driver() as nvml:
-        return () if nvml is None else tuple(_text(nvml.nvmlDeviceGetUUID(each)) for each in _visible_handles(nvml))
+    with driver() as nvml:
+        return () if nvml is None else tuple(text_of(nvml.nvmlDeviceGetUUID(each)) for each in visible_handles(nvml))
 
 
 @contextmanager
-def _driver() -> Iterator[ModuleType | None]:
+def driver() -> Iterator[ModuleType | None]:
     """NVML, or None where there is no driver."""
     try:
         import pynvml
@@ -71,7 +71,7 @@ def _driver() -> Iterator[ModuleType | None]:
         pynvml.nvmlShutdown()
 
 
-def _text(told: str | bytes) -> str:
+def text_of(told: str | bytes) -> str:
     """Text as NVML tells it: older versions tell bytes."""
     return told.decode() if isinstance(told, bytes) else told
 
@@ -93,7 +93,7 @@ def detect_host(gpus: tuple[GpuProfile, ...] = (), *, root: Path = _ROOT) -> Hos
     )
 
 
-def _visible_handles(nvml: ModuleType) -> Iterator[object]:
+def visible_handles(nvml: ModuleType) -> Iterator[object]:
     """Yield the handles in ``CUDA_VISIBLE_DEVICES``, up to the first that names no card, as CUDA does; else all."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = nvml.nvmlDeviceGetCount()
@@ -110,7 +110,7 @@ def _visible_handles(nvml: ModuleType) -> Iterator[object]:
 
 
 def _card(nvml: ModuleType, handle: object) -> GpuProfile:
-    name = _text(nvml.nvmlDeviceGetName(handle))
+    name = text_of(nvml.nvmlDeviceGetName(handle))
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     except nvml.NVMLError as error:
@@ -151,7 +151,7 @@ def _capability(nvml: ModuleType, handle: object) -> tuple[int, int] | None:
 
 def _cgroup_limits(root: Path) -> Iterator[int]:
     """Yield the memory limits of this process's control group and of every group above it (versions 1 and 2)."""
-    for folder, file in _cgroup_folders(root):
+    for folder, file in cgroup_folders(root):
         for group in (folder, *folder.parents):
             with suppress(OSError, ValueError):
                 yield int((group / file).read_text("ascii"))
@@ -159,7 +159,7 @@ def _cgroup_limits(root: Path) -> Iterator[int]:
                 break
 
 
-def _cgroup_folders(root: Path) -> Iterator[tuple[Path, str]]:
+def cgroup_folders(root: Path) -> Iterator[tuple[Path, str]]:
     """Yield each folder that may limit this process, with the name of the limit in it."""
     base = root / "sys/fs/cgroup"
     yield base, "memory.max"

@@ -74,6 +74,10 @@ COMMANDS = {
         --no-gradient-checkpointing --micro-batch --packing --no-packing --attention --kernels --sharding
         --offload --expandable-segments --no-expandable-segments --trials --budget --folder --out --json
     """,
+    "doctor": """
+        --demo --model --gpus --method --global-batch --seq-len --data --data-format --keep --weights
+        --tokenizer --run-dir --json
+    """,
     "run": """
         --demo --resume --model --gpus --data --data-format --eval-fraction --method --global-batch
         --seq-len --lora-rank --lora-targets --sharding --offload --micro-batch --gradient-checkpointing

@@ -44,6 +44,13 @@ def test_exit_code_output_and_environment(tmp_path: Path) -> None:
     assert log.read_text() == f"1 {os.getpid()}\ne" or log.read_text() == f"e1 {os.getpid()}\n"
 
 
+def test_an_answer_is_kept_apart_from_what_libraries_say(tmp_path: Path) -> None:
+    log, answer = tmp_path / "log.txt", tmp_path / "answer.txt"
+    with Child([sys.executable, "-c", "import sys; print('yes'); sys.stderr.write('noise')"], {}, log, answer) as child:
+        assert child.wait(20) == Outcome(0, None)
+    assert (answer.read_text(), log.read_text()) == ("yes\n", "noise")
+
+
 def test_a_second_attempt_appends_to_the_log(tmp_path: Path) -> None:
     for _ in range(2):
         with Child(["echo", "line"], {}, tmp_path / "log.txt") as child:

@@ -1,0 +1,101 @@
+"""``ftplan doctor``: whether this machine can do a run now, and what to mend if it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ftplan.cli import options
+from ftplan.cli.run_command import Data, DataForm, Demo, Keep, Method, RunDir, Tokenizer, Weights
+from ftplan.errors import InputError
+
+if TYPE_CHECKING:
+    from ftplan.workflows.examining import Subject
+
+Given = Annotated[
+    Path | None, typer.Argument(metavar="[PLAN.json | RUN_DIR]", help="A plan, or the folder of a run to resume.")
+]
+
+ASKED = ("model", "method", "global_batch", "seq_len")
+
+
+def command(
+    given: Given = None,
+    demo: Demo = False,
+    model: options.Model = None,
+    gpus: options.Gpus = None,
+    method: Method = None,
+    global_batch: options.GlobalBatch = None,
+    seq_len: options.SeqLen = None,
+    data: Data = None,
+    data_format: DataForm = None,
+    keep: Keep = None,
+    weights: Weights = None,
+    tokenizer: Tokenizer = None,
+    run_dir: RunDir = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """Check this machine, and with a plan or a model whether it can do that run now: driver, GPUs, their free memory,
+    libraries, disk space for checkpoints, host RAM, and with --data the lengths of its rows; each with a fix.
+
+    Exit code 0 without errors, 1 with errors, 2 for bad input.
+    """
+    values = {name: value for name, value in locals().items() if value is not None}
+    from ftplan.render.console import SignOfLife
+    from ftplan.results import to_json
+    from ftplan.workflows import examining
+
+    subject = _subject(values)
+    with SignOfLife("asking the machine"):
+        examination = examining.examine(subject)
+    if as_json:
+        typer.echo(to_json(examination), nl=False)
+    else:
+        from ftplan.render.doctor import print_examination
+
+        print_examination(examination)
+    return 1 if examination.status == "error" else 0
+
+
+def _subject(values: dict[str, Any]) -> Subject:
+    from ftplan.workflows import examining, planning, running
+
+    if "given" in values:
+        _alone(values)
+        folder = values["given"]
+        if (folder / "job.json").exists():
+            return examining.of_run(folder)
+        return examining.of_plan(planning.load_plan(folder), _settings(values))
+    if values["demo"]:
+        plan = running.demo_plan(values.get("gpus", running.DEMO_GPUS))
+        return examining.of_plan(plan, running.demo_settings(_settings(values)))
+    if "model" in values:
+        asked = {name: values[name] for name in ASKED if name in values}
+        plan = planning.plan(planning.plan_request(values.get("gpus", "local"), **asked))
+        return examining.of_plan(plan, _settings(values))
+    if "data" in values:
+        raise InputError("data is checked against a plan", hint="name a plan, or --model", field="data")
+    return examining.of_machine(values.get("run_dir"))
+
+
+def _alone(values: dict[str, Any]) -> None:
+    """A plan or a run says itself what it is of: raise InputError for an option that would say otherwise."""
+    others = [name for name in (*ASKED, "gpus", "demo") if values.get(name)]
+    if others:
+        option = "--" + others[0].replace("_", "-")
+        raise InputError(f"{values['given']} needs no {option}", hint="leave it out", field=others[0])
+
+
+def _settings(values: dict[str, Any]) -> Any:
+    from ftplan.workflows import running
+
+    return running.RunSettings(
+        data=tuple(str(path) for path in values.get("data", ())),
+        data_form=values.get("data_format", "auto"),
+        run_dir=values.get("run_dir"),
+        weights=values.get("weights"),
+        tokenizer=values.get("tokenizer"),
+        hyperparameters={"save_total_limit": values["keep"]} if "keep" in values else {},
+    )

@@ -1,0 +1,94 @@
+"""Preflight: whether a run can start here and now. Every run asks the part that costs no process; see `examining`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from ftplan.errors import DoesNotFitError, InputError
+from ftplan.estimators.analytic import estimate as analytic_estimate
+from ftplan.estimators.checkpoint_size import checkpoint_size
+from ftplan.estimators.workload import Workload
+from ftplan.launcher.job import Source, TrainJob
+from ftplan.launcher.preflight import machine
+from ftplan.launcher.preflight.checks import judge
+from ftplan.launcher.preflight.facts import Facts
+from ftplan.launcher.preflight.findings import FITTING, Finding, errors
+from ftplan.launcher.preflight.installed import installed
+from ftplan.launcher.preflight.needs import Needs
+from ftplan.planner.inventory import parse_inventory
+from ftplan.planner.rules import needed_packages
+from ftplan.profiles.cards_now import cards_now
+from ftplan.profiles.models import load_model
+from ftplan.profiles.schema import Cluster
+from ftplan.results import Estimate, Plan
+from ftplan.spec import RunConfig
+from ftplan.workflows.clusters import known_cluster
+from ftplan.workflows.planning import require_config
+
+TOKENIZER_FILES: Final = ("tokenizer*", "vocab*", "merges.txt", "chat_template*", "special_tokens_map.json")
+
+
+def before_run(job: TrainJob, plan: Plan | None) -> tuple[Finding, ...]:
+    """What would keep ``job`` from running here and now; without its plan, memory is estimated anew."""
+    needs = needs_of_job(job) if plan is None else needs_of_plan(plan, keep=job.save_total_limit, job=job)
+    return judge(observed(Path(job.run_dir)), needs)
+
+
+def refuse(findings: Sequence[Finding]) -> None:
+    """Raise for findings that are errors: InputError if something is missing, DoesNotFitError if it does not fit."""
+    grave = errors(findings)
+    if not grave:
+        return
+    names = ", ".join(dict.fromkeys(finding.check for finding in grave))
+    hint = "--force starts it all the same; ftplan doctor looks closer"
+    if all(finding.check in FITTING for finding in grave):
+        raise DoesNotFitError(f"the run does not fit here now: {names}", hint=hint)
+    raise InputError(f"the run cannot start here: {names}", hint=hint)
+
+
+def observed(run_dir: Path) -> Facts:
+    """The machine and the packages now; torch is not asked."""
+    return Facts(
+        host=machine.host(),
+        installed=installed(),
+        cards=cards_now(),
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        disk=machine.disk(run_dir),
+    )
+
+
+def needs_of_plan(plan: Plan, *, keep: int, job: TrainJob | None = None) -> Needs:
+    """What a plan needs that keeps ``keep`` checkpoints; raises DoesNotFitError for a plan without a configuration."""
+    config, estimate = require_config(plan)
+    return _needs(config, estimate, known_cluster(plan.request.inventory), keep, job.tokenizer if job else None)
+
+
+def needs_of_job(job: TrainJob) -> Needs:
+    """What a job needs whose plan is not at hand."""
+    cluster = known_cluster(parse_inventory(job.inventory))
+    estimate = analytic_estimate(job.config, load_model(job.config.model), cluster, replays=True)
+    return _needs(job.config, estimate, cluster, job.save_total_limit, job.tokenizer)
+
+
+def _needs(config: RunConfig, estimate: Estimate, cluster: Cluster, keep: int, tokenizer: Source | None) -> Needs:
+    work = Workload(config, load_model(config.model), cluster)
+    return Needs(
+        config=config,
+        card_bytes=() if work.on_cpu else tuple(rank.needed_bytes for rank in estimate.ranks[: work.ranks_per_node]),
+        host_bytes=estimate.host.needed_bytes,
+        packages=needed_packages(config),
+        size=checkpoint_size(work, tokenizer_bytes=_tokenizer_bytes(tokenizer)),
+        keep=keep,
+        nodes=len(cluster.nodes),
+    )
+
+
+def _tokenizer_bytes(source: Source | None) -> int | None:
+    """Size of the tokenizer's files where they are on this machine."""
+    if source is None or source.kind == "hub":
+        return None
+    folder = Path(source.location)
+    return sum(path.stat().st_size for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file())
