@@ -103,3 +103,13 @@ def test_a_kill_during_deletion_leaves_no_false_checkpoint(tmp_path: Path, monke
     with pytest.raises(KeyboardInterrupt):
         checkpoints.prune(tmp_path, keep=1)
     assert [checkpoint.step for checkpoint in checkpoints.complete(tmp_path)] == [20]
+
+
+def test_checkpoints_are_set_aside_one_lot_beside_the_other(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    assert checkpoints.set_aside(root) is None
+    for lot in (1, 2):
+        save(root, 10 * lot)
+        assert checkpoints.set_aside(root) == tmp_path / f"checkpoints-before-{lot}"
+        assert not root.exists()
+    assert [each.step for each in checkpoints.complete(tmp_path / "checkpoints-before-2")] == [20]

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from ftplan.errors import DataError
+from ftplan.launcher.train.failures import failed, kind_of, message_of
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's, which the parent of this test does not import."""
+
+
+class DistBackendError(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), "out_of_memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), "out_of_memory"),
+        (MemoryError(), "out_of_memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk_full"),
+        (RuntimeError("inline_container.cc:664: PytorchStreamWriter failed writing file"), "disk_full"),
+        (DistBackendError("NCCL error in: ProcessGroupNCCL.cpp"), "lost_rank"),
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"), "lost_rank"),
+        (RuntimeError("Watchdog caught collective operation timeout: timed out after 1800000ms"), "lost_rank"),
+        (OSError(errno.ENOENT, "No such file"), "error"),
+        (KeyError("input_ids"), "error"),
+        (DataError("no rows"), "input"),
+    ],
+)  # fmt: skip
+def test_what_a_run_died_of(error: Exception, kind: str) -> None:
+    assert kind_of(error) == kind
+    assert failed(3, error).kind == kind
+    assert failed(3, error).rank == 3
+
+
+def test_a_user_is_told_what_to_do() -> None:
+    assert "smaller micro-batch" in failed(0, OutOfMemoryError("x")).hint
+    assert failed(0, DataError("no rows", hint="give some")).hint == "give some"
+    assert "--keep" in failed(0, OSError(errno.ENOSPC, "No space left on device")).hint
+
+
+def test_a_message_is_one_short_line() -> None:
+    assert message_of(RuntimeError("a\n\n b\nc\nd")) == "a b c"
+    assert message_of(ValueError()) == "ValueError()"
+    assert len(message_of(RuntimeError("x" * 5000))) <= 600
