@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "max": ("max_command", "Longest sequence, largest micro-batch, highest rank that fit."),
     "tune": ("tune", "Measure the best plans here, and take the fastest."),
     "run": ("run_command", "Train a plan, or resume what stopped."),
+    "merge": ("merge", "Add a trained adapter to its base."),
     "calibrate": ("calibrate", "Measure this machine, so that later plans go by it."),
     "models": ("models", "Search the catalogue of models."),
     "gpus": ("gpus", "Search the catalogue of GPUs."),

@@ -126,7 +126,7 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
         "model": weights_source(settings.weights or config.model),
         "tokenizer": weights_source(settings.tokenizer or settings.weights or config.model, tokenizer=True),
         "data": source,
-        "threads_per_process": _threads(ranks),
+        "threads_per_process": cpu_threads(ranks),
         "predicted": predicted(chosen, cluster),
         "basis": estimate.basis,
         "learning_rate": DEFAULT_LEARNING_RATES[config.method],
@@ -185,7 +185,7 @@ def predicted(chosen: Plan, cluster: Cluster) -> Measured:
     )
 
 
-def _threads(ranks: int) -> int:
+def cpu_threads(ranks: int) -> int:
     """Threads of each rank's CPU libraries: the cores, shared."""
     return max(1, len(os.sched_getaffinity(0)) // ranks)
 
