@@ -68,4 +68,3 @@ def run_task(
 def _failure(failed: Failed) -> InputError | RunFailedError:
     kind = InputError if failed.kind == "input" else RunFailedError
     return kind(failed.message, hint=failed.hint)
-

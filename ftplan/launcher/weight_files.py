@@ -100,7 +100,9 @@ def read_header(file: Path) -> list[Stored]:
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}", hint="copy the model anew", field="base") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is not a safetensors file", hint="copy it anew: it is damaged", field="base") from error
+        raise InputError(
+            f"{file} is not a safetensors file", hint="copy it anew: it is damaged", field="base"
+        ) from error
     if any(one.start + one.size_bytes > size for one in stored):
         raise InputError(f"{file} is cut short", hint="copy it anew", field="base")
     return sorted(stored, key=lambda one: one.start)

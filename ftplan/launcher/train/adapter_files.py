@@ -139,7 +139,9 @@ def _not_here(message: str) -> InputError:
 def _parted(name: str) -> tuple[str, str | None]:
     """The module of a LoRA tensor and which part it is; of any other, the parameter whose place it takes and None."""
     place = name.removeprefix(PREFIX)
-    found = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?", place)
+    found = re.fullmatch(
+        r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.weight)?", place
+    )
     if found:
         return found[1], found[2]
     if "lora_" in place:

@@ -58,7 +58,9 @@ def plan_merge(
     _check_places(names, places, changes)
     parameter_of = {stored_name: parameter for parameter, stored_name in names.stored_as.items()}
     sources: list[tuple[str, str | None, Stored]] = [(key, parameter_of.get(key), one) for key, one in stored.items()]
-    sources += [(name, name, stored[place]) for name, place in places.items() if place not in (name, names.stored_as.get(name))]
+    sources += [
+        (name, name, stored[place]) for name, place in places.items() if place not in (name, names.stored_as.get(name))
+    ]
     outputs = []
     for key, parameter, source in sources:
         change = changes.get(parameter or "", Change())
