@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "tune": ("tune", "Measure the best plans here, and take the fastest."),
     "run": ("run_command", "Train a plan, or resume what stopped."),
     "merge": ("merge", "Add a trained adapter to its base."),
+    "predict": ("predict", "What a trained model makes of a data set, beside its base."),
     "calibrate": ("calibrate", "Measure this machine, so that later plans go by it."),
     "models": ("models", "Search the catalogue of models."),
     "gpus": ("gpus", "Search the catalogue of GPUs."),

@@ -1,4 +1,4 @@
-"""Merges an adapter into its base in a process of its own; the new folder appears when it is complete, or not at all."""
+"""Merges an adapter into its base in a process of its own; the new folder appears complete, or not at all."""
 
 from __future__ import annotations
 

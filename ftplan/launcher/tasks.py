@@ -1,4 +1,4 @@
-"""One worker process beside the training, such as one that merges or predicts: started, followed line by line, ended."""
+"""One worker process beside the training, such as one that merges or predicts: started, followed, ended."""
 
 from __future__ import annotations
 

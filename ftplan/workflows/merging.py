@@ -93,15 +93,17 @@ def _job(trained: Trained, out: Path, max_ram: str | None, dtype: str, max_shard
         raise InputError("nothing says which model the adapter belongs to", hint="name it with --base", field="base")
     if dtype not in get_args(MergeDtype):
         raise InputError(f"unknown dtype {dtype!r}", hint=f"valid: {', '.join(get_args(MergeDtype))}", field="dtype")
-    return MergeJob(
-        adapter=str(trained.folder),
-        base=trained.base,
-        out=str(out),
-        tokenizer=_folder(trained.tokenizer),
-        training=trained.training if trained.base.kind == "config" else None,
-        max_ram_bytes=_bytes(max_ram, "max_ram"),
-        dtype=dtype,
-        max_shard_bytes=_bytes(max_shard_size, "max_shard_size") or DEFAULT_SHARD_BYTES,
+    return MergeJob.model_validate(
+        {
+            "adapter": str(trained.folder),
+            "base": trained.base,
+            "out": str(out),
+            "tokenizer": _folder(trained.tokenizer),
+            "training": trained.training if trained.base.kind == "config" else None,
+            "max_ram_bytes": _bytes(max_ram, "max_ram"),
+            "dtype": dtype,
+            "max_shard_bytes": _bytes(max_shard_size, "max_shard_size") or DEFAULT_SHARD_BYTES,
+        }
     )
 
 

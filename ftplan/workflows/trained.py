@@ -74,7 +74,10 @@ def _of_run(folder: Path) -> Trained:
     base = job.model
     if base.kind == "config" and (folder / RANDOM_BASE / "config.json").exists():
         base = Source(kind="folder", location=str(folder / RANDOM_BASE))
-    return Trained(weights, (weights / ADAPTER_CONFIG).exists(), base, job.tokenizer, job, note)
+    # What was trained with is saved beside the weights: its chat template may not be that of where it came from.
+    own = (weights / "tokenizer_config.json").exists()
+    tokenizer = Source(kind="folder", location=str(weights)) if own else job.tokenizer
+    return Trained(weights, (weights / ADAPTER_CONFIG).exists(), base, tokenizer, job, note)
 
 
 def _newest_weights(run: RunDir) -> tuple[Path, str]:

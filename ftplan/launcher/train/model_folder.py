@@ -1,4 +1,4 @@
-"""The folder of a base model, wherever it comes from, and what stands beside the weights in the folder of a merged one."""
+"""The folder of a base model, wherever it comes from, and what stands beside the weights of a merged one."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from ftplan.launcher.weight_files import ITEM_BYTES, Stored, header_of
 DTYPES: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 COPY_BYTES: Final = 8 * 2**20
 BYTES_PER_ELEMENT: Final = 20
-"""At most what a block takes for each element: as it was stored, in fp32, its copy for a norm or a check, and rounded."""
+"""At most what a block takes for each element: as stored, in fp32, its copy for a norm or a check, and rounded."""
 
 
 def write_file(path: Path, outputs: Sequence[Output], block_elements: int, wrote: Callable[[int], None]) -> None:
