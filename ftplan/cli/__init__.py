@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "max": ("max_command", "Longest sequence, largest micro-batch, highest rank that fit."),
     "tune": ("tune", "Measure the best plans here, and take the fastest."),
     "run": ("run_command", "Train a plan, or resume what stopped."),
+    "report": ("report", "What a run's folder tells, finished or not."),
     "merge": ("merge", "Add a trained adapter to its base."),
     "predict": ("predict", "What a trained model makes of a data set, beside its base."),
     "calibrate": ("calibrate", "Measure this machine, so that later plans go by it."),
