@@ -151,6 +151,8 @@ def _checkpoints(console: Console, report: RunReport) -> None:
 
 
 def _tail(console: Console, report: RunReport) -> None:
+    if report.attempts and report.attempts[-1].hint:
+        console.print(words(f"hint: {report.attempts[-1].hint}"), soft_wrap=True)
     for note in report.notes:
         console.print(words(f"note: {note}"), soft_wrap=True)
     if report.unreadable_lines:

@@ -37,6 +37,7 @@ class AttemptReport:
     ended: str
     step_seconds: float
     changes: tuple[str, ...] = ()
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +245,7 @@ def _attempts(tries: Sequence[Attempt], state: State) -> tuple[AttemptReport, ..
             ended=_ended(attempt, running=state == "running" and attempt is tries[-1]),
             step_seconds=history.step_seconds(attempt),
             changes=history.changes(attempt, tries[index - 1]) if index else (),
+            hint=attempt.ended.hint if isinstance(attempt.ended, Failed) else "",
         )
         for index, attempt in enumerate(tries)
     )
