@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -50,9 +50,23 @@ def find_trained(given: Path, base: str | None = None) -> Trained:
     if not folder.is_dir():
         raise InputError(f"{given} is no folder", hint="name a run's folder, or an adapter's")
     found = _of_run(folder) if (folder / "job.json").exists() else _of_folder(folder)
-    if base is None:
+    if base is not None:
+        return replace(found, base=base_source(base))
+    return _without_lost_base(found)
+
+
+def _without_lost_base(found: Trained) -> Trained:
+    """``found``, unless its base was drawn under ZeRO-3, where every rank draws parts: one process draws others."""
+    job = found.training
+    if job is None or found.base is None or found.base.kind != "config" or job.config.sharding != "zero3":
         return found
-    return Trained(found.folder, found.is_adapter, base_source(base), found.tokenizer, found.training, found.note)
+    if found.is_adapter:
+        raise InputError(
+            "the run's base was random weights that ZeRO-3 drew in parts: they cannot be drawn again, and are gone",
+            hint="with --weights FOLDER a run trains weights that last",
+            field="base",
+        )
+    return replace(found, base=None)
 
 
 def base_source(given: str) -> Source:
@@ -98,7 +112,8 @@ def _of_folder(folder: Path) -> Trained:
     if (folder / "config.json").exists() and _has_weights(folder):
         return Trained(folder, False, None, tokenizer)
     raise InputError(
-        f"{folder} holds no run (job.json), no adapter ({ADAPTER_CONFIG}) and no model (config.json with weights)"
+        f"{folder} holds no run (job.json), no adapter ({ADAPTER_CONFIG}) and no model (config.json with weights)",
+        hint="name a run's folder, or that of an adapter or a model",
     )
 
 
