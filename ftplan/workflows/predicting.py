@@ -1,73 +1,158 @@
-"""What a plan promises of a run, as the run will measure it: fields of a `TrainJob`."""
+"""Ask a trained model, and the base it was trained from, what they make of a data set."""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, get_args
+
+from pydantic import ValidationError
 
 from ftplan.errors import InputError
-from ftplan.estimators.model_flops import TokenFlops, peak_flops_per_second, token_flops
-from ftplan.estimators.workload import Workload
-from ftplan.launcher.events import RankMemory
-from ftplan.planner.inventory import resolve_inventory
-from ftplan.profiles.models import load_model
-from ftplan.profiles.schema import Cluster
-from ftplan.results import Estimate, Measured
-from ftplan.spec import Inventory, RunConfig
+from ftplan.launcher import data
+from ftplan.launcher.events import Noted
+from ftplan.launcher.job import DataSource, DeviceKind
+from ftplan.launcher.predict_job import Metric, Predicted, PredictEvent, PredictJob, Scores
+from ftplan.launcher.predicting import run_predict
+from ftplan.profiles.detect import detect_gpus
+from ftplan.workflows.inputs import input_error
+from ftplan.workflows.running import cpu_threads
+from ftplan.workflows.trained import Trained, find_trained
+
+PREDICTIONS: Final = "predictions.jsonl"
+DEFAULT_MAX_LENGTH: Final = 2048
+"""Tokens of a row where no run says how many it was trained with."""
 
 
-def fields(config: RunConfig, estimate: Estimate, inventory: Inventory) -> dict[str, Any]:
-    """The predicted figures of the worst rank and of each, what they rest on, and what utilisation is measured by."""
-    cluster = resolve_inventory(inventory)
-    on_cpu = cluster.gpus[0].kind == "cpu"
-    flops, peak = _flops(config, cluster)
-    mfu = None
-    if flops is not None and peak is not None:
-        per_token = flops.fixed + flops.per_row_token * config.seq_len
-        mfu = estimate.tokens_per_second * per_token / peak
-    return {
-        "predicted": _worst(estimate, on_cpu=on_cpu, mfu=mfu),
-        "predicted_ranks": _ranks(estimate, on_cpu=on_cpu),
-        "model_flops_per_token": float(flops.fixed) if flops else None,
-        "score_flops_per_token": float(flops.per_row_token) if flops else None,
-        "peak_flops_per_second": peak,
-        "basis": estimate.basis,
-    }
+@dataclass(frozen=True, slots=True)
+class PredictSettings:
+    """How to predict. ``data_form`` as for a run; ``out`` is the file of predictions, None for the usual place."""
+
+    data: tuple[str, ...]
+    data_form: str = "auto"
+    base: str | None = None
+    metrics: tuple[str, ...] = get_args(Metric)
+    before: bool = True
+    limit: int = 100
+    max_new_tokens: int = 128
+    max_length: int | None = None
+    batch_size: int = 8
+    out: Path | None = None
 
 
-def _worst(estimate: Estimate, *, on_cpu: bool, mfu: float | None) -> Measured:
-    """The plan's figures as a run will measure them; a CPU run has no caching allocator to ask."""
-    return Measured(
-        peak_allocated_bytes=None if on_cpu else estimate.peak_allocated_bytes,
-        peak_reserved_bytes=None if on_cpu else estimate.peak_reserved_bytes,
-        peak_process_bytes=estimate.process_bytes,
-        host_bytes=estimate.host_bytes,
-        step_seconds=estimate.step_seconds,
-        tokens_per_second=estimate.tokens_per_second,
-        mfu=mfu,
-    )
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Scores before and after the training over ``rows`` of ``available`` ones; ``predictions`` is the file."""
+
+    trained: str
+    base: str | None
+    data: tuple[str, ...]
+    rows: int
+    available: int
+    before: Scores | None
+    after: Scores
+    predictions: str
+    device: str
+    dtype: str
+    seconds: float
+    notes: tuple[str, ...] = ()
 
 
-def _ranks(estimate: Estimate, *, on_cpu: bool) -> tuple[RankMemory, ...]:
-    return tuple(
-        RankMemory(
-            rank.rank,
-            allocated_bytes=None if on_cpu else rank.peak_allocated_bytes,
-            reserved_bytes=None if on_cpu else rank.peak_reserved_bytes,
-            process_bytes=rank.process_bytes,
-            host_bytes=None,
-        )
-        for rank in estimate.ranks
-    )
+def predict(given: Path, settings: PredictSettings, on_event: Callable[[PredictEvent], None]) -> Prediction:
+    """Predict with what ``given`` (a run, an adapter or a model) holds.
 
-
-def _flops(config: RunConfig, cluster: Cluster) -> tuple[TokenFlops | None, float | None]:
-    """Model FLOPs of a token, and the devices' peak; None for what is unknown.
-
-    Peaks are the data sheets': calibrated ones would turn utilisation into a part of what this machine reaches.
+    Raises InputError for what cannot be loaded or read, RunFailedError if the process that predicts dies.
     """
+    trained = find_trained(given, settings.base)
+    job = _job(trained, given, settings)
+    told: list[PredictEvent] = []
+
+    def take(event: PredictEvent) -> None:
+        told.append(event)
+        on_event(event)
+
+    for note in _notes(trained, settings):
+        take(Noted(note))
+    began = time.monotonic()
+    device: DeviceKind = "cuda" if detect_gpus() else "cpu"
+    run_predict(job, device, cpu_threads(1), take)
+    ended = next(event for event in told if isinstance(event, Predicted))
+    return Prediction(
+        trained=job.trained,
+        base=job.base.location if job.base is not None else None,
+        data=job.data.paths,
+        rows=ended.rows,
+        available=ended.available,
+        before=ended.before,
+        after=ended.after,
+        predictions=job.out,
+        device=ended.device,
+        dtype=ended.dtype,
+        seconds=time.monotonic() - began,
+        notes=tuple(event.message for event in told if isinstance(event, Noted)),
+    )
+
+
+def _job(trained: Trained, given: Path, settings: PredictSettings) -> PredictJob:
+    if trained.is_adapter and trained.base is None:
+        raise InputError("nothing says which model the adapter belongs to", hint="name it with --base", field="base")
+    return PredictJob.model_validate(
+        {
+            "trained": str(trained.folder),
+            "is_adapter": trained.is_adapter,
+            "base": trained.base,
+            "tokenizer": trained.tokenizer,
+            "training": trained.training,
+            "data": _data(settings),
+            "metrics": _metrics(settings.metrics),
+            "before": settings.before,
+            "limit": settings.limit,
+            "max_new_tokens": settings.max_new_tokens,
+            "max_length": settings.max_length or _trained_length(trained),
+            "batch_size": settings.batch_size,
+            "out": str(_out(trained, given, settings.out).absolute()),
+        }
+    )
+
+
+def _data(settings: PredictSettings) -> DataSource:
+    """The data, read once here: a mistake in it is told before anything heavy is loaded."""
     try:
-        model = load_model(config.model)
-    except InputError:  # the plan was made where the model's config.json lay, and trains here from --weights
-        return None, None
-    work = Workload(config, model, cluster)
-    return token_flops(work), peak_flops_per_second(work)
+        source = DataSource.model_validate({"paths": settings.data, "form": settings.data_form}).absolute()
+    except ValidationError as error:
+        raise input_error(error) from error
+    data.load(source)
+    return source
+
+
+def _metrics(names: Sequence[str]) -> tuple[str, ...]:
+    valid = get_args(Metric)
+    unknown = [name for name in names if name not in valid]
+    if unknown or not names:
+        shown = repr(unknown[0]) if unknown else "''"
+        raise InputError(f"unknown metric {shown}", hint=f"valid: {', '.join(valid)}", field="metrics")
+    if "rouge" in names and importlib.util.find_spec("rouge_score") is None:
+        hint = "pip install 'ftplan[predict]', or --metrics loss,exact_match"
+        raise InputError("ROUGE needs the library rouge-score", hint=hint, field="metrics")
+    return tuple(dict.fromkeys(names))
+
+
+def _trained_length(trained: Trained) -> int:
+    return trained.training.config.seq_len if trained.training is not None else DEFAULT_MAX_LENGTH
+
+
+def _out(trained: Trained, given: Path, out: Path | None) -> Path:
+    """A run keeps its predictions; of anything else they are put where the user is."""
+    if out is not None:
+        return out
+    return given / PREDICTIONS if trained.training is not None else Path(PREDICTIONS)
+
+
+def _notes(trained: Trained, settings: PredictSettings) -> list[str]:
+    notes = [trained.note] if trained.note else []
+    if settings.before and trained.base is None:
+        notes.append("nothing says what the model was trained from: name it with --base to see the scores before")
+    return notes

@@ -23,7 +23,7 @@ from ftplan.planner.inventory import parse_inventory
 from ftplan.profiles.models import load_model
 from ftplan.results import RunRecord
 from ftplan.spec import Inventory, PlanRequest, RunConfig
-from ftplan.workflows import predicting
+from ftplan.workflows import promises
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.moving import missing_packages
 from ftplan.workflows.planning import load_plan
@@ -99,7 +99,7 @@ def _smaller(job: TrainJob, run: RunDir, step: int | None) -> _Next | None:
     if step is not None and from_step is None:
         checkpoints.set_aside(run.checkpoints)
     smaller, expected = found
-    promised = predicting.fields(smaller, expected, inventory)
+    promised = promises.fields(smaller, expected, inventory)
     return _Next(job.model_copy(update={"config": smaller, **promised}), from_step)
 
 

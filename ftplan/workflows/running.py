@@ -25,7 +25,7 @@ from ftplan.profiles.models import hub_id, load_hf_config, load_model
 from ftplan.profiles.schema import Cluster
 from ftplan.results import Estimate, Plan, RunRecord, to_json
 from ftplan.spec import RunConfig
-from ftplan.workflows import predicting, recording, recovering
+from ftplan.workflows import promises, recording, recovering
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.inputs import input_error
 from ftplan.workflows.planning import plan, plan_request, require_config
@@ -122,8 +122,8 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
         "world_size": ranks,
         "nproc_per_node": ranks // len(cluster.nodes),
         "device": "cpu" if cluster.gpus[0].kind == "cpu" else "cuda",
-        "threads_per_process": _threads(ranks),
-        **predicting.fields(config, estimate, chosen.request.inventory),
+        "threads_per_process": cpu_threads(ranks),
+        **promises.fields(config, estimate, chosen.request.inventory),
         "learning_rate": DEFAULT_LEARNING_RATES[config.method],
         **trained,
         **settings.hyperparameters,
@@ -221,7 +221,7 @@ def weights_source(model: str, *, tokenizer: bool = False) -> Source:
     return Source(kind="hub", location=hub_id(model))
 
 
-def _threads(ranks: int) -> int:
+def cpu_threads(ranks: int) -> int:
     """Threads of each rank's CPU libraries: the cores, shared."""
     return max(1, len(os.sched_getaffinity(0)) // ranks)
 

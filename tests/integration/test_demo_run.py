@@ -22,6 +22,7 @@ from ftplan.launcher.job import DataSource, TrainJob
 from ftplan.launcher.records import RunDir
 from ftplan.results import RunRecord
 from ftplan.spec import RunConfig
+from ftplan.workflows import merging, predicting, reporting
 
 pytestmark = pytest.mark.integration
 pytest.importorskip("trl")
@@ -130,6 +131,39 @@ def test_the_two_newest_checkpoints_are_kept(reference: tuple[Path, RunRecord, l
     newest = checkpoints.latest_complete(folder)
     assert newest is not None
     assert (newest.world_size, newest.global_batch) == (2, 16)
+
+
+def test_what_comes_after_a_run(
+    reference: tuple[Path, RunRecord, list[Event]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Report, merge and predict, from the run's folder alone: its base was drawn from the seed and is nowhere."""
+    monkeypatch.chdir(tmp_path)
+    folder = reference[0]
+    told = reporting.report(folder)
+    assert isinstance(told, reporting.RunReport)
+    assert (told.state, told.steps, len(told.attempts), len(told.memory)) == ("finished", 60, 1, 2)
+    assert [one.step for one in told.checkpoints] == [60, 40]
+
+    merged = merging.merge(folder, Path("merged"), on_event=lambda event: None)
+    assert merged.changed_weights == 28
+    assert merged.peak_bytes <= merged.stated_peak_bytes
+
+    def predicted(trained: Path) -> predicting.Prediction:
+        settings = predicting.PredictSettings(
+            demo.data().paths, metrics=("loss",), limit=40, out=tmp_path / f"{trained.name}.jsonl"
+        )
+        return predicting.predict(trained, settings, lambda event: None)
+
+    run, model = predicted(folder), predicted(Path("merged"))
+    assert run.before is not None
+    assert run.before.loss is not None
+    assert run.after.loss is not None
+    # The run's own losses: of all rows at the first step and over the last ones.
+    assert run.before.loss > 6.5
+    assert run.after.loss < 4.0
+    assert model.before is None
+    assert model.after.loss == pytest.approx(run.after.loss, rel=1e-5)
+    assert len((tmp_path / "merged.jsonl").read_text().splitlines()) == 40
 
 
 def test_a_killed_worker_ends_the_run_and_resuming_changes_nothing(

@@ -84,6 +84,12 @@ COMMANDS = {
         --no-gradient-checkpointing --packing --no-packing --epochs --max-steps --learning-rate --save-steps
         --keep --seed --weights --tokenizer --run-dir --track --count-flops --profile --dry-run --force --tune --json
     """,
+    "report": "--json",
+    "merge": "--out --base --max-ram --dtype --max-shard-size --json",
+    "predict": """
+        --data --data-format --base --metrics --before --no-before --limit --max-new-tokens --seq-len
+        --batch-size --out --json
+    """,
     "calibrate": "--gpus --show --reset --json",
     "models": "--min-params --max-params --json",
     "gpus": "--min-memory --json",

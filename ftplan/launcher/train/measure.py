@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -37,7 +40,14 @@ def beside_allocator_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """The highest resident memory of this process."""
+    """The highest resident memory of this process.
+
+    Linux's ``ru_maxrss`` survives exec: started by a large process, a small one would show that one's memory.
+    """
+    with suppress(OSError):
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -1,0 +1,84 @@
+"""Predictions as text: progress, and the scores before and after side by side."""
+
+from __future__ import annotations
+
+import shlex
+from types import TracebackType
+from typing import Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ftplan.launcher.events import Noted
+from ftplan.launcher.predict_job import PredictEvent, PredictProgressed, Scores
+from ftplan.render.console import duration, err, out, words
+from ftplan.workflows.predicting import Prediction
+
+_FIGURES = (
+    ("loss", "loss", "{:.4f}"),
+    ("perplexity", "perplexity", "{:,.2f}"),
+    ("exact match", "exact_match", "{:.1%}"),
+    ("ROUGE-1", "rouge1", "{:.3f}"),
+    ("ROUGE-2", "rouge2", "{:.3f}"),
+    ("ROUGE-L", "rouge_l", "{:.3f}"),
+)
+_DONE = {"loss": "losses", "predictions": "predictions"}
+
+
+class PredictDisplay:
+    """Progress of predictions on stderr: a bar on a terminal, a line for each part elsewhere."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=err(), disable=not err().is_terminal)
+        self._task = self._progress.add_task("loading", total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, event: PredictEvent) -> None:
+        """Show one event."""
+        if isinstance(event, Noted):
+            err().print(words(f"note: {event.message}"), soft_wrap=True)
+        elif isinstance(event, PredictProgressed):
+            text = f"{_DONE[event.what]} {event.side}"
+            self._progress.update(self._task, description=text, completed=event.done, total=event.total)
+            if self._progress.disable and event.done == event.total:
+                err().print(words(f"{text}: {event.done} of {event.total}"), soft_wrap=True)
+
+
+def print_prediction(prediction: Prediction) -> None:
+    """The scores, side by side where there are two."""
+    console = out()
+    of = f" of {prediction.available:,}" if prediction.available > prediction.rows else ""
+    tokens = f", {prediction.after.tokens:,} tokens of completions" if prediction.after.loss is not None else ""
+    rows = f"{prediction.rows:,}{of} rows{tokens}"
+    console.print(words((rows, "bold"), f" · {prediction.device}, {prediction.dtype}, {duration(prediction.seconds)}"))
+    console.print(_table(prediction.before, prediction.after))
+    console.print(words(f"predictions: {shlex.quote(prediction.predictions)}"), soft_wrap=True)
+
+
+def _table(before: Scores | None, after: Scores) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for column in ("before", "after", "change") if before is not None else ("score",):
+        table.add_column(column, justify="right")
+    for name, field, form in _FIGURES:
+        later = getattr(after, field)
+        if later is None:
+            continue
+        if before is None:
+            table.add_row(name, form.format(later))
+        else:
+            earlier = getattr(before, field)
+            known = earlier is not None
+            signed = form.replace("{:", "{:+")
+            change = signed.format(later - earlier) if known else ""
+            table.add_row(name, form.format(earlier) if known else "-", form.format(later), change)
+    return table

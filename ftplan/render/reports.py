@@ -1,0 +1,191 @@
+"""The report of a run as text, and a list of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from ftplan.launcher.history import Curve
+from ftplan.render.console import bar, duration, number, off, out, size, words
+from ftplan.render.curves import plot, sparkline
+from ftplan.render.estimates import summary
+from ftplan.results import Measured
+from ftplan.workflows.reporting import RunLine, RunReport
+
+PLOT_HEIGHT: Final = 6
+NAME_WIDTH: Final = 15
+RANGE_WIDTH: Final = 30
+STYLES: Final = {"finished": "bold green", "running": "bold cyan"}
+FIGURES: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
+    ("peak allocated", "peak_allocated_bytes", size),
+    ("peak reserved", "peak_reserved_bytes", size),
+    ("peak process", "peak_process_bytes", size),
+    ("host RAM", "host_bytes", size),
+    ("step", "step_seconds", duration),
+    ("tokens/s", "tokens_per_second", number),
+)
+
+
+def print_report(report: RunReport) -> None:
+    """Everything the folder tells, most asked first."""
+    console = out()
+    _head(console, report)
+    _figures(console, report.predicted, report.measured)
+    _phases(console, report)
+    _ranks(console, report)
+    _curves(console, report)
+    _attempts(console, report)
+    _checkpoints(console, report)
+    _tail(console, report)
+
+
+def _head(console: Console, report: RunReport) -> None:
+    of = f" of {report.total_steps}" if report.total_steps is not None else ""
+    state = f"{report.state} on {report.host}" if report.state == "running" else report.state
+    console.print(words((report.run_id, "bold"), ": ", (state, STYLES.get(report.state, "bold yellow"))))
+    console.print(words(f"{report.config.model} on {report.inventory}: {summary(report.config)}"), soft_wrap=True)
+    done = f"{report.steps}{of} steps of {report.global_batch} samples, {report.tokens:,} tokens"
+    console.print(words(done))
+    times = [f"training {duration(report.train_seconds)}"]
+    if report.save_seconds:
+        saves = f"saving {duration(sum(report.save_seconds))} ({len(report.save_seconds)} times, "
+        times.append(saves + f"{duration(max(report.save_seconds))} at most)")
+    if report.wall_seconds is not None:
+        times.append(f"the newest attempt {duration(report.wall_seconds)} with its start")
+    if report.steps:
+        console.print(words(", ".join(times)))
+
+
+def _figures(console: Console, predicted: Measured, measured: Measured) -> None:
+    table = _table("", "predicted", "measured", "predicted is")
+    for name, field, show in FIGURES:
+        expected, found = getattr(predicted, field), getattr(measured, field)
+        if expected is None and found is None:
+            continue
+        shown = [show(value) if value is not None else "-" for value in (expected, found)]
+        table.add_row(name, *shown, off(expected, found) if found is not None else "")
+    if table.row_count:
+        console.print()
+        console.print(table)
+
+
+def _phases(console: Console, report: RunReport) -> None:
+    if not report.phases:
+        return
+    highest = max(report.phases.values())
+    table = _table("predicted by phase", "allocated", "")
+    table.columns[2].justify = "left"
+    for phase, peak in report.phases.items():
+        table.add_row(phase, size(peak), bar(peak / highest, 24) if highest else "")
+    console.print()
+    console.print(table)
+
+
+def _ranks(console: Console, report: RunReport) -> None:
+    if len(report.memory) < 2:
+        return
+    table = _table("rank", "allocated", "reserved", "process", "host RAM")
+    for memory in report.memory:
+        figures = (memory.allocated_bytes, memory.reserved_bytes, memory.process_bytes, memory.host_bytes)
+        table.add_row(str(memory.rank), *(size(figure) if figure is not None else "-" for figure in figures))
+    console.print()
+    console.print(table)
+
+
+def _curves(console: Console, report: RunReport) -> None:
+    width = max(10, console.width - NAME_WIDTH - RANGE_WIDTH)
+    for curve in report.curves:
+        if curve.name == "loss":
+            console.print()
+            _plotted(console, curve, width)
+        else:
+            line = f"{curve.name:<{NAME_WIDTH}}{sparkline(curve.values, width)}  {_span(curve)}"
+            console.print(words(line), no_wrap=True, overflow="crop")
+
+
+def _plotted(console: Console, curve: Curve, width: int) -> None:
+    lines = plot(curve.values, width, PLOT_HEIGHT)
+    for index, line in enumerate(lines):
+        name = curve.name if index == 0 else ""
+        told = {0: f"highest {figure(max(curve.values))}", PLOT_HEIGHT - 1: _span(curve)}.get(index, "")
+        console.print(words(f"{name:<{NAME_WIDTH}}{line:<{min(width, len(curve.values))}}  {told}".rstrip()))
+
+
+def _span(curve: Curve) -> str:
+    return f"{figure(curve.values[0])} -> {figure(curve.values[-1])}"
+
+
+def figure(value: float) -> str:
+    """Four digits, or a power of ten."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
+
+
+def _attempts(console: Console, report: RunReport) -> None:
+    if not report.attempts:
+        return
+    table = _table("attempt", "from", "steps", "processes", "training", "ended")
+    table.columns[5].justify = "left"
+    table.columns[5].overflow = "fold"
+    for attempt in report.attempts:
+        resumed = "the start" if attempt.resumed_from_step is None else f"step {attempt.resumed_from_step}"
+        steps = "none" if attempt.first_step is None else f"{attempt.first_step} to {attempt.last_step}"
+        processes = "-" if attempt.world_size is None else str(attempt.world_size)
+        ended = words("; ".join([attempt.ended, *attempt.changes]))
+        table.add_row(str(attempt.number), resumed, steps, processes, duration(attempt.step_seconds), ended)
+    console.print()
+    console.print(table)
+
+
+def _checkpoints(console: Console, report: RunReport) -> None:
+    if not report.checkpoints and not report.incomplete:
+        return
+    console.print()
+    for checkpoint in report.checkpoints:
+        text = f"checkpoint of step {checkpoint.step}: complete, {size(checkpoint.size_bytes)}, "
+        console.print(words(f"{text}{checkpoint.world_size} process(es)"))
+    for folder in report.incomplete:
+        console.print(words(f"incomplete, and never resumed from: {folder}"), soft_wrap=True)
+
+
+def _tail(console: Console, report: RunReport) -> None:
+    if report.attempts and report.attempts[-1].hint:
+        console.print(words(f"hint: {report.attempts[-1].hint}"), soft_wrap=True)
+    for note in report.notes:
+        console.print(words(f"note: {note}"), soft_wrap=True)
+    if report.unreadable_lines:
+        console.print(words(f"note: {report.unreadable_lines} lines of metrics.jsonl could not be read"))
+    if report.final:
+        console.print(words(f"result: {report.final}"), soft_wrap=True)
+    if report.way_on:
+        console.print(words(f"next: {report.way_on}"), soft_wrap=True)
+
+
+def print_runs(runs: tuple[RunLine, ...]) -> None:
+    """A line for each run, the newest last."""
+    console = out()
+    table = _table("run", "state", "steps", "loss", "what")
+    for column in (0, 1, 4):
+        table.columns[column].justify = "left"
+        table.columns[column].overflow = "fold"
+    for run in runs:
+        if run.config is None:
+            table.add_row(words(run.folder), "-", "-", "-", words(run.problem))
+            continue
+        loss = "-"
+        if run.first_loss is not None and run.last_loss is not None:
+            loss = f"{figure(run.first_loss)} -> {figure(run.last_loss)}"
+        of = f"/{run.total_steps}" if run.total_steps is not None else ""
+        what = f"{run.config.model} on {run.inventory}, {run.config.method}, {run.config.sharding}"
+        table.add_row(words(run.folder), run.state or "", f"{run.steps}{of}", loss, words(what))
+    console.print(table)
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
