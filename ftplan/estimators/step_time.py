@@ -181,7 +181,7 @@ def _modules(work: Workload) -> int:
     """Modules with parameters of their own in all layers."""
     count = 0
     for group in work.model.groups:
-        adapters = len(layer_targets(group.layer, work.config)) if work.config.trains_adapters else 0
+        adapters = len(layer_targets(group.layer, work.config)) if work.config.trains_lora else 0
         count += group.count * _layer_modules(group.layer, adapters)
     return count
 

@@ -192,7 +192,7 @@ def _is_bitsandbytes(config: RunConfig) -> bool:
 
 def expert_adapters_drop_nothing(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
     """peft folds adapters of fused experts into their weight and takes no dropout there."""
-    if not config.trains_adapters or not config.lora_dropout:
+    if not config.trains_lora or not config.lora_dropout:
         return None
     if not any(expert_targets(group.layer, config) for group in model.groups):
         return None
