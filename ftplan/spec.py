@@ -49,7 +49,9 @@ class RunConfig(Spec):
     lora_targets: str = Field(default="all-linear", description="all-linear, qv, or module names joined by commas")
     lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     adapter_len: PositiveInt = Field(default=10, description="tokens of LLaMA-Adapter's prompt in each adapted layer")
-    adapter_layers: PositiveInt = Field(default=30, description="layers with LLaMA-Adapter's prompt, from the last down")
+    adapter_layers: PositiveInt = Field(
+        default=30, description="layers with LLaMA-Adapter's prompt, from the last down"
+    )
     adapter_dtype: Dtype = "fp32"
     quantization: Quantization = "none"
     double_quantization: bool = False
@@ -144,6 +146,7 @@ class RunConfig(Spec):
 
 OF_THE_MODEL: Final = frozenset({"zero_reduce_bucket", "zero_prefetch_bucket", "zero_persistence_threshold"})
 """Fields that may be None: a multiple of the model's hidden size, as transformers fills in "auto"."""
+
 
 def _adapter_dtype(given: Mapping[str, Any]) -> object:
     """What the stack makes of adapters.

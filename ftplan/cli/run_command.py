@@ -37,7 +37,7 @@ SaveSteps = Annotated[int | None, typer.Option("--save-steps", min=1, help="Step
 Keep = Annotated[int | None, typer.Option("--keep", min=1, help="Complete checkpoints to keep.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of initial weights and data order (default 42).")]
 GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Samples of one step (default 32).")]
-Method = Annotated[str | None, typer.Option("--method", help="auto, full, lora or qlora.")]
+Method = Annotated[str | None, typer.Option("--method", help="auto, full, lora, qlora or llama-adapter.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command and the files; start nothing.")]
 Tune = Annotated[bool, typer.Option("--tune", help="Measure the best plans first, and train the fastest.")]
 Force = Annotated[bool, typer.Option("--force", help="Start even what does not fit.")]
@@ -52,7 +52,10 @@ HYPERPARAMETERS = {
 }
 RESUME_OPTIONS = frozenset({"resume", "run_dir", "dry_run", "as_json"})
 PINS = frozenset(
-    {"lora_rank", "lora_targets", "sharding", "offload", "micro_batch", "gradient_checkpointing", "packing"}
+    {
+        *("lora_rank", "lora_targets", "adapter_len", "adapter_layers", "sharding", "offload", "micro_batch"),
+        *("gradient_checkpointing", "packing"),
+    }
 )
 
 
@@ -70,6 +73,8 @@ def command(
     seq_len: options.SeqLen = None,
     lora_rank: options.LoraRank = None,
     lora_targets: options.LoraTargets = None,
+    adapter_len: options.AdapterLen = None,
+    adapter_layers: options.AdapterLayers = None,
     sharding: options.Sharding = None,
     offload: options.Offload = None,
     micro_batch: options.MicroBatch = None,

@@ -98,9 +98,7 @@ def _sum_pinned(work: Workload, element: int, *, gradients: bool) -> int:
     targets, rank = adapted(work.config)
     elements = element, work.trainable_bytes
     shards = work.parameter_shards
-    return _pinned_by_tensor(
-        work.model, targets, rank, elements, shards, quantized=work.quantized, gradients=gradients
-    )
+    return _pinned_by_tensor(work.model, targets, rank, elements, shards, quantized=work.quantized, gradients=gradients)
 
 
 @lru_cache(maxsize=1024)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from ftplan.estimators.params import expert_targets
+from ftplan.estimators.prompts import unsupported
 from ftplan.profiles.kernels import liger
 from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
 from ftplan.profiles.stacks import load_stack
@@ -204,6 +205,42 @@ def expert_adapters_drop_nothing(config: RunConfig, model: ModelProfile, cluster
     )
 
 
+def prompts_can_be_added(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """peft knows LLaMA-Adapter for some architectures, FSDP does not shard it, and its matrices multiply one dtype."""
+    if not config.trains_prompts:
+        return None
+    reason = unsupported(model)
+    if reason:
+        return Rejection(
+            "adapter-architecture",
+            reason,
+            hint="use --method lora",
+            source="peft 0.21.2 tuners/adaption_prompt, config.py and layer.py",
+        )
+    if config.sharding in FSDP:
+        return Rejection(
+            "adapter-sharded",
+            "LLaMA-Adapter is not supported with FSDP: llama-cookbook, which brought it, refuses the two together",
+            hint="use ddp, zero1 or zero2: only the prompts train, so that there is little to shard",
+            source="llama-cookbook 0.0.5.post1 utils/config_utils.py, generate_peft_config",
+        )
+    if config.sharding == "zero3":
+        return Rejection(
+            "adapter-sharded",
+            "LLaMA-Adapter under ZeRO-3 is not modelled: its attention gathers the same weights twice in a pass",
+            hint="use zero1 or zero2",
+            source="peft 0.21.2 tuners/adaption_prompt/layer.py, AdaptedAttention.forward",
+        )
+    if config.precision == "none" and config.quantization == "none" and config.adapter_dtype != config.weights_dtype:
+        return Rejection(
+            "adapter-dtype",
+            f"{config.adapter_dtype} prompts do not multiply {config.weights_dtype} weights without autocast",
+            hint=f"use --adapter-dtype {config.weights_dtype}, or --precision bf16",
+            source="torch.nn.functional.linear: mat1 and mat2 must have the same dtype",
+        )
+    return None
+
+
 def deepspeed_is_on_gpu(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
     """CPU plans replicate: DeepSpeed and FSDP2 there are for tests."""
     if cluster.gpus[0].kind != "cpu" or config.sharding in ("none", "ddp"):
@@ -233,6 +270,7 @@ RULES: Final[tuple[Rule, ...]] = (
     attention_exists,
     optimizer_takes_shards,
     quantization_runs,
+    prompts_can_be_added,
     liger_has_kernels,
     expert_adapters_drop_nothing,
     positions_suffice,

@@ -101,5 +101,3 @@ def gated(tape: Tape, gate: Parameter, shares: Tensor) -> Tensor:
         return ops.reduced(tape, gradient, Size(fixed=gate.elements)), own
 
     return tape.operation((gate, shares), backward, lambda: ops.like(tape, shares, element), saved=(gate, shares))
-
-

@@ -64,9 +64,7 @@ def build(settings: TraceSettings) -> Built:
     return Built(model, base, found, reduced, count, total, trainable)
 
 
-def _fingerprints(
-    base: PreTrainedModel, layers: torch.nn.ModuleList, config: RunConfig
-) -> list[tuple[object, ...]]:
+def _fingerprints(base: PreTrainedModel, layers: torch.nn.ModuleList, config: RunConfig) -> list[tuple[object, ...]]:
     """What tells layers apart, before they have adapters: prompts are in the last ones only."""
     prints = decoder.fingerprints(base, layers)
     if not config.trains_prompts:
