@@ -1,7 +1,7 @@
 """LLaMA-Adapter's prompts: which layers have one, and what of it trains.
 
-As peft 0.21.2 has it (tuners/adaption_prompt): the attention of the last ``adapter_layers`` decoder layers is wrapped in
-a module with a prompt [1, adapter_len, hidden size] and a gate [1], and everything else is frozen. ftplan models the
+As peft 0.21.2 has it (tuners/adaption_prompt): the attention of the last ``adapter_layers`` decoder layers is wrapped
+in a module with a prompt [1, adapter_len, hidden size] and a gate [1], and everything else is frozen. ftplan models the
 wrapper of Llama and Mistral; peft's third, of GPT-2, is another module around another attention.
 """
 
@@ -56,7 +56,7 @@ def prompt_params(model: ModelProfile, config: RunConfig) -> int:
 
 
 def check(model: ModelProfile, config: RunConfig) -> None:
-    """Raise InputError where peft raises (model.py, add_adapter; config.py, prepare_config), or fails in the forward."""
+    """Raise InputError where peft raises (model.py, add_adapter; config.py, prepare_config) or its forward fails."""
     reason = unsupported(model)
     if reason:
         raise InputError(reason, hint="use --method lora", field="method")

@@ -61,12 +61,34 @@ def step_flops(work: Workload) -> float:
     Attention counts half of the score matrix (causal).
     """
     tokens, config, model = work.tokens, work.config, work.model
+    if config.trains_prompts:
+        layers = sum(group.count * _prompted_flops(work, group.layer) for group in model.groups)
+        return layers + 4 * tokens * model.embedding_params
     forward_layers = 2 * tokens * model.active_weights + tokens * config.seq_len * model.score_width
     head = 2 * tokens * model.embedding_params
     adapters = 6 * tokens * work.trainable if config.trains_adapters else 0
     backward = 1 if config.trains_adapters else 2
     recompute = 1 if config.gradient_checkpointing else 0
     return forward_layers * (1 + backward + recompute) + head * (1 + backward) + adapters
+
+
+def _prompted_flops(work: Workload, layer: LayerProfile) -> float:
+    """FLOPs of a layer of a model that trains prompts.
+
+    A layer with a prompt computes its queries, values and output a second time, and products with the prompt; of those
+    values no gradient is taken. Layers below run backward only for checkpointing, whose inputs require gradients.
+    """
+    tokens, config, attention = work.tokens, work.config, layer.attention
+    recompute = 1 if config.gradient_checkpointing else 0
+    scores = tokens * config.seq_len * attention.heads * (attention.head_dim + attention.value_dim)
+    own = 2 * tokens * layer.active_weights + scores
+    if not layer.prompt_tokens:
+        return own * (1 + 2 * recompute)
+    query, _, value, out = (each.weight_params for each in layer.linears if each.part == "attention")
+    with_prompt = 2 * tokens * layer.prompt_tokens * attention.heads * (attention.head_dim + attention.value_dim)
+    forward = own + 2 * tokens * (query + value + out) + with_prompt
+    backward = own + 2 * tokens * (query + out) + 2 * with_prompt
+    return forward * (1 + recompute) + backward
 
 
 def _constant(name: str) -> float:

@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ftplan.estimators.blocks import layer_tensors, tensors
-from ftplan.estimators.sharding import offloads_parameters
 from ftplan.estimators.prompts import GATE
+from ftplan.estimators.sharding import offloads_parameters
 from ftplan.estimators.tape.build import targets_of
 from ftplan.estimators.tape.log import Log
 from ftplan.estimators.workload import FP32, Workload

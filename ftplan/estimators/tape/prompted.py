@@ -1,4 +1,4 @@
-"""A layer of Llama's kind whose attention peft wraps for LLaMA-Adapter (peft 0.21.2 tuners/adaption_prompt/layer.py)."""
+"""A layer of Llama's kind in LLaMA-Adapter's wrapper (peft 0.21.2 tuners/adaption_prompt/layer.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ftplan.estimators.tape import operations as ops
 from ftplan.estimators.tape.graph import Parameter, Tensor
 from ftplan.estimators.tape.layer import Layer
 from ftplan.estimators.tape.machine import Tape
-from ftplan.estimators.tape.modules import Options, Projection, Targets
+from ftplan.estimators.tape.modules import Options, Targets
 from ftplan.estimators.tape.operations import FP32
 from ftplan.estimators.tape.rotary import rotary
 from ftplan.estimators.tape.sizes import Size
