@@ -231,14 +231,22 @@ def prompts_can_be_added(config: RunConfig, model: ModelProfile, cluster: Cluste
             hint="use zero1 or zero2",
             source="peft 0.21.2 tuners/adaption_prompt/layer.py, AdaptedAttention.forward",
         )
-    if config.precision == "none" and config.quantization == "none" and config.adapter_dtype != config.weights_dtype:
+    wanted = _prompt_dtype(config)
+    if config.adapter_dtype not in (wanted, "fp32" if config.quantization != "none" else wanted):
         return Rejection(
             "adapter-dtype",
-            f"{config.adapter_dtype} prompts do not multiply {config.weights_dtype} weights without autocast",
-            hint=f"use --adapter-dtype {config.weights_dtype}, or --precision bf16",
-            source="torch.nn.functional.linear: mat1 and mat2 must have the same dtype",
+            f"without autocast {config.adapter_dtype} prompts do not multiply {wanted} values",
+            hint=f"use --adapter-dtype {wanted}, or --precision bf16",
+            source="peft 0.21.2 tuners/adaption_prompt/layer.py: torch.matmul and the projections take one dtype",
         )
     return None
+
+
+def _prompt_dtype(config: RunConfig) -> str:
+    """The dtype that prompts need without autocast: the weights'; over 4-bit ones that of the hidden states, or fp32."""
+    if config.precision != "none":
+        return config.adapter_dtype
+    return "fp32" if config.prepare_kbit and config.quantization != "none" else config.weights_dtype
 
 
 def deepspeed_is_on_gpu(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
