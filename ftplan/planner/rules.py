@@ -232,7 +232,8 @@ def prompts_can_be_added(config: RunConfig, model: ModelProfile, cluster: Cluste
             source="peft 0.21.2 tuners/adaption_prompt/layer.py, AdaptedAttention.forward",
         )
     wanted = _prompt_dtype(config)
-    if config.adapter_dtype not in (wanted, "fp32" if config.quantization != "none" else wanted):
+    converts = config.adapter_dtype == "fp32" and config.quantization != "none"  # a 4-bit layer takes any input
+    if config.adapter_dtype != wanted and not converts:
         return Rejection(
             "adapter-dtype",
             f"without autocast {config.adapter_dtype} prompts do not multiply {wanted} values",
@@ -243,7 +244,7 @@ def prompts_can_be_added(config: RunConfig, model: ModelProfile, cluster: Cluste
 
 
 def _prompt_dtype(config: RunConfig) -> str:
-    """The dtype that prompts need without autocast: the weights'; over 4-bit ones that of the hidden states, or fp32."""
+    """The dtype that prompts need: without autocast the weights', over 4-bit ones that of the hidden states."""
     if config.precision != "none":
         return config.adapter_dtype
     return "fp32" if config.prepare_kbit and config.quantization != "none" else config.weights_dtype
