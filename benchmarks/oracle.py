@@ -1,7 +1,8 @@
 """The analytic estimator beside the trace, over random configurations: ``python -m benchmarks.oracle``.
 
 ``sample COUNT SEED`` draws legal configurations of every family that transformers ships, on one and on several GPUs,
-and adds what the trace says of each to data/oracle.jsonl (three to ten seconds each; needs the ``train`` extra).
+and adds what the trace says of each to data/oracle.jsonl (three to ten seconds each; needs the ``train`` extra);
+``sample COUNT SEED prompts`` draws those of LLaMA-Adapter.
 Without arguments the analytic estimates stand beside these lines: errors by part of the space, what differs by more
 than half a percent, and a summary as JSON in the last line.
 """
@@ -20,6 +21,7 @@ from typing import Any
 from benchmarks.measured_cases import DATA
 from ftplan.errors import FtplanError
 from ftplan.estimators.analytic import estimate
+from ftplan.estimators.prompts import unsupported
 from ftplan.estimators.trace.estimate import settings_for
 from ftplan.estimators.trace.running import traced
 from ftplan.estimators.workload import Place
@@ -145,13 +147,35 @@ def trace_one(config: RunConfig, gpus: str) -> dict[str, Any]:
     }
 
 
-def sample(count: int, seed: int) -> None:
-    """Append ``count`` traced configurations to the file."""
+def draw_prompts(chance: random.Random, models: list[ModelProfile]) -> tuple[RunConfig, str]:
+    """A random legal configuration of LLaMA-Adapter."""
+    adaptable = [model for model in models if not unsupported(model)]
+    while True:
+        drawn, gpus = draw(chance, adaptable)
+        model = load_model(drawn.model)
+        quantization = chance.choice(("none", "none", "nf4"))
+        fields = {
+            **drawn.model_dump(),
+            "method": "llama-adapter",
+            "adapter_len": chance.choice((10, 10, 32)),
+            "adapter_layers": chance.choice((min(30, model.layer_count), model.layer_count // 2)),
+            "quantization": quantization,
+            "double_quantization": None,
+            "adapter_dtype": None,
+            "prepare_kbit": quantization != "none" and drawn.prepare_kbit,
+        }
+        config = RunConfig(**fields)
+        if first_rejection(config, model, resolve_inventory(parse_inventory(gpus))) is None:
+            return config, gpus
+
+
+def sample(count: int, seed: int, what: str = "") -> None:
+    """Append ``count`` traced configurations to the file; ``what`` is empty, or ``prompts``."""
     models = [load_model(entry.id) for entry in list_models()]
     shipped = [model for model in models if model.model_type not in REMOTE]
     chance = random.Random(seed)  # noqa: S311 - a sample, no secret
     for index in range(count):
-        config, gpus = draw(chance, shipped)
+        config, gpus = draw_prompts(chance, shipped) if what == "prompts" else draw(chance, shipped)
         began = time.monotonic()
         try:
             told = trace_one(config, gpus)
@@ -215,6 +239,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["sample"]:
-        sample(int(sys.argv[2]), int(sys.argv[3]))
+        sample(int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:5])
     else:
         main()

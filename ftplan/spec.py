@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Method = Literal["full", "lora", "qlora"]
+Method = Literal["full", "lora", "qlora", "llama-adapter"]
 Dtype = Literal["fp32", "bf16", "fp16"]
 Precision = Literal["none", "bf16", "fp16"]
 Quantization = Literal["none", "nf4", "fp4"]
@@ -48,6 +48,10 @@ class RunConfig(Spec):
     lora_alpha: PositiveInt = 32
     lora_targets: str = Field(default="all-linear", description="all-linear, qv, or module names joined by commas")
     lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    adapter_len: PositiveInt = Field(default=10, description="tokens of LLaMA-Adapter's prompt in each adapted layer")
+    adapter_layers: PositiveInt = Field(
+        default=30, description="layers with LLaMA-Adapter's prompt, from the last down"
+    )
     adapter_dtype: Dtype = "fp32"
     quantization: Quantization = "none"
     double_quantization: bool = False
@@ -104,8 +108,10 @@ class RunConfig(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if (self.method == "qlora") != (self.quantization != "none"):
-            raise ValueError("quantization goes with method qlora, and qlora needs one of nf4 or fp4")
+        if self.method == "qlora" and self.quantization == "none":
+            raise ValueError("method qlora needs a quantization, one of nf4 or fp4")
+        if self.quantization != "none" and self.method not in ("qlora", "llama-adapter"):
+            raise ValueError("quantization goes with method qlora or llama-adapter")
         if self.kernels == "liger" and self.loss_path != "liger":
             raise ValueError("kernels liger replaces the loss: loss_path must be liger")
         if self.kernels != "liger" and self.loss_path == "liger":
@@ -114,8 +120,18 @@ class RunConfig(Spec):
 
     @property
     def trains_adapters(self) -> bool:
-        """Whether only LoRA adapters train."""
+        """Whether only adapters train: LoRA's, or LLaMA-Adapter's prompts."""
         return self.method != "full"
+
+    @property
+    def trains_lora(self) -> bool:
+        """Whether only LoRA adapters train."""
+        return self.method in ("lora", "qlora")
+
+    @property
+    def trains_prompts(self) -> bool:
+        """Whether only LLaMA-Adapter's prompts train."""
+        return self.method == "llama-adapter"
 
     @property
     def target_names(self) -> tuple[str, ...]:
@@ -131,17 +147,27 @@ class RunConfig(Spec):
 OF_THE_MODEL: Final = frozenset({"zero_reduce_bucket", "zero_prefetch_bucket", "zero_persistence_threshold"})
 """Fields that may be None: a multiple of the model's hidden size, as transformers fills in "auto"."""
 
+
+def _adapter_dtype(given: Mapping[str, Any]) -> object:
+    """What the stack makes of adapters.
+
+    TRL's SFTTrainer recasts those of a quantized model to bf16; peft alone makes LoRA's fp32 (FACTS in data/).
+    LLaMA-Adapter's prompts have the dtype of the query's weight, fp32 where that is packed, and peft casts them no
+    further (peft 0.21.2 tuners/adaption_prompt/layer.py, AdaptedAttention.__init__). With fp16 our engine keeps all of
+    them in fp32: torch's gradient scaler takes no other gradients.
+    """
+    if given.get("stack") == "trl" and given.get("precision") == "fp16":
+        return "fp32"
+    if given["quantization"] != "none":
+        return "bf16" if given.get("stack") == "trl" else "fp32"
+    return (given.get("weights_dtype") or "bf16") if given.get("method") == "llama-adapter" else "fp32"
+
+
 _DERIVED: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     "quantization": lambda given: "nf4" if given.get("method") == "qlora" else "none",
     "double_quantization": lambda given: given["quantization"] != "none",
     "lora_alpha": lambda given: 2 * given.get("lora_rank", 16) if isinstance(given.get("lora_rank", 16), int) else 32,
-    # TRL's SFTTrainer recasts the adapters of a quantized model to bf16; peft alone makes them fp32 (FACTS in data/).
-    # With fp16 our engine keeps them in fp32: torch's gradient scaler has no kernel for bf16 (2.11, measured).
-    "adapter_dtype": lambda given: (
-        "bf16"
-        if given.get("stack") == "trl" and given.get("method") == "qlora" and given.get("precision") != "fp16"
-        else "fp32"
-    ),
+    "adapter_dtype": _adapter_dtype,
     "loss_path": lambda given: (
         "liger"
         if given.get("kernels") == "liger"
@@ -218,7 +244,7 @@ class PlanRequest(Spec):
 
     model: str = Field(min_length=1)
     inventory: Inventory
-    method: Literal["auto", "full", "lora", "qlora"] = "auto"
+    method: Literal["auto", "full", "lora", "qlora", "llama-adapter"] = "auto"
     global_batch: PositiveInt = 32
     seq_len: PositiveInt = 2048
     seq_len_is_default: bool = False

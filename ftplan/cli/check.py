@@ -60,7 +60,7 @@ def command(
     link: options.Link = None,
     network: options.Network = None,
     model: options.Model = None,
-    method: Annotated[str | None, typer.Option("--method", help="full, lora or qlora.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="full, lora, qlora or llama-adapter.")] = None,
     lora_rank: options.LoraRank = None,
     lora_targets: options.LoraTargets = None,
     weights_dtype: options.WeightsDtype = None,

@@ -36,6 +36,10 @@ LoraTargets = Annotated[
 LoraDropout = Annotated[
     float | None, typer.Option("--lora-dropout", min=0.0, max=0.99, help="Dropout before the adapters.")
 ]
+AdapterLen = Annotated[int | None, typer.Option("--adapter-len", min=1, help="Tokens of LLaMA-Adapter's prompts (10).")]
+AdapterLayers = Annotated[
+    int | None, typer.Option("--adapter-layers", min=1, help="Layers with LLaMA-Adapter's prompts, from the last down.")
+]
 AdapterDtype = Annotated[str | None, typer.Option("--adapter-dtype", help="fp32, bf16 or fp16.")]
 WeightsDtype = Annotated[str | None, typer.Option("--weights-dtype", help="bf16, fp16 or fp32.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="Autocast: none, bf16 or fp16.")]
@@ -108,7 +112,7 @@ MeanTokens = Annotated[
 ]
 Price = Annotated[float | None, typer.Option("--price", help="Dollars for an hour of one GPU, in place of its own.")]
 GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Samples of one step (default 32).")]
-MethodOrAuto = Annotated[str, typer.Option("--method", help="auto, full, lora or qlora.")]
+MethodOrAuto = Annotated[str, typer.Option("--method", help="auto, full, lora, qlora or llama-adapter.")]
 Margin = Annotated[
     float | None, typer.Option("--margin", min=0.0, max=0.49, help="Part of each card kept free (0.03).")
 ]

@@ -77,6 +77,8 @@ def command(
     lora_alpha: options.LoraAlpha = None,
     lora_targets: options.LoraTargets = None,
     lora_dropout: options.LoraDropout = None,
+    adapter_len: options.AdapterLen = None,
+    adapter_layers: options.AdapterLayers = None,
     adapter_dtype: options.AdapterDtype = None,
     quantization: options.Quantization = None,
     double_quantization: options.DoubleQuantization = None,

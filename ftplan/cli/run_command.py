@@ -53,12 +53,12 @@ SaveSteps = Annotated[int | None, typer.Option("--save-steps", min=1, help="Step
 Keep = Annotated[int | None, typer.Option("--keep", min=1, help="Complete checkpoints to keep.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of initial weights and data order (default 42).")]
 GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Samples of one step (default 32).")]
-Method = Annotated[str | None, typer.Option("--method", help="auto, full, lora or qlora.")]
 Track = Annotated[
     list[str] | None, typer.Option("--track", help="A tracker beside TensorBoard: wandb, mlflow, …; several times.")
 ]
 CountFlops = Annotated[bool, typer.Option("--count-flops", help="Count the FLOPs of one step.")]
 Profile = Annotated[bool, typer.Option("--profile", help="Trace a few steps with the PyTorch profiler.")]
+Method = Annotated[str | None, typer.Option("--method", help="auto, full, lora, qlora or llama-adapter.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command and the files; start nothing.")]
 Tune = Annotated[bool, typer.Option("--tune", help="Measure the best plans first, and train the fastest.")]
 Rehearse = Annotated[
@@ -85,7 +85,10 @@ HYPERPARAMETERS = {
 }
 RESUME_OPTIONS = frozenset({"resume", "run_dir", "dry_run", "force", "as_json", "max_restarts", "max_fallbacks"})
 PINS = frozenset(
-    {"lora_rank", "lora_targets", "sharding", "offload", "micro_batch", "gradient_checkpointing", "packing"}
+    {
+        *("lora_rank", "lora_targets", "adapter_len", "adapter_layers", "sharding", "offload", "micro_batch"),
+        *("gradient_checkpointing", "packing"),
+    }
 )
 
 
@@ -107,6 +110,8 @@ def command(
     seq_len: options.SeqLen = None,
     lora_rank: options.LoraRank = None,
     lora_targets: options.LoraTargets = None,
+    adapter_len: options.AdapterLen = None,
+    adapter_layers: options.AdapterLayers = None,
     sharding: options.Sharding = None,
     offload: options.Offload = None,
     micro_batch: options.MicroBatch = None,

@@ -140,7 +140,7 @@ def _expert_notes(work: Workload) -> list[str]:
     notes = []
     if experts and work.quantized:
         notes.append("bitsandbytes packs linear modules only: the fused experts stay in 16 bit")
-    if work.config.trains_adapters and any(expert_targets(group.layer, work.config) for group in work.model.groups):
+    if work.config.trains_lora and any(expert_targets(group.layer, work.config) for group in work.model.groups):
         notes.append(
             f"{work.config.lora_targets} reaches the fused experts, an adapter for each of them; "
             "target the attention's modules to train far fewer parameters"

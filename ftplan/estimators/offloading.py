@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Final
 
 from ftplan.estimators import sharding, states
-from ftplan.estimators.tape.loading import layer_parameters
+from ftplan.estimators.tape.loading import adapted, layer_parameters
 from ftplan.estimators.workload import FP32, Workload
 from ftplan.profiles.runtime import runtime_figure
 from ftplan.profiles.schema import ModelProfile
@@ -95,12 +95,10 @@ def _shards_of_gradients(work: Workload) -> int:
 
 
 def _sum_pinned(work: Workload, element: int, *, gradients: bool) -> int:
-    rank = work.config.lora_rank if work.config.trains_adapters else 0
+    targets, rank = adapted(work.config)
     elements = element, work.trainable_bytes
     shards = work.parameter_shards
-    return _pinned_by_tensor(
-        work.model, work.config.lora_targets, rank, elements, shards, quantized=work.quantized, gradients=gradients
-    )
+    return _pinned_by_tensor(work.model, targets, rank, elements, shards, quantized=work.quantized, gradients=gradients)
 
 
 @lru_cache(maxsize=1024)

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 from ftplan.estimators.blocks import tensors
+from ftplan.estimators.prompts import prompt_params
 from ftplan.estimators.targets import (
     ExpertTarget,
     expert_targets,
@@ -62,8 +63,10 @@ def params_by_part(model: ModelProfile) -> Mapping[Part, int]:
 def trainable_params(model: ModelProfile, config: RunConfig) -> int:
     """Count the elements that train: all of them, or those of the adapters.
 
-    Raises `InputError` for a name in ``lora_targets`` that matches nothing.
+    Raises `InputError` for a name in ``lora_targets`` that matches nothing, and for prompts that peft cannot add.
     """
+    if config.trains_prompts:
+        return prompt_params(model, config)
     if not config.trains_adapters:
         return model.total_params
     return config.lora_rank * _adapter_params_per_rank(model, config.lora_targets)
@@ -81,13 +84,15 @@ def _weight_tensors(model: ModelProfile) -> int:
 
 
 def trainable_tensor_count(model: ModelProfile, config: RunConfig) -> int:
-    """Count the tensors that train: each weight, or two matrices for each adapter."""
+    """Count the tensors that train: each weight, two matrices for each adapter, or a prompt and a gate."""
+    if config.trains_prompts:
+        return 2 * config.adapter_layers
     return _adapted_tensors(model, config.lora_targets) if config.trains_adapters else _weight_tensors(model)
 
 
 def untouched_params(model: ModelProfile, config: RunConfig) -> int:
     """Count the trainable elements that text-only samples give no gradient: those of a vision tower."""
-    if model.vision is None:
+    if model.vision is None or config.trains_prompts:
         return 0
     if not config.trains_adapters:
         return model.vision.params

@@ -10,6 +10,7 @@ from typing import Final
 
 from ftplan.estimators.module_order import Fetching
 from ftplan.estimators.params import expert_targets, layer_targets
+from ftplan.estimators.prompts import prompt_tensors
 from ftplan.estimators.states import (
     largest_trainable,
     optimizer_temporary,
@@ -170,8 +171,8 @@ def gathered_layer_bytes(work: Workload, layer: LayerProfile) -> int:
     element = work.gathered_bytes
     adapters = sum(each.in_features + each.out_features for each in layer_targets(layer, config)) * config.lora_rank
     adapters += sum(each.params_per_rank for each in expert_targets(layer, config)) * config.lora_rank
-    if not config.trains_adapters:
-        adapters = 0
+    if not config.trains_lora:
+        adapters = layer.prompt_tokens and sum(prompt_tensors(config, work.model.hidden_size))
     own = work.compute_bytes if work.casts_parameters else work.trainable_bytes
     return half // 2 + (layer.params - half) * element + adapters * own
 
@@ -195,7 +196,7 @@ def zero3_fetching(work: Workload, *, lingers: bool) -> Fetching:
     adapts = config.trains_adapters
     return Fetching(
         model=work.model,
-        targets=config.lora_targets if adapts else "",
+        targets=config.lora_targets if config.trains_lora else "",
         rank=config.lora_rank if adapts else 0,
         element=work.compute_bytes,
         adapter_element=work.trainable_bytes,

@@ -14,6 +14,7 @@ from typing import Final
 from ftplan.errors import UnknownNameError
 from ftplan.estimators.blocks import unsplit_bytes
 from ftplan.estimators.params import total_params
+from ftplan.estimators.prompts import GATE, prompt_tensors
 from ftplan.estimators.workload import Workload
 from ftplan.profiles.runtime import runtime_figure
 from ftplan.profiles.schema import GpuProfile, ModelProfile
@@ -157,10 +158,15 @@ def trainable_blocks(work: Workload, element: int, shards: int) -> int:
 
 
 def adapters(work: Workload) -> Term:
-    """LoRA's A [r, in] and B [out, r] of every target."""
+    """LoRA's A [r, in] and B [out, r] of every target, or LLaMA-Adapter's prompts [1, length, hidden] and gates [1]."""
     size = work.trainable * work.trainable_bytes
-    reason = f"rank {work.config.lora_rank} on {work.config.lora_targets}"
-    return Term("adapters", work.sharded(size, work.parameter_shards), ALWAYS, reason, "peft/tuners/lora/layer.py")
+    config = work.config
+    if config.trains_prompts:
+        reason = f"prompts of {config.adapter_len} tokens in the last {config.adapter_layers} layers"
+        source = "peft/tuners/adaption_prompt/layer.py"
+    else:
+        reason, source = f"rank {config.lora_rank} on {config.lora_targets}", "peft/tuners/lora/layer.py"
+    return Term("adapters", work.sharded(size, work.parameter_shards), ALWAYS, reason, source)
 
 
 def master_weights(work: Workload) -> Term:
@@ -237,6 +243,8 @@ def adafactor_copies(work: Workload) -> int:
 
 def largest_trainable(work: Workload) -> int:
     """Elements of the largest trainable tensor."""
+    if work.config.trains_prompts:
+        return max(prompt_tensors(work.config, work.model.hidden_size))
     if work.config.trains_adapters:
         widest = max(max(linear.in_features, linear.out_features) for linear in work.model.layers[0].linears)
         return work.config.lora_rank * widest
@@ -254,7 +262,9 @@ def _embedding_elements(model: ModelProfile) -> int:
 
 
 def _factored_elements(work: Workload) -> int:
-    """Adafactor's second moment: a row and a column for each matrix."""
+    """Adafactor's second moment: a row and a column for each matrix, and all of a vector."""
+    if work.config.trains_prompts:
+        return work.config.adapter_layers * (work.config.adapter_len + work.model.hidden_size + GATE)
     if work.config.trains_adapters:
         return 2 * work.updated // max(1, work.config.lora_rank)
     per_layer = sum(

@@ -62,11 +62,33 @@ def step_flops(work: Workload) -> float:
     Attention counts half of the score matrix (causal).
     """
     config, forward = work.config, forward_flops(work)
+    if config.trains_prompts:
+        prompted = sum(group.count * _prompted_flops(work, group.layer) for group in work.model.groups)
+        return prompted + 2 * work.tokens * forward.head
     layers = forward.weights + config.seq_len * forward.scores
     backward = 1 if config.trains_adapters else 2
     recompute = 1 if config.gradient_checkpointing else 0
     passes = 1 + backward
     return work.tokens * (layers * (passes + recompute) + forward.head * passes + 3 * forward.adapters)
+
+
+def _prompted_flops(work: Workload, layer: LayerProfile) -> float:
+    """FLOPs of a layer of a model that trains prompts.
+
+    A layer with a prompt computes its queries, values and output a second time, and products with the prompt; of those
+    values no gradient is taken. Layers below run backward only for checkpointing, whose inputs require gradients.
+    """
+    tokens, config, attention = work.tokens, work.config, layer.attention
+    recompute = 1 if config.gradient_checkpointing else 0
+    scores = tokens * config.seq_len * attention.heads * (attention.head_dim + attention.value_dim)
+    own = 2 * tokens * layer.active_weights + scores
+    if not layer.prompt_tokens:
+        return own * (1 + 2 * recompute)
+    query, _, value, out = (each.weight_params for each in layer.linears if each.part == "attention")
+    with_prompt = 2 * tokens * layer.prompt_tokens * attention.heads * (attention.head_dim + attention.value_dim)
+    forward = own + 2 * tokens * (query + value + out) + with_prompt
+    backward = own + 2 * tokens * (query + out) + 2 * with_prompt
+    return forward * (1 + recompute) + backward
 
 
 def _constant(name: str) -> float:
@@ -179,7 +201,7 @@ def _modules(work: Workload) -> int:
     """Modules with parameters of their own in all layers."""
     count = 0
     for group in work.model.groups:
-        adapters = len(layer_targets(group.layer, work.config)) if work.config.trains_adapters else 0
+        adapters = len(layer_targets(group.layer, work.config)) if work.config.trains_lora else 0
         count += group.count * _layer_modules(group.layer, adapters)
     return count
 

@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Final, TypeVar
 
 from ftplan.estimators.params import trainable_params, untouched_params
+from ftplan.estimators.prompts import with_prompts
 from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
 from ftplan.profiles.stacks import load_stack
 from ftplan.spec import RunConfig
@@ -79,7 +80,7 @@ class Workload(Place):
 
     def __init__(self, config: RunConfig, model: ModelProfile, cluster: Cluster) -> None:
         super().__init__(config, cluster)
-        self.model = model
+        self.model = with_prompts(model, config)
         self.stack = load_stack(config.stack)
         self._set_ranks()
         self._set_elements()
@@ -152,7 +153,8 @@ class Workload(Place):
 class Setup:
     """A workload without its batch. Equal ones share all that samples and their length do not decide: see `once`.
 
-    Whether there are several samples, micro-batches, and whether the length exceeds a window does decide something.
+    Whether there are several samples, micro-batches, and whether the length exceeds a window does decide something;
+    with prompts, of which each sample has its own copy, the length itself.
     """
 
     __slots__ = ("_cluster", "_fields", "_hash", "_model")
@@ -161,7 +163,7 @@ class Setup:
         fields = config.__dict__.copy()
         for name in BATCH:
             del fields[name]
-        windowed = config.seq_len if model.has_windows else 0
+        windowed = config.seq_len if model.has_windows or config.trains_prompts else 0
         self._fields = (config.micro_batch > 1, config.accumulation > 1, windowed, *fields.values())
         self._model = model
         self._cluster = cluster

@@ -40,7 +40,7 @@ def contenders(chosen: Plan, model: ModelProfile, cluster: Cluster, most: int) -
 
 def _with_rank(request: PlanRequest, config: RunConfig) -> PlanRequest:
     """``request``, where the rank was left to the planner for the one it took."""
-    if not request.highest_rank or not config.trains_adapters:
+    if not request.highest_rank or not config.trains_lora:
         return request
     return request.model_copy(update={"pins": {**request.pins, "lora_rank": config.lora_rank}})
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ftplan.planner.ranking import BY_MEMORY, NEAR_EQUAL, needed, speed
 from ftplan.planner.rules import needed_packages
-from ftplan.planner.space import DEFAULT_RANK, HIGHER_RANKS, Tier
+from ftplan.planner.space import DEFAULT_PROMPTED_LAYERS, DEFAULT_RANK, HIGHER_RANKS, Tier
 from ftplan.profiles.schema import Cluster
 from ftplan.results import Candidate, Compared, Reason, RejectedGroup
 from ftplan.spec import PlanRequest, RunConfig
@@ -191,8 +191,29 @@ def _batch(config: RunConfig, request: PlanRequest, cluster: Cluster) -> Iterato
 
 def _adapters(choice: Choice, request: PlanRequest) -> Iterator[Reason]:
     config = choice.config
-    if not config.trains_adapters:
-        return
+    if config.trains_lora:
+        yield from _lora(choice, request)
+    if config.trains_prompts:
+        yield from _prompts(config, request)
+    if config.quantization != "none":
+        chosen = f"{config.quantization}{' twice' if config.double_quantization else ''}"
+        because = "asked for" if "quantization" in request.pins else "4-bit NormalFloat, its scales in 8 bits"
+        yield Reason("quantization", config.quantization, f"{because} ({chosen}, bitsandbytes)")
+
+
+def _prompts(config: RunConfig, request: PlanRequest) -> Iterator[Reason]:
+    default = "llama-cookbook's default"
+    yield Reason("adapter_len", str(config.adapter_len), "asked for" if "adapter_len" in request.pins else default)
+    if "adapter_layers" in request.pins:
+        because = "asked for"
+    else:
+        all_layers = config.adapter_layers < DEFAULT_PROMPTED_LAYERS
+        because = f"all the model has; {default} is {DEFAULT_PROMPTED_LAYERS}" if all_layers else default
+    yield Reason("adapter_layers", str(config.adapter_layers), because)
+
+
+def _lora(choice: Choice, request: PlanRequest) -> Iterator[Reason]:
+    config = choice.config
     if "lora_rank" in request.pins:
         because = "asked for"
     elif config.lora_rank > DEFAULT_RANK:
@@ -208,10 +229,6 @@ def _adapters(choice: Choice, request: PlanRequest) -> Iterator[Reason]:
     else:
         because = choice.tier.because
     yield Reason("lora_targets", config.lora_targets, because)
-    if config.quantization != "none":
-        chosen = f"{config.quantization}{' twice' if config.double_quantization else ''}"
-        because = "asked for" if "quantization" in request.pins else "4-bit NormalFloat, its scales in 8 bits"
-        yield Reason("quantization", config.quantization, f"{because} ({chosen}, bitsandbytes)")
 
 
 def _numbers(config: RunConfig, request: PlanRequest, cluster: Cluster) -> Iterator[Reason]:

@@ -37,6 +37,7 @@ FARTHER: Final = 1.5
 FIRST_TIERS: Final = {
     "lora": "16-bit base weights",
     "qlora": "4-bit base weights",
+    "llama-adapter": "prompts and gates train, over 16-bit base weights",
     "full": "every weight trains, with 32-bit optimizer states",
 }
 """Nothing better was tried and did not fit: a method's first tier has no other reason than what it is."""
@@ -150,7 +151,7 @@ def _limits(question: _Question) -> Iterator[Limit]:
     yield Limit(longest.field, longest.value, longest.candidate, positions)
     if not {"micro_batch", "accumulation"} & set(request.pins):
         yield _largest("micro_batch", partial(_whole_batch, question), question, FARTHEST["micro_batch"], 1)
-    if question.tier.method != "full" and "lora_rank" not in request.pins:
+    if question.tier.method in ("lora", "qlora") and "lora_rank" not in request.pins:
         yield _largest("lora_rank", partial(_ranked, question), question, _widest(model), RANKS)
 
 

@@ -248,7 +248,7 @@ def _lesser_results(config: RunConfig) -> Iterator[Move]:
     """Changes to what is trained, in the order in which one would give things up."""
     if config.method == "full" and "8bit" not in config.optimizer:
         yield Move("8-bit optimizer states", {"optimizer": PACKAGED_BITS}, keeps_result=False)
-    if config.trains_adapters:
+    if config.trains_lora:
         rank = config.lora_rank // 2
         if rank >= 4:
             yield Move(f"LoRA rank {rank}", {"lora_rank": rank, "lora_alpha": 2 * rank}, keeps_result=False)

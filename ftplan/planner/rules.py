@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from ftplan.estimators.params import expert_targets
+from ftplan.estimators.prompts import unsupported
 from ftplan.profiles.kernels import liger
 from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
 from ftplan.profiles.stacks import load_stack
@@ -50,14 +51,14 @@ def trains_in_fp16(config: RunConfig, model: ModelProfile, cluster: Cluster) -> 
 
 
 def adapters_train_in_fp16(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
-    """torch's gradient scaler has no kernel for bf16 gradients (2.11, on an H100)."""
-    if config.precision != "fp16" or not config.trains_adapters or config.adapter_dtype != "bf16":
+    """torch's gradient scaler refuses fp16 gradients, and has no kernel for those in bf16 (2.11, on an H100)."""
+    if config.precision != "fp16" or not config.trains_adapters or config.adapter_dtype == "fp32":
         return None
     return Rejection(
-        "bf16-adapters",
-        "bf16 adapters cannot train with fp16: the gradient scaler has no kernel for their gradients",
+        "fp16-adapters",
+        f"{config.adapter_dtype} adapters cannot train with fp16: the gradient scaler takes gradients in fp32 only",
         hint="fp32 adapters, or bf16 precision where the cards have it",
-        source="torch's _amp_foreach_non_finite_check_and_unscale_cuda",
+        source="torch/amp/grad_scaler.py, _unscale_grads_",
     )
 
 
@@ -204,7 +205,7 @@ def _is_bitsandbytes(config: RunConfig) -> bool:
 
 def expert_adapters_drop_nothing(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
     """peft folds adapters of fused experts into their weight and takes no dropout there."""
-    if not config.trains_adapters or not config.lora_dropout:
+    if not config.trains_lora or not config.lora_dropout:
         return None
     if not any(expert_targets(group.layer, config) for group in model.groups):
         return None
@@ -214,6 +215,51 @@ def expert_adapters_drop_nothing(config: RunConfig, model: ModelProfile, cluster
         hint="set lora dropout to 0, or target the attention's modules only",
         source="peft 0.21 tuners/lora/layer.py, ParamWrapper",
     )
+
+
+def prompts_can_be_added(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
+    """peft knows LLaMA-Adapter for some architectures, FSDP does not shard it, and its matrices multiply one dtype."""
+    if not config.trains_prompts:
+        return None
+    reason = unsupported(model)
+    if reason:
+        return Rejection(
+            "adapter-architecture",
+            reason,
+            hint="use --method lora",
+            source="peft 0.21.2 tuners/adaption_prompt, config.py and layer.py",
+        )
+    if config.sharding in FSDP:
+        return Rejection(
+            "adapter-sharded",
+            "LLaMA-Adapter is not supported with FSDP: llama-cookbook, which brought it, refuses the two together",
+            hint="use ddp, zero1 or zero2: only the prompts train, so that there is little to shard",
+            source="llama-cookbook 0.0.5.post1 utils/config_utils.py, generate_peft_config",
+        )
+    if config.sharding == "zero3":
+        return Rejection(
+            "adapter-sharded",
+            "LLaMA-Adapter under ZeRO-3 is not modelled: its attention gathers the same weights twice in a pass",
+            hint="use zero1 or zero2",
+            source="peft 0.21.2 tuners/adaption_prompt/layer.py, AdaptedAttention.forward",
+        )
+    wanted = _prompt_dtype(config)
+    converts = config.adapter_dtype == "fp32" and config.quantization != "none"  # a 4-bit layer takes any input
+    if config.adapter_dtype != wanted and not converts:
+        return Rejection(
+            "adapter-dtype",
+            f"without autocast {config.adapter_dtype} prompts do not multiply {wanted} values",
+            hint=f"use --adapter-dtype {wanted}, or --precision bf16",
+            source="peft 0.21.2 tuners/adaption_prompt/layer.py: torch.matmul and the projections take one dtype",
+        )
+    return None
+
+
+def _prompt_dtype(config: RunConfig) -> str:
+    """The dtype that prompts need: without autocast the weights', over 4-bit ones that of the hidden states."""
+    if config.precision != "none":
+        return config.adapter_dtype
+    return "fp32" if config.prepare_kbit and config.quantization != "none" else config.weights_dtype
 
 
 def deepspeed_is_on_gpu(config: RunConfig, model: ModelProfile, cluster: Cluster) -> Rejection | None:
@@ -246,6 +292,7 @@ RULES: Final[tuple[Rule, ...]] = (
     attention_exists,
     optimizer_takes_shards,
     quantization_runs,
+    prompts_can_be_added,
     liger_has_kernels,
     expert_adapters_drop_nothing,
     positions_suffice,

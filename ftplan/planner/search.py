@@ -165,7 +165,7 @@ def _highest_rank(
 ) -> tuple[Tier, list[Candidate]]:
     """The highest rank that fits and costs little speed, with everything but the batch as it was chosen."""
     chosen = ranked[0]
-    if (tier.lora_rank, tier.lora_targets) != (DEFAULT_RANK, DEFAULT_TARGETS) or not chosen.config.trains_adapters:
+    if (tier.lora_rank, tier.lora_targets) != (DEFAULT_RANK, DEFAULT_TARGETS) or not chosen.config.trains_lora:
         return tier, ranked
     kept = ("sharding", "offload", "gradient_checkpointing", "kernels")
     asked = request.model_copy(

@@ -18,6 +18,7 @@ from ftplan.spec import PlanRequest, RunConfig
 DEFAULT_RANK: Final = 16
 SMALLER_RANKS: Final = (8, 4)
 HIGHER_RANKS: Final = (256, 128, 64, 32)
+DEFAULT_PROMPTED_LAYERS: Final = RunConfig.model_fields["adapter_layers"].default
 DEFAULT_TARGETS: Final = "all-linear"
 FEWEST_TARGETS: Final = "qv"
 OPTIMIZER: Final = "adamw_torch_fused"
@@ -73,6 +74,7 @@ def tiers(request: PlanRequest) -> tuple[Tier, ...]:
         "full": _FULL,
         "lora": (_LORA, *_smaller(_LORA), *_on_host(_LORA)),
         "qlora": (_QLORA, *_smaller(_QLORA), *_on_host(_QLORA)),
+        "llama-adapter": (_PROMPTS,),
         "auto": (_LORA, _QLORA, *_smaller(_QLORA), *_on_host(_QLORA), *_on_host(_LORA)),
     }
     distinct: dict[tuple[object, ...], Tier] = {}
@@ -96,6 +98,9 @@ def _unpinned(tier: Tier, pins: Mapping[str, Any]) -> tuple[object, ...]:
 _ON_DEVICE: Final = ("none", "optimizer")
 _LORA = Tier("lora", "16-bit LoRA keeps the base weights exact: the first choice where it fits", offloads=_ON_DEVICE)
 _QLORA = Tier("qlora", "4-bit base weights, because 16-bit LoRA does not fit", offloads=_ON_DEVICE)
+_PROMPTS = Tier(
+    "llama-adapter", "LLaMA-Adapter was asked for: prompts and gates in the last layers", offloads=_ON_DEVICE
+)
 _FULL = (
     Tier("full", "full fine-tuning was asked for; an fp32 copy of the weights keeps small updates"),
     Tier(
@@ -239,7 +244,17 @@ def _fixed(tier: Tier, request: PlanRequest, model: ModelProfile, cluster: Clust
         "attention": "sdpa" if "sdpa" in supports else "eager",
         "stack": "trl",
         "expandable_segments": not on_cpu,
+        **(_prompts(request, model) if tier.method == "llama-adapter" else {}),
     }
+
+
+def _prompts(request: PlanRequest, model: ModelProfile) -> Mapping[str, Any]:
+    """LLaMA-Adapter's usual layers, or all of a smaller model; its prompts in fp32 where autocast runs.
+
+    peft makes prompts of 16-bit weights in their dtype, in which updates of values around 1 below 0.004 would be lost.
+    """
+    layers = {"adapter_layers": min(DEFAULT_PROMPTED_LAYERS, model.layer_count)}
+    return layers if request.pins.get("precision") == "none" else {**layers, "adapter_dtype": "fp32"}
 
 
 def _full_precision(tier: Tier, sharding: str, base: Mapping[str, Any], pins: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -153,6 +153,8 @@ class LayerProfile:
 
     ``linears`` holds every weight matrix of attention and dense MLP once (routed experts are in ``mlp.experts``).
     ``parallel``: attention and MLP read the same input and are added together (Falcon, GPT-J, NeoX, Phi).
+    ``prompt_tokens``: length of a LLaMA-Adapter's prompt around its attention, 0 in the model as it was published; the
+    prompt is an adapter, and no parameter of the layer.
     """
 
     attention: AttentionProfile
@@ -160,6 +162,7 @@ class LayerProfile:
     linears: tuple[LinearProfile, ...]
     norms: tuple[NormProfile, ...]
     parallel: bool = False
+    prompt_tokens: int = 0
 
     @cached_property
     def params_by_part(self) -> dict[Part, int]:

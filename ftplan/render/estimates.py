@@ -40,7 +40,10 @@ def print_estimate(estimated: Estimated) -> None:
 def summary(config: RunConfig) -> str:
     """A configuration in one line."""
     targets = "" if config.lora_targets == "all-linear" else f" on {config.lora_targets}"
-    parts = [config.method + (f" rank {config.lora_rank}{targets}" if config.trains_adapters else "")]
+    parts = [config.method + (f" rank {config.lora_rank}{targets}" if config.trains_lora else "")]
+    if config.trains_prompts:
+        bits = f", {config.quantization} weights" if config.quantization != "none" else ""
+        parts[0] += f" of {config.adapter_len} tokens in {config.adapter_layers} layers{bits}"
     parts.append(config.sharding if config.sharding != "none" else "one process")
     if config.offload != "none":
         parts.append(f"offload {config.offload}")

@@ -23,6 +23,7 @@ from ftplan.verdicts import Check, Fix, Place, Problem, Severity, Verdict
 from ftplan.workflows.case import Case
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.doubts import (
+    existing_layers,
     existing_targets,
     launching,
     model_called,
@@ -95,6 +96,7 @@ def check(asked: Asked) -> Checked:
     config = _config(part, asked, there.ranks)
     model, taken_for = model_called(config.model)
     config, wrong_names = existing_targets(supported_attention(config, model, part), model, part)
+    config, wrong_layers = existing_layers(config, model, part)
     cluster = known_cluster(there.inventory)
     case = Case(source, files, part, config, model, cluster, there.inventory, asked.margin, asked.was)
     told = told_of(case)
@@ -104,6 +106,7 @@ def check(asked: Asked) -> Checked:
         *unstated(part, asked.fields),
         *part.problems,
         *wrong_names,
+        *wrong_layers,
         *taken_for,
         *quantized_already(config),
         *refused(config, model, cluster),

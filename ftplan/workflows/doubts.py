@@ -82,6 +82,24 @@ def existing_targets(config: RunConfig, model: ModelProfile, part: Partial) -> t
     return config, ()
 
 
+def existing_layers(config: RunConfig, model: ModelProfile, part: Partial) -> tuple[RunConfig, tuple[Problem, ...]]:
+    """``config`` with prompts in no more layers than the model has, and peft's refusal of more."""
+    if not config.trains_prompts or config.adapter_layers <= model.layer_count:
+        return config, ()
+    origin = part.origins.get("adapter_layers")
+    problem = Problem(
+        "conflict",
+        Severity.ERROR,
+        f"prompts in {config.adapter_layers} layers of a model with {model.layer_count}: peft refuses it; the estimate "
+        "is for all of them",
+        hint=f"adapter_layers {model.layer_count}",
+        key=origin.key if origin is not None else "adapter_layers",
+        place=origin.place if origin is not None else NOWHERE,
+        source="peft 0.21.2 tuners/adaption_prompt/model.py, add_adapter",
+    )
+    return config.model_copy(update={"adapter_layers": model.layer_count}), (problem,)
+
+
 def launching(source: Source, inventory: Inventory, cluster: Cluster, told: Estimate) -> Iterator[Problem]:
     """What one process takes beside itself: other cards in sight, or a process group of its own."""
     launch = source.given.launch

@@ -83,7 +83,7 @@ def planned_for(request: PlanRequest, names: Sequence[str]) -> PlanRequest:
         if name not in FORMATS:
             continue
         chosen = FORMATS[name]
-        fixed = chosen.pins("full" if request.method == "full" else "lora")
+        fixed = chosen.pins(request.method if request.method in ("full", "llama-adapter") else "lora")
         wrong = {key: value for key, value in fixed.items() if request.pins.get(key, value) != value}
         if wrong:
             key, value = next(iter(wrong.items()))

@@ -28,7 +28,7 @@ from ftplan.workflows.moving import missing_packages, moved
 
 DEFAULT_SEQ_LEN: Final = 2048
 
-METHOD_ORDER: Final = ("full", "lora", "qlora")
+METHOD_ORDER: Final = ("full", "lora", "qlora", "llama-adapter")
 """Best first, as `planner.space` has them."""
 
 LAUNCH_SCRIPT: Final = """\

@@ -35,8 +35,9 @@ DEMO_GPUS: Final = "2xcpu"
 DEFAULT_RUNS: Final = Path("ftplan-runs")
 REHEARSED_STEPS: Final = 8
 """Memory is at its peak from the second step on; the others give a steady time."""
-DEFAULT_LEARNING_RATES: Final = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4}
-"""Usual starting points: full fine-tuning moves every weight, adapters need ten times as much (peft, TRL guides)."""
+DEFAULT_LEARNING_RATES: Final = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4, "llama-adapter": 9e-3}
+"""Usual starting points: full fine-tuning moves every weight, adapters need ten times as much (peft, TRL guides);
+LLaMA-Adapter's prompts were trained with 9e-3 (arXiv 2303.16199, section 4.1)."""
 
 WEIGHT_FILES: Final = ("*.safetensors", "*.bin")
 

@@ -11,7 +11,7 @@ def test_the_sample_is_wide():
     assert len(PEAKS) > 100
     configs = [case.config for case, _ in PEAKS]
     assert len({config.model for config in configs}) > 50
-    assert {config.method for config in configs} == {"full", "lora", "qlora"}
+    assert {config.method for config in configs} == {"full", "lora", "qlora", "llama-adapter"}
     assert {config.sharding for config in configs} >= {
         "none",
         "ddp",

@@ -33,8 +33,8 @@ def options_of(work: Workload) -> Options:
         adapters=adapter_element(work),
         stream=work.stream_bytes,
         trains_all=work.trains_all,
-        rank=config.lora_rank if config.trains_adapters else 0,
-        dropout=config.lora_dropout if config.trains_adapters else 0.0,
+        rank=config.lora_rank if config.trains_lora else 0,
+        dropout=config.lora_dropout if config.trains_lora else 0.0,
         quantized=work.quantized,
         double_quantization=config.double_quantization,
         checkpointing=config.gradient_checkpointing,
@@ -42,7 +42,7 @@ def options_of(work: Workload) -> Options:
         attention=config.attention,
         padding=config.padding,
         packing=config.packing,
-        seq_len=config.seq_len if model.has_windows else 0,
+        seq_len=config.seq_len if model.has_windows or config.trains_prompts else 0,
         several_samples=config.micro_batch > 1,
         scores_softcap=any(group.layer.attention.softcap for group in model.groups),
         attention_dropout=model.dropout.attention,
@@ -107,7 +107,7 @@ def _groups(work: Workload) -> Groups:
 @once
 def moments_for(work: Workload) -> Moments:
     """The moments of the step of ``work``."""
-    targets = work.config.lora_targets if work.config.trains_adapters else ""
+    targets = work.config.lora_targets if work.config.trains_lora else ""
     return _moments(work.model, options_of(work), targets)
 
 

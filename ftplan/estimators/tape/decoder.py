@@ -8,6 +8,7 @@ from ftplan.estimators.tape.classic import Bloom, Falcon, Gpt2, GptJ, GptNeoX, O
 from ftplan.estimators.tape.families import FourNorms, GptOss, Latent, LatentComplex, NormsAfter, Phi, Phi3
 from ftplan.estimators.tape.layer import Layer
 from ftplan.estimators.tape.modules import Options, Targets
+from ftplan.estimators.tape.prompted import Prompted
 from ftplan.profiles.schema import LayerProfile
 
 LAYERS: Final[dict[str, type[Layer]]] = {
@@ -31,4 +32,6 @@ LAYERS: Final[dict[str, type[Layer]]] = {
 
 def layer_program(model_type: str, profile: LayerProfile, options: Options, targets: Targets) -> Layer:
     """The program of one of the layers of an architecture; Llama's where it has no other."""
+    if profile.prompt_tokens:
+        return Prompted(profile, options, targets)
     return LAYERS.get(model_type, Layer)(profile, options, targets)

@@ -10,11 +10,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ftplan.estimators.blocks import layer_tensors, tensors
+from ftplan.estimators.prompts import GATE
 from ftplan.estimators.sharding import offloads_parameters
 from ftplan.estimators.tape.build import targets_of
 from ftplan.estimators.tape.log import Log
 from ftplan.estimators.workload import FP32, Workload
 from ftplan.profiles.schema import LayerProfile, ModelProfile
+from ftplan.spec import RunConfig
 from ftplan.units import ceil_div
 
 BLOCK = 64
@@ -97,12 +99,12 @@ def trainables(work: Workload) -> Sequence[int]:
     """Elements of every tensor that trains."""
     if work.trains_all:
         return [elements for elements, _ in tensors(work.model)]
-    return [each for layer in work.model.layers for each in adapters(work.model, layer, *_adapted(work))]
+    return [each for layer in work.model.layers for each in adapters(work.model, layer, *adapted(work.config))]
 
 
 def parameters(work: Workload, layer: LayerProfile) -> Iterator[tuple[int, bool, bool]]:
     """(elements, packed in 4-bit, trains) of every parameter of a layer, adapters last."""
-    targets, rank = _adapted(work)
+    targets, rank = adapted(work.config)
     return layer_parameters(work.model, layer, targets, rank, quantized=work.quantized)
 
 
@@ -119,7 +121,9 @@ def layer_parameters(
 
 @lru_cache(maxsize=256)
 def adapters(model: ModelProfile, layer: LayerProfile, targets: str, rank: int) -> tuple[int, ...]:
-    """Elements of A and B of every adapter of a layer."""
+    """Elements of A and B of every adapter of a layer, or of its prompt and gate."""
+    if layer.prompt_tokens:
+        return layer.prompt_tokens * model.hidden_size, GATE
     adapted = targets_of(model.model_type, layer, targets, rank)
     found: list[int] = []
     for linear in layer.linears:
@@ -130,9 +134,9 @@ def adapters(model: ModelProfile, layer: LayerProfile, targets: str, rank: int) 
     return tuple(found)
 
 
-def _adapted(work: Workload) -> tuple[str, int]:
-    """Targets and rank of the adapters; rank 0 without."""
-    return work.config.lora_targets, work.config.lora_rank if work.config.trains_adapters else 0
+def adapted(config: RunConfig) -> tuple[str, int]:
+    """LoRA's targets and rank; no targets where only prompts train, and rank 0 where every weight does."""
+    return config.lora_targets if config.trains_lora else "", config.lora_rank if config.trains_adapters else 0
 
 
 def _element(work: Workload) -> int:

@@ -87,26 +87,26 @@ class Projection:
         self.transposes = False
         """Its forward multiplies by a transposed view of the weight, which autocast converts anew each time."""
 
-    def __call__(self, tape: Tape, value: Tensor) -> Tensor:
-        """[T, in] to [T, out]."""
+    def __call__(self, tape: Tape, value: Tensor, *, rows: int = 0) -> Tensor:
+        """[T, in] to [T, out]; with ``rows``, of a value that is no sequence, [rows, in] to [rows, out]."""
         if self._adapter is None:
-            return self._base(tape, value)
+            return self._base(tape, value, Size(fixed=rows * self._profile.out_features) if rows else self._out)
         return self._adapter(tape, value, self._base, packed=self._packed)
 
-    def _base(self, tape: Tape, value: Tensor) -> Tensor:
+    def _base(self, tape: Tape, value: Tensor, out: Size | None = None) -> Tensor:
         if self._packed:
-            return self._unpacking(tape, value)
+            return self._unpacking(tape, value, out or self._out)
         return ops.linear(
             tape,
             value,
             self._weight,
-            self._out,
+            out or self._out,
             bias=self._bias,
             autocast=self._options.autocast,
             cached=not self.transposes,
         )
 
-    def _unpacking(self, tape: Tape, value: Tensor) -> Tensor:
+    def _unpacking(self, tape: Tape, value: Tensor, columns: Size) -> Tensor:
         """bitsandbytes' Linear4bit: converts its input, unpacks the weight, multiplies, converts back."""
         options, before = self._options, value.element
         operand = ops.to(tape, value, options.compute)
@@ -122,7 +122,7 @@ class Projection:
 
         def forward() -> Tensor:
             weight = tape.empty(Size(fixed=elements), options.compute)
-            out = tape.empty(self._out, options.compute)
+            out = tape.empty(columns, options.compute)
             del weight
             return out
 

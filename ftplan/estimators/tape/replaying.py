@@ -152,7 +152,7 @@ class _Steps:
     def _micro_batch(self, *, accumulates: bool) -> list[int]:
         """Forward and backward; returns the keys of the gradients, which stay."""
         work, log = self._work, self._log
-        targets = work.config.lora_targets if work.config.trains_adapters else ""
+        targets = work.config.lora_targets if work.config.trains_lora else ""
         recorded = _whole(work.model, replace(self._options, accumulates=accumulates), targets)
         partitioning = self.partitioning
         keys: dict[int, list[int]] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import AdaptionPromptConfig, LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -47,7 +47,7 @@ def build(settings: TraceSettings) -> Built:
         reduced = decoder.whole(count)
         if not settings.whole:
             units = decoder.KEPT_UNITS if config.sharding in ("none", "ddp") else decoder.KEPT_SHARDED_UNITS
-            reduced = decoder.reduction(decoder.fingerprints(base, found), units)
+            reduced = decoder.reduction(_fingerprints(base, found, config), units)
             if reduced.copies:
                 decoder.keep(base, found, reduced.kept)
         if config.gradient_checkpointing:
@@ -56,11 +56,21 @@ def build(settings: TraceSettings) -> Built:
             _with_liger(base)
         if config.quantization != "none":
             _to_4bit(base, config)
-        model = _with_adapters(base, settings) if config.trains_adapters else base
+        prompted = sum(index >= count - config.adapter_layers for index in reduced.kept)
+        model = _with_adapters(base, settings, prompted) if config.trains_adapters else base
     if settings.stack.upcasts(config) and config.sharding != "zero3":
         _cast([p for p in model.parameters() if p.requires_grad], torch.float32)
     trainable = _trainable_params(model, found, reduced)
     return Built(model, base, found, reduced, count, total, trainable)
+
+
+def _fingerprints(base: PreTrainedModel, layers: torch.nn.ModuleList, config: RunConfig) -> list[tuple[object, ...]]:
+    """What tells layers apart, before they have adapters: prompts are in the last ones only."""
+    prints = decoder.fingerprints(base, layers)
+    if not config.trains_prompts:
+        return prints
+    first = len(prints) - config.adapter_layers
+    return [(index >= first, *each) for index, each in enumerate(prints)]
 
 
 def _trainable_params(model: torch.nn.Module, layers: torch.nn.ModuleList, reduced: decoder.Reduction) -> int:
@@ -115,7 +125,8 @@ def _checkpointing(settings: TraceSettings) -> dict[str, bool]:
     return {"use_reentrant": settings.stack.reenters(settings.config)}
 
 
-def _with_adapters(base: PreTrainedModel, settings: TraceSettings) -> torch.nn.Module:
+def _with_adapters(base: PreTrainedModel, settings: TraceSettings, prompted: int) -> torch.nn.Module:
+    """``base`` with LoRA's adapters, or with prompts in its last ``prompted`` layers."""
     config = settings.config
     if config.prepare_kbit:
         base = prepare_model_for_kbit_training(
@@ -125,12 +136,24 @@ def _with_adapters(base: PreTrainedModel, settings: TraceSettings) -> torch.nn.M
         )
     elif config.gradient_checkpointing:
         base.enable_input_require_grads()
+    model = _with_prompts(base, config, prompted) if config.trains_prompts else _with_lora(base, config)
+    _cast([*_adapters(model)], DTYPES[config.adapter_dtype])
+    return model
+
+
+def _with_lora(base: PreTrainedModel, config: RunConfig) -> torch.nn.Module:
     try:
-        model = get_peft_model(base, lora_config(config))
+        return get_peft_model(base, lora_config(config))
     except ValueError as error:  # names that no module has
         raise InputError(f"lora_targets: {error}", hint="all-linear fits any model", field="lora_targets") from error
-    _cast([parameter for _, parameter in _adapters(model)], DTYPES[config.adapter_dtype])
-    return model
+
+
+def _with_prompts(base: PreTrainedModel, config: RunConfig, layers: int) -> torch.nn.Module:
+    prompts = AdaptionPromptConfig(adapter_len=config.adapter_len, adapter_layers=layers, task_type="CAUSAL_LM")
+    try:
+        return get_peft_model(base, prompts)
+    except ValueError as error:  # an architecture that it does not know, or fewer layers than are asked for
+        raise InputError(f"llama-adapter: {error}", hint="use --method lora", field="method") from error
 
 
 def lora_config(config: RunConfig) -> LoraConfig:
@@ -153,8 +176,13 @@ def _cast(parameters: list[torch.nn.Parameter], dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def _adapters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    return ((name, parameter) for name, parameter in model.named_parameters() if "lora_" in name)
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of that name is peft's: LoRA's matrices, or a prompt and its gate."""
+    return "lora_" in name or ".adaption_" in name
+
+
+def _adapters(model: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
+    return (parameter for name, parameter in model.named_parameters() if is_adapter(name))
 
 
 def _to_4bit(model: PreTrainedModel, config: RunConfig) -> None:
@@ -214,7 +242,7 @@ class Loader:
         for module in self._built.model.modules():
             with self._in_layer(module):
                 for name, tensor, holder in _tensors(module):
-                    if "lora_" in self._name(tensor):
+                    if is_adapter(self._name(tensor)):
                         continue
                     if not hasattr(module, "unpacked_dtype") or name != "weight":
                         self._place(holder, name, tensor)
@@ -297,7 +325,7 @@ class Loader:
 
     def _categorize(self) -> None:
         for name, parameter in self._built.model.named_parameters():
-            self._recorder.categorize(parameter, "adapters" if "lora_" in name else "weights")
+            self._recorder.categorize(parameter, "adapters" if is_adapter(name) else "weights")
             state = getattr(parameter, "quant_state", None)
             for tensor in _state_tensors(state):
                 self._recorder.categorize(tensor, "weights")

@@ -67,7 +67,7 @@ def estimate(
 
 def _named_targets(config: RunConfig, model: ModelProfile) -> RunConfig:
     """``config`` with the modules that ``qv`` means in this architecture, whatever they are called there."""
-    if not config.trains_adapters or QUERY_VALUE not in config.target_names:
+    if not config.trains_lora or QUERY_VALUE not in config.target_names:
         return config
     return config.model_copy(update={"lora_targets": ",".join(target_modules(model, config))})
 

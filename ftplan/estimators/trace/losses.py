@@ -11,6 +11,7 @@ import torch
 from ftplan.errors import InputError
 from ftplan.estimators.trace.building import Built
 from ftplan.estimators.trace.patches import replaced
+from ftplan.estimators.trace.prompted import follow_base
 from ftplan.spec import RunConfig
 from ftplan.units import ceil_div
 
@@ -30,6 +31,8 @@ def loss_behaviour(built: Built, config: RunConfig) -> Iterator[None]:
         hint = "install ftplan[train], or use --loss-path full"
         raise InputError("loss path chunked is TRL's, which is not installed", hint=hint, field="loss_path") from error
     utils.add_fused_lm_head(built.base, outputs=("log_probs", "entropy", "is_top1"))
+    if config.trains_prompts:
+        follow_base(built.model)
     with ExitStack() as stack:
         for module in (chunked_logprob, utils):
             stack.enter_context(replaced(module, "_use_triton", lambda _: True))

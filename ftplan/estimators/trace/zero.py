@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from ftplan.estimators.trace.building import Built, Loader
+from ftplan.estimators.trace.building import Built, Loader, is_adapter
 from ftplan.estimators.trace.loop import PlainLoop
 from ftplan.estimators.trace.optimizers import make_optimizer
 from ftplan.estimators.trace.patches import replaced
@@ -159,7 +159,7 @@ class _PartitioningLoader(Loader):
     def _place(self, holder: dict[str, Any], name: str, tensor: torch.Tensor) -> None:
         super()._place(holder, name, tensor)
         made = holder[name]
-        if isinstance(made, torch.nn.Parameter) and "lora_" not in self._name(tensor) and not hasattr(made, "ds_id"):
+        if isinstance(made, torch.nn.Parameter) and not is_adapter(self._name(tensor)) and not hasattr(made, "ds_id"):
             with _host_named_cpu():
                 self._init._convert_to_zero_parameters([made])
             self._sharding.categorize(made.ds_tensor, "weights")

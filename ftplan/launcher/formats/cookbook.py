@@ -28,7 +28,8 @@ from ftplan.launcher.formats.settings import Setting, Settings
 from ftplan.profiles.frameworks import load_vocabulary
 
 NAME: Final = "cookbook"
-SECTIONS: Final = ("fsdp_config", "lora_config", "quantization_config", "train_config")
+PROMPTS: Final = "llama-adapter"
+SECTIONS: Final = ("fsdp_config", "lora_config", "llama_adapter_config", "quantization_config", "train_config")
 """Classes of settings whose name may stand before a key; where a key has both forms, the dotted one counts."""
 MODELLED: Final = frozenset(
     {
@@ -36,7 +37,17 @@ MODELLED: Final = frozenset(
         *("batch_size_training", "gradient_accumulation_steps", "context_length", "batching_strategy", "use_fp16"),
         *("mixed_precision", "pure_bf16", "optimizer", "sharding_strategy", "fsdp_activation_checkpointing"),
         *("fsdp_cpu_offload", "low_cpu_fsdp", "use_fast_kernels", "run_validation", "val_batch_size"),
-        *("r", "lora_alpha", "lora_dropout", "target_modules", "hsdp", "sharding_group_size", "replica_group_size"),
+        *(
+            "r",
+            "lora_alpha",
+            "lora_dropout",
+            "target_modules",
+            "adapter_len",
+            "adapter_layers",
+            "hsdp",
+            "sharding_group_size",
+            "replica_group_size",
+        ),
     }
 )
 """Keys that are read here, whatever they hold."""
@@ -62,6 +73,9 @@ def parse(given: Given) -> Partial:
         take(key, field, value)
     for field, key, value in _precision(settings, fields["method"]):
         take(key, field, value)
+    if fields["method"] == PROMPTS:
+        # Prompts take the dtype of the query's weight; that of packed ones is their storage's, bf16.
+        fields["adapter_dtype"] = fields["weights_dtype"]
     take("context_length", "seq_len", settings.integer("context_length", 4096, least=1))
     take("batch_size_training", "micro_batch", settings.integer("batch_size_training", 4, least=1))
     take("gradient_accumulation_steps", "accumulation", settings.integer("gradient_accumulation_steps", 1, least=1))
@@ -104,19 +118,17 @@ def _present(settings: Settings) -> Settings:
 def _method(settings: Settings) -> str:
     if not settings.flag("use_peft"):
         return "full"
+    if settings.text("peft_method", "lora").lower() == "llama_adapter":
+        return PROMPTS
     return "qlora" if quantization_of(settings) == "4bit" else "lora"
 
 
 def _adapter(settings: Settings, method: str) -> Iterator[tuple[str, str, Any]]:
-    """Fields of LoRA and of 4-bit weights with the keys that say them."""
+    """Fields of LoRA or LLaMA-Adapter and of 4-bit weights with the keys that say them."""
     if method == "full":
         return
-    yield "lora_rank", "r", settings.integer("r", 8, least=1)
-    yield "lora_alpha", "lora_alpha", settings.integer("lora_alpha", 32, least=1)
-    yield "lora_dropout", "lora_dropout", settings.number("lora_dropout", 0.05)
-    names = settings.words("target_modules") or ("q_proj", "v_proj")
-    yield "lora_targets", "target_modules", ",".join(each.strip("'\"[]() ") for each in names)
-    if method == "qlora":
+    yield from _prompts(settings) if method == PROMPTS else _lora(settings)
+    if quantization_of(settings) == "4bit":
         kind = settings.text("quant_type", "fp4").lower()
         if kind not in ("fp4", "nf4"):
             place = settings.place("quant_type")
@@ -124,6 +136,19 @@ def _adapter(settings: Settings, method: str) -> Iterator[tuple[str, str, Any]]:
             raise ConfigFileError(message, file=place.file, line=place.line, hint="valid: fp4, nf4", field="quant_type")
         yield "quantization", "quant_type", kind
         yield "double_quantization", "use_double_quant", settings.flag("use_double_quant")
+
+
+def _prompts(settings: Settings) -> Iterator[tuple[str, str, Any]]:
+    yield "adapter_len", "adapter_len", settings.integer("adapter_len", 10, least=1)
+    yield "adapter_layers", "adapter_layers", settings.integer("adapter_layers", 30, least=1)
+
+
+def _lora(settings: Settings) -> Iterator[tuple[str, str, Any]]:
+    yield "lora_rank", "r", settings.integer("r", 8, least=1)
+    yield "lora_alpha", "lora_alpha", settings.integer("lora_alpha", 32, least=1)
+    yield "lora_dropout", "lora_dropout", settings.number("lora_dropout", 0.05)
+    names = settings.words("target_modules") or ("q_proj", "v_proj")
+    yield "lora_targets", "target_modules", ",".join(each.strip("'\"[]() ") for each in names)
 
 
 def _precision(settings: Settings, method: str) -> Iterator[tuple[str, str, Any]]:
@@ -194,7 +219,9 @@ def pins(method: str) -> Mapping[str, Any]:
         "optimizer": "adamw_torch",
         "packing": False,
     }
-    return fixed if method != "full" else {**fixed, "weights_dtype": "bf16", "precision": "none"}
+    if method == PROMPTS:  # on one card, which trains without autocast and without checkpointing
+        fixed |= {"adapter_dtype": "bf16", "gradient_checkpointing": False, "sharding": "none"}
+    return fixed if method not in ("full", PROMPTS) else {**fixed, "weights_dtype": "bf16", "precision": "none"}
 
 
 CANNOT_SAY: Final[Mapping[str, tuple[Any, ...]]] = {

@@ -194,7 +194,7 @@ def conflicts(settings: Settings, given: Given) -> Iterator[Problem]:
 def assumptions(settings: Settings, given: Given, fields: Mapping[str, Any]) -> Iterator[Problem]:
     """What is estimated otherwise than it runs, with what it may be off by."""
     yield unmeasured("llama-cookbook", SOURCE, OWN_LOOP_WITHIN)
-    if settings.flag("use_peft") and _method(settings) != "lora":
+    if settings.flag("use_peft") and _method(settings) not in ("lora", "llama_adapter"):
         why = f"{_method(settings)[:20]} has other parameters and activations than LoRA"
         yield unmodelled(settings, "peft_method", why)
     if quantization_of(settings) == "8bit":

@@ -64,15 +64,7 @@ def _training(config: RunConfig, target: Target) -> dict[str, Any]:
 def _method(config: RunConfig) -> dict[str, Any]:
     if not config.trains_adapters:
         return {}
-    names = ("q_proj", "v_proj") if config.lora_targets == "qv" else config.target_names
-    found: dict[str, Any] = {
-        "use_peft": True,
-        "peft_method": "lora",
-        "lora_config.r": config.lora_rank,
-        "lora_config.lora_alpha": config.lora_alpha,
-        "lora_config.lora_dropout": config.lora_dropout,
-        "lora_config.target_modules": "all-linear" if config.lora_targets == "all-linear" else f"[{','.join(names)}]",
-    }
+    found = {"use_peft": True, **(_prompts(config) if config.trains_prompts else _lora(config))}
     if config.quantization != "none":
         found |= {
             "quantization": "4bit",
@@ -80,6 +72,25 @@ def _method(config: RunConfig) -> dict[str, Any]:
             "quantization_config.use_double_quant": config.double_quantization,
         }
     return found
+
+
+def _prompts(config: RunConfig) -> dict[str, Any]:
+    return {
+        "peft_method": "llama_adapter",
+        "llama_adapter_config.adapter_len": config.adapter_len,
+        "llama_adapter_config.adapter_layers": config.adapter_layers,
+    }
+
+
+def _lora(config: RunConfig) -> dict[str, Any]:
+    names = ("q_proj", "v_proj") if config.lora_targets == "qv" else config.target_names
+    return {
+        "peft_method": "lora",
+        "lora_config.r": config.lora_rank,
+        "lora_config.lora_alpha": config.lora_alpha,
+        "lora_config.lora_dropout": config.lora_dropout,
+        "lora_config.target_modules": "all-linear" if config.lora_targets == "all-linear" else f"[{','.join(names)}]",
+    }
 
 
 def _sharding(config: RunConfig) -> dict[str, Any]:

@@ -168,7 +168,11 @@ def _without_effect(config: RunConfig) -> frozenset[str]:
     """Fields that mean nothing for this method, so that no file has to say them."""
     none: set[str] = set()
     if not config.trains_adapters:
-        none |= {"lora_rank", "lora_alpha", "lora_targets", "lora_dropout", "adapter_dtype"}
+        none |= {"adapter_dtype"}
+    if not config.trains_lora:
+        none |= {"lora_rank", "lora_alpha", "lora_targets", "lora_dropout"}
+    if not config.trains_prompts:
+        none |= {"adapter_len", "adapter_layers"}
     if config.quantization == "none":
         none |= {"double_quantization", "prepare_kbit"}
     if config.accumulation == 1:

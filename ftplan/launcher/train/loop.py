@@ -8,6 +8,7 @@ import torch
 from trl import SFTConfig
 
 from ftplan.estimators.trace.checkpoints import checkpointing
+from ftplan.estimators.trace.prompted import follow_base
 from ftplan.launcher.artifacts import ZERO_STAGES
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.train.arguments import sft_arguments
@@ -31,6 +32,8 @@ def trainer_arguments(job: TrainJob, **changes: object) -> SFTConfig:
 def planned_trainer(job: TrainJob, **given: object) -> PlannedTrainer:
     """The trainer of ``job``; ``given`` are `SFTTrainer`'s arguments."""
     trainer = PlannedTrainer(loss_path=job.config.loss_path, global_batch=job.global_batch, **given)
+    if job.config.trains_prompts:
+        follow_base(trainer.model)
     if job.config.trains_adapters and job.config.sharding != "zero3":
         cast_adapters(trainer.model, job.config)
     _check_batch(job, trainer)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import AdaptionPromptConfig, LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -46,7 +46,15 @@ def adapted(model: PreTrainedModel, job: TrainJob) -> Model:
         return model
     # The adapters' first values are the same on every rank and after a resume.
     set_seed(job.seed)
-    return get_peft_model(model, lora_config(config, model.config))
+    chosen = prompt_config(config) if config.trains_prompts else lora_config(config, model.config)
+    return get_peft_model(model, chosen)
+
+
+def prompt_config(config: RunConfig) -> AdaptionPromptConfig:
+    """LLaMA-Adapter's prompts, as peft is told about them."""
+    return AdaptionPromptConfig(
+        adapter_len=config.adapter_len, adapter_layers=config.adapter_layers, task_type="CAUSAL_LM"
+    )
 
 
 def lora_config(config: RunConfig, shape: PretrainedConfig) -> LoraConfig:

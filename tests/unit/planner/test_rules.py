@@ -11,7 +11,23 @@ FP16 = {"precision": "fp16", "weights_dtype": "fp16"}
 FP32 = {"precision": "none", "weights_dtype": "fp32"}
 FLASH = {"attention": "flash_attention_2"}
 
+PROMPTS = {"method": "llama-adapter", "adapter_dtype": "fp32"}
+LLAMA = "Llama-3.1-8B"
+
 REJECTED = [
+    ("adapter-sharded", "2x80GB", LLAMA, {**PROMPTS, "sharding": "fsdp2"}, "use ddp, zero1 or zero2"),
+    ("adapter-sharded", "2x80GB", LLAMA, {**PROMPTS, "sharding": "fsdp2-grad-op"}, "use ddp, zero1 or zero2"),
+    ("adapter-sharded", "2x8x80GB", LLAMA, {**PROMPTS, "sharding": "hsdp"}, "use ddp, zero1 or zero2"),
+    ("adapter-sharded", "2x80GB", LLAMA, {**PROMPTS, "sharding": "zero3"}, "use zero1 or zero2"),
+    ("adapter-architecture", "1x80GB", "Qwen-7B", PROMPTS, "use --method lora"),
+    ("adapter-dtype", "1x80GB", LLAMA, {**PROMPTS, "precision": "none"}, "--adapter-dtype bf16"),
+    (
+        "adapter-dtype",
+        "1x80GB",
+        LLAMA,
+        {**PROMPTS, "precision": "none", "quantization": "nf4", "prepare_kbit": True, "adapter_dtype": "bf16"},
+        "--adapter-dtype fp32",
+    ),
     ("cpu-sharding", "2xcpu:8GB", "Qwen-7B", {"sharding": "fsdp2", **FP32}, "use ddp"),
     ("cpu-sharding", "2xcpu:8GB", "Qwen-7B", {"sharding": "zero2", **FP32}, "use ddp"),
     ("hsdp-needs-nodes", "8x24GB", "Qwen-7B", {"sharding": "hsdp"}, "use fsdp2"),

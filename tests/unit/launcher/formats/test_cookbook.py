@@ -6,10 +6,13 @@ from ftplan.errors import CannotExpressError, ConfigFileError
 from ftplan.launcher.formats import cookbook
 from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.given import Target
+from ftplan.launcher.formats.registry import FORMATS
 from ftplan.launcher.formats.rendering import rendered
 from ftplan.launcher.formats.sources import opened
 from ftplan.spec import RunConfig
 
+ADAPTERS_UNSAID = ("cookbook", "transformers", "accelerate", "deepspeed")
+"""The one that says it, and those whose files say nothing of adapters."""
 FSDP = "torchrun --nnodes 1 --nproc_per_node 4 finetuning.py --enable_fsdp --model_name meta-llama/Meta-Llama-3.1-8B"
 PEFT = f"{FSDP} --use_peft --peft_method lora"
 SINGLE = "python -m llama_cookbook.finetuning --use_peft --peft_method lora --model_name meta-llama/Llama-3.1-8B"
@@ -221,7 +224,7 @@ def test_what_it_refuses(command, message):
 @pytest.mark.parametrize(
     ("flags", "key"),
     [
-        ("--peft_method llama_adapter", "peft_method"),
+        ("--peft_method prefix", "peft_method"),
         ("--from_peft_checkpoint old", "from_peft_checkpoint"),
         ("--freeze_layers", "freeze_layers"),
         ("--use_profiler", "use_profiler"),
@@ -229,6 +232,17 @@ def test_what_it_refuses(command, message):
 )
 def test_what_is_not_modelled(flags, key):
     assert key in [each.key for each in read(f"{SINGLE} {flags}", 1).problems if each.kind == "unmodelled"]
+
+
+def test_llama_adapter_trains_prompts_in_the_weights_dtype():
+    command = SINGLE.replace("--peft_method lora", "--peft_method llama_adapter")
+    part = read(f"{command} --llama_adapter_config.adapter_len 16 --adapter_layers 20", 1)
+    config = RunConfig.model_validate(dict(part.fields))
+    assert (config.method, config.adapter_len, config.adapter_layers) == ("llama-adapter", 16, 20)
+    assert (config.adapter_dtype, config.precision, config.gradient_checkpointing) == ("bf16", "none", False)
+    assert {problem.kind for problem in part.problems} == {"assumption"}
+    packed = RunConfig.model_validate(dict(read(f"{command} --quantization 4bit", 1).fields))
+    assert (packed.method, packed.quantization, packed.adapter_layers) == ("llama-adapter", "fp4", 30)
 
 
 def test_four_bit_weights_without_adapters_do_not_train():
@@ -263,6 +277,32 @@ def test_a_written_command():
     assert "--enable_fsdp --low_cpu_fsdp" in script
     assert "export FSDP_CPU_RAM_EFFICIENT_LOADING=1" in script
     assert "--lora_config.target_modules '[q_proj,v_proj]'" in script
+
+
+PROMPTS = RunConfig(
+    model="meta-llama/Llama-3.1-8B",
+    method="llama-adapter",
+    adapter_len=16,
+    precision="none",
+    gradient_checkpointing=False,
+    stack="cookbook",
+    seq_len=2048,
+)
+
+
+def test_a_written_command_of_llama_adapter():
+    script = rendered(cookbook.FORMAT, PROMPTS, Target())["launch.sh"]
+    assert "--use_peft --peft_method llama_adapter --llama_adapter_config.adapter_len 16" in script
+    assert "--llama_adapter_config.adapter_layers 30" in script
+    assert "lora_config" not in script
+
+
+@pytest.mark.parametrize("name", [name for name, each in FORMATS.items() if each.emit and name not in ADAPTERS_UNSAID])
+def test_no_other_format_says_llama_adapter(name):
+    config = PROMPTS.model_copy(update={"stack": FORMATS[name].pins("lora").get("stack", "trainer")})
+    with pytest.raises(CannotExpressError) as caught:
+        rendered(FORMATS[name], config, Target())
+    assert "method" in caught.value.fields
 
 
 def test_a_file_of_instructions_takes_the_place_of_alpacas():
