@@ -16,10 +16,23 @@ from ftplan.errors import InputError
 if TYPE_CHECKING:
     from ftplan.launcher.job import TrainJob
     from ftplan.results import Plan, RunRecord
+    from ftplan.workflows.nodes import NodeOptions
 
 PlanFile = Annotated[Path | None, typer.Argument(metavar="[PLAN.json]", help="A plan that ftplan plan --out wrote.")]
 Demo = Annotated[bool, typer.Option("--demo", help="Train the embedded tiny model on this machine's CPU, offline.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, or the newest that stopped.")]
+ResumeOrStart = Annotated[
+    bool, typer.Option("--resume-or-start", help="Go on with the run in --run-dir if there is one, else start it.")
+]
+Nodes = Annotated[str | None, typer.Option("--nodes", help="Machines of the run, or MIN:MAX (default: as planned).")]
+NodeRank = Annotated[int | None, typer.Option("--node-rank", min=0, help="Which of them this is, from 0.")]
+Endpoint = Annotated[str | None, typer.Option("--rdzv-endpoint", help="HOST:PORT of node 0, where they meet.")]
+RendezvousId = Annotated[str | None, typer.Option("--rdzv-id", help="Name of the run on all nodes.")]
+JoinSeconds = Annotated[int | None, typer.Option("--rdzv-timeout", min=1, help="Seconds nodes wait for each other.")]
+Interface = Annotated[str | None, typer.Option("--interface", help="Network interface between the nodes.")]
+Timeout = Annotated[
+    int | None, typer.Option("--timeout", min=1, help="Seconds a rank waits for the others (default: planned).")
+]
 Data = Annotated[list[Path] | None, typer.Option("--data", help="JSON or JSON Lines; may be given several times.")]
 DataForm = Annotated[
     str | None, typer.Option("--data-format", help="auto, alpaca, sharegpt, chat, prompt-completion or text.")
@@ -49,8 +62,17 @@ HYPERPARAMETERS = {
     "save_steps": "save_steps",
     "keep": "save_total_limit",
     "seed": "seed",
+    "timeout": "timeout_seconds",
 }
-RESUME_OPTIONS = frozenset({"resume", "run_dir", "dry_run", "as_json"})
+NODE_OPTIONS = {
+    "nodes": "nodes",
+    "node_rank": "node_rank",
+    "rdzv_endpoint": "endpoint",
+    "rdzv_id": "id",
+    "rdzv_timeout": "join_seconds",
+    "interface": "interface",
+}
+RESUME_OPTIONS = frozenset({"resume", "run_dir", "dry_run", "as_json", *NODE_OPTIONS})
 PINS = frozenset(
     {"lora_rank", "lora_targets", "sharding", "offload", "micro_batch", "gradient_checkpointing", "packing"}
 )
@@ -84,6 +106,14 @@ def command(
     weights: Weights = None,
     tokenizer: Tokenizer = None,
     run_dir: RunDir = None,
+    resume_or_start: ResumeOrStart = False,
+    nodes: Nodes = None,
+    node_rank: NodeRank = None,
+    rdzv_endpoint: Endpoint = None,
+    rdzv_id: RendezvousId = None,
+    rdzv_timeout: JoinSeconds = None,
+    interface: Interface = None,
+    timeout: Timeout = None,
     dry_run: DryRun = False,
     force: Force = False,
     tune: Tune = False,
@@ -102,7 +132,8 @@ def command(
 
         _only_resume(given)
 
-        return _go(running.resumed(run_dir), None, dry_run=dry_run, as_json=as_json)
+        job = running.resumed(run_dir, _nodes(given), waits=not dry_run)
+        return _go(job, None, dry_run=dry_run, as_json=as_json)
     chosen = _confirmed(_plan(given), made_before="plan_file" in given, dry_run=dry_run)
     if chosen.config is None:
         from ftplan.render.plans import print_plan
@@ -175,6 +206,7 @@ def _confirmed(chosen: Plan, *, made_before: bool, dry_run: bool) -> Plan:
 
 
 def _start(chosen: Plan, given: dict[str, Any], *, dry_run: bool, force: bool, as_json: bool) -> int:
+    from ftplan.results import RunRecord
     from ftplan.workflows import running
 
     settings = running.RunSettings(
@@ -185,22 +217,36 @@ def _start(chosen: Plan, given: dict[str, Any], *, dry_run: bool, force: bool, a
         weights=given.get("weights"),
         tokenizer=given.get("tokenizer"),
         hyperparameters={field: given[name] for name, field in HYPERPARAMETERS.items() if name in given},
+        nodes=_nodes(given),
     )
     if given.get("demo"):
         settings = running.demo_settings(settings)
-    ready = running.ready(chosen, settings, force=force)
+    ready = running.ready(chosen, settings, force=force, waits=not dry_run)
     if not as_json:
         from ftplan.render.plans import print_choice
 
         print_choice(ready.plan)
-    return _go(ready.job, ready.plan, dry_run=dry_run, as_json=as_json)
+    if not given["resume_or_start"]:
+        return _go(ready.job, ready.plan, dry_run=dry_run, as_json=as_json)
+    found = running.going_on(ready.job)
+    if isinstance(found, RunRecord):
+        return _finish(found, ready.job, as_json=as_json)
+    return _go(found, None if found.resume else ready.plan, dry_run=dry_run, as_json=as_json)
+
+
+def _nodes(given: Mapping[str, Any]) -> NodeOptions:
+    from ftplan.workflows.nodes import NodeOptions
+
+    return NodeOptions(**{field: given[name] for name, field in NODE_OPTIONS.items() if name in given})
 
 
 def _go(job: TrainJob, chosen: Plan | None, *, dry_run: bool, as_json: bool) -> int:
-    from ftplan.render.runs import RunDisplay, print_prepared
+    from ftplan.render.runs import RunDisplay, print_meeting, print_prepared
     from ftplan.results import to_json
     from ftplan.workflows import running
 
+    if job.rendezvous is not None:
+        print_meeting(job.rendezvous)
     if dry_run:
         prepared = running.prepare(job)
         if as_json:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from ftplan.errors import InputError
 from ftplan.launcher.job import DeviceKind, TrainJob
+from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.spec import RunConfig
 
 WORKER_MODULE: Final = "ftplan.launcher.train"
@@ -26,16 +27,10 @@ OFFLINE: Final[Mapping[str, str]] = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE
 def argv(job: TrainJob, job_file: str, python: str | None = None) -> list[str]:
     """The command that starts every rank of ``job`` on this machine.
 
-    ``python`` is this interpreter unless given. Raises InputError for a job on several machines.
+    ``python`` is this interpreter unless given.
     """
-    if job.nodes > 1:
-        raise InputError(
-            f"the job spans {job.nodes} machines, and only one can be launched from here",
-            hint="plan for the devices of one machine",
-            field="gpus",
-        )
     ranks = None if is_alone(job.config, job.device) else job.nproc_per_node
-    return command(WORKER_MODULE, job_file, ranks=ranks, python=python)
+    return command(WORKER_MODULE, job_file, ranks=ranks, python=python, rendezvous=job.rendezvous)
 
 
 def is_alone(config: RunConfig, device: DeviceKind) -> bool:
@@ -48,11 +43,19 @@ def is_alone(config: RunConfig, device: DeviceKind) -> bool:
     return device == "cuda" and config.sharding == "none"
 
 
-def command(module: str, job_file: str, *, ranks: int | None, python: str | None = None) -> list[str]:
-    """The command that runs ``module`` on ``job_file``: under torchrun with so many ranks, or alone for None."""
+def command(
+    module: str,
+    job_file: str,
+    *,
+    ranks: int | None,
+    python: str | None = None,
+    rendezvous: Rendezvous | None = None,
+) -> list[str]:
+    """The command that runs ``module`` on ``job_file``: under torchrun with so many ranks here, or alone for None."""
     start = [python or sys.executable]
     if ranks is not None:
-        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        meeting = rendezvous.torchrun_options() if rendezvous else ["--standalone"]
+        start += ["-m", "torch.distributed.run", *meeting, "--nproc_per_node", str(ranks)]
     return [*start, "-m", module, job_file]
 
 
@@ -64,6 +67,7 @@ def environment(job: TrainJob) -> dict[str, str]:
         "TENSORBOARD_LOGGING_DIR": str(Path(job.run_dir) / "tensorboard"),
         **({} if _needs_hub(job) else OFFLINE),
         **device_environment(job.config, job.device),
+        **(job.rendezvous.environment() if job.rendezvous else {}),
     }
 
 
@@ -91,7 +95,7 @@ def device_environment(config: RunConfig, device: DeviceKind) -> dict[str, str]:
     return variables
 
 
-def check_launchable(config: RunConfig, device: DeviceKind) -> None:
+def check_launchable(config: RunConfig, device: DeviceKind, *, nodes: int = 1) -> None:
     """Raise InputError for what would train, but not as configured."""
     sharding = config.sharding
     if device == "cpu" and fsdp_config(config) is not None:
@@ -100,11 +104,36 @@ def check_launchable(config: RunConfig, device: DeviceKind) -> None:
             hint="use ddp, zero1, zero2 or zero3",
             field="sharding",
         )
-    if sharding == "hsdp":
+    if sharding == "hsdp" and nodes == 1:
         raise InputError(
-            "sharding hsdp spreads over several machines, and only one can be launched from here",
+            "sharding hsdp shards inside a machine and replicates over several: this is one",
             hint="use fsdp2",
             field="sharding",
+        )
+
+
+def check_rendezvous(job: TrainJob) -> None:
+    """Raise InputError where the machines of ``job`` and those that would meet are not the same."""
+    meeting = job.rendezvous
+    if job.nodes > 1 and meeting is None:
+        raise InputError(
+            f"the plan is for {job.nodes} machines, and nothing says where they meet",
+            hint=f"on each of them: --nodes {job.nodes} --node-rank R --rdzv-endpoint HOST:PORT, HOST being node 0; "
+            "or let a scheduler do it: ftplan plan --format slurm",
+            field="nodes",
+        )
+    if meeting is not None and meeting.nodes != job.nodes:
+        raise InputError(
+            f"the plan is for {job.nodes} machine(s), and {meeting.origin} says {meeting.nodes}",
+            hint=f"plan for {meeting.nodes} (--gpus {meeting.nodes}x8xH100 is nodes x GPUs), or run it with "
+            f"--nodes {job.nodes}",
+            field="nodes",
+        )
+    if meeting is not None and meeting.is_elastic and job.config.sharding != "ddp":
+        raise InputError(
+            f"sharding {job.config.sharding} cannot go on with fewer nodes: each holds a part of the state",
+            hint=f"use ddp, or --nodes {meeting.nodes}",
+            field="nodes",
         )
 
 

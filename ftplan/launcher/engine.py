@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from ftplan.errors import FtplanError, InputError, RunFailedError
@@ -40,23 +39,34 @@ def _ignore(_event: Event) -> None:
     """Do nothing with an event."""
 
 
+def check(job: TrainJob) -> None:
+    """Raise InputError for a job that cannot be launched as it is configured, or not on these machines."""
+    artifacts.check_rendezvous(job)
+    artifacts.check_launchable(job.config, job.device, nodes=job.nodes)
+
+
 def prepare(job: TrainJob) -> Prepared:
     """The command and files of ``job``, for a dry run; touches nothing."""
+    check(job)
     job = job.absolute()
-    run = RunDir(Path(job.run_dir))
-    files = {str(run.root / name): text for name, text in artifacts.files(job).items()}
+    run = job.folder
+    files = {str(run.home / name): text for name, text in artifacts.files(job).items()}
     return Prepared(tuple(artifacts.argv(job, str(run.job))), artifacts.environment(job), files)
 
 
 def load_job(run: RunDir) -> TrainJob:
-    """The job a run was launched with; raises InputError if its file is missing or unreadable."""
+    """The job a run was launched with; raises InputError if its file is missing or unreadable.
+
+    A machine that has none of its own takes the first one's, where the disk is shared.
+    """
+    file = run.job if run.job.exists() else RunDir(run.root).job
     try:
-        return TrainJob.model_validate_json(run.job.read_bytes())
+        return TrainJob.model_validate_json(file.read_bytes())
     except OSError as error:
         raise InputError(f"no run in {run.root}: {error.strerror}", field="resume") from error
     except ValueError as error:
         raise InputError(
-            f"{run.job} is not a job of this ftplan", hint="another version wrote it, or it is damaged", field="resume"
+            f"{file} is not a job of this ftplan", hint="another version wrote it, or it is damaged", field="resume"
         ) from error
 
 
@@ -72,9 +82,9 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore) -> RunRecord:
     Raises InputError if the run's folder, the data or the tokenizer cannot be used, RunFailedError if the run failed
     (the record says so, too).
     """
-    artifacts.check_launchable(job.config, job.device)
+    check(job)
     job = job.absolute()
-    run = RunDir(Path(job.run_dir))
+    run = job.folder
     with _locked(run):
         attempt = _open(run, job)
         started = time.monotonic()
@@ -86,28 +96,35 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore) -> RunRecord:
         records.write_record(run, record)
         records.write_state(run, status, attempt)
     if status == "failed":
-        raise _failure(run, events, outcome, log_start)
+        raise _failure(job, events, outcome, log_start)
     return record
 
 
 def _open(run: RunDir, job: TrainJob) -> int:
-    """Make the run's folder ready and return the number of this attempt."""
+    """Make the run's folder ready and return the number of this attempt.
+
+    Of several machines the first decides whether a run begins or goes on; the others follow it.
+    """
     state = records.read_state(run)
-    if job.resume:
-        _check_resumable(run, job)
-    elif state is not None or checkpoints.latest_complete(run.checkpoints) is not None:
-        raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
-    checkpoints.discard_incomplete(run.checkpoints)
+    if run.node == 0:
+        _check_folder(run, job, state)
+        checkpoints.discard_incomplete(run.checkpoints)
     run.stop_request.unlink(missing_ok=True)
     for name, text in artifacts.files(job).items():
-        write_atomic(run.root / name, text)
+        write_atomic(run.home / name, text)
     attempt = state.attempt + 1 if state else 1
     records.write_state(run, "running", attempt)
     return attempt
 
 
-def _check_resumable(run: RunDir, job: TrainJob) -> None:
-    state = records.read_state(run)
+def _check_folder(run: RunDir, job: TrainJob, state: records.RunState | None) -> None:
+    if job.resume:
+        _check_resumable(run, job, state)
+    elif state is not None or checkpoints.latest_complete(run.checkpoints) is not None:
+        raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
+
+
+def _check_resumable(run: RunDir, job: TrainJob, state: records.RunState | None) -> None:
     if state is not None and state.status == "finished":
         raise InputError(f"the run in {run.root} is finished: there is nothing to resume", field="resume")
     last = checkpoints.latest_complete(run.checkpoints)
@@ -156,19 +173,21 @@ def _status(events: list[Event], outcome: Outcome, *, stopped: bool) -> Status:
     return "interrupted" if stopped else "failed"
 
 
-def _failure(run: RunDir, events: list[Event], outcome: Outcome, log_start: int) -> FtplanError:
+def _failure(job: TrainJob, events: list[Event], outcome: Outcome, log_start: int) -> FtplanError:
+    run = job.folder
     found = diagnosis.diagnose(events, outcome, diagnosis.tail(run.log, log_start))
     if found.bad_input:
         return InputError(found.message, hint=found.hint)
     last = checkpoints.latest_complete(run.checkpoints)
     way_on = f"step {last.step} is saved: resume the run to go on from there" if last else ""
-    hint = "; ".join(part for part in (found.hint, way_on, f"log: {run.log}") if part)
+    others = "another node may have failed first: see its log, too" if job.nodes > 1 else ""
+    hint = "; ".join(part for part in (found.hint, way_on, others, f"log: {run.log}") if part)
     return RunFailedError(found.message, hint=hint)
 
 
 @contextmanager
 def _locked(run: RunDir) -> Iterator[None]:
-    run.root.mkdir(parents=True, exist_ok=True)
+    run.home.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _lock(descriptor, run)

@@ -10,6 +10,9 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ftplan.errors import InputError
+from ftplan.launcher.records import RunDir
+from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.results import Basis, Measured
 from ftplan.spec import PositiveInt, RunConfig, Spec
 
@@ -96,6 +99,8 @@ class TrainJob(Spec):
     threads_per_process: PositiveInt = 1
     tensorboard: bool = True
     resume: bool = False
+    rendezvous: Rendezvous | None = Field(default=None, description="how several machines meet, as this one knows it")
+    timeout_seconds: PositiveInt = Field(default=1800, description="how long a rank waits for the others")
     predicted: Measured = NOT_MEASURED
     basis: Basis = Field(default=Basis(), description="what the prediction rests on")
 
@@ -128,10 +133,28 @@ class TrainJob(Spec):
             }
         )
 
+    def spread_over(self, world_size: int) -> Self:
+        """The same job on another number of ranks, with the same global batch; raises InputError if it cannot be."""
+        accumulation, rest = divmod(self.global_batch, self.config.micro_batch * world_size)
+        if rest or not accumulation:
+            raise InputError(
+                f"a global batch of {self.global_batch} is no multiple of {world_size} processes with a micro-batch of "
+                f"{self.config.micro_batch}",
+                hint="choose a global batch that every number of nodes divides",
+                field="nodes",
+            )
+        config = self.config.model_copy(update={"accumulation": accumulation})
+        return self.model_copy(update={"config": config, "world_size": world_size})
+
     @property
     def nodes(self) -> int:
         """Machines the ranks are spread over."""
         return self.world_size // self.nproc_per_node
+
+    @property
+    def folder(self) -> RunDir:
+        """The run's folder, as this machine uses it."""
+        return RunDir(Path(self.run_dir), self.rendezvous.node_rank if self.rendezvous else 0)
 
 
 def _absolute(path: str) -> str:

@@ -12,6 +12,7 @@
         checkpoints/    checkpoint-N, complete or absent (`ftplan.launcher.checkpoints`)
         final/          the trained adapter or model with its tokenizer
         record.json     predicted beside measured
+        nodes/N/        of a run on several machines: job, state, metrics, log and record as node N (from 1) keeps them
 """
 
 from __future__ import annotations
@@ -36,9 +37,19 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """The paths inside one run's folder."""
+    """The paths inside one run's folder, for one of the machines that train in it.
+
+    What a machine writes for itself has a place of its own (`home`), because the folder may be on a disk that all of
+    them share: two that append to one file of NFS overwrite each other.
+    """
 
     root: Path
+    node: int = 0
+
+    @property
+    def home(self) -> Path:
+        """What this machine alone writes: for the first one the run's folder itself."""
+        return self.root if self.node == 0 else self.root / "nodes" / str(self.node)
 
     @property
     def plan(self) -> Path:
@@ -48,22 +59,22 @@ class RunDir:
     @property
     def job(self) -> Path:
         """The `TrainJob` every rank reads."""
-        return self.root / "job.json"
+        return self.home / "job.json"
 
     @property
     def state(self) -> Path:
         """The `RunState`."""
-        return self.root / "state.json"
+        return self.home / "state.json"
 
     @property
     def metrics(self) -> Path:
         """The events of every attempt."""
-        return self.root / "metrics.jsonl"
+        return self.home / "metrics.jsonl"
 
     @property
     def log(self) -> Path:
         """Output of all processes of every attempt."""
-        return self.root / "log.txt"
+        return self.home / "log.txt"
 
     @property
     def checkpoints(self) -> Path:
@@ -78,7 +89,7 @@ class RunDir:
     @property
     def record(self) -> Path:
         """The `RunRecord`."""
-        return self.root / "record.json"
+        return self.home / "record.json"
 
     @property
     def tensorboard(self) -> Path:
@@ -88,12 +99,12 @@ class RunDir:
     @property
     def stop_request(self) -> Path:
         """While this file exists, the run saves a checkpoint after the current step and stops."""
-        return self.root / "stop"
+        return self.home / "stop"
 
     @property
     def lock(self) -> Path:
         """Locked by the process that runs it."""
-        return self.root / "lock"
+        return self.home / "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +151,15 @@ def write_record(run: RunDir, record: RunRecord) -> None:
 def read_record(run: RunDir) -> RunRecord | None:
     """The record last written; None where there is none or it is not one of ours."""
     return _read(RunRecord, run.record)
+
+
+def set_aside(run: RunDir) -> None:
+    """Rename what says that a run was begun here, so that another can begin; the log and the metrics go on."""
+    state = read_state(run)
+    attempt = state.attempt if state else 0
+    for path in (run.job, run.state):
+        if path.exists():
+            path.replace(path.with_name(f"{path.name}.attempt-{attempt}"))
 
 
 def newest_resumable(runs: Path) -> RunDir | None:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ftplan.launcher.engine import Prepared
 from ftplan.launcher.events import Evaluated, Event, Failed, Noted, Saved, Started, Stepped
+from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.render.console import count, duration, err, off, out, size, words
 from ftplan.results import Measured, RunRecord
 
@@ -82,6 +83,14 @@ class RunDisplay:
 
     def _line(self, text: str) -> None:
         err().print(words(text), soft_wrap=True)
+
+
+def print_meeting(meeting: Rendezvous) -> None:
+    """Which of several machines this is, and where they meet; on stderr."""
+    nodes = f"{meeting.min_nodes} to {meeting.nodes}" if meeting.is_elastic else f"{meeting.nodes}"
+    where = f"rendezvous {meeting.id} at {meeting.endpoint} (from {meeting.origin})"
+    waits = f"waiting up to {duration(meeting.join_seconds)} for each other"
+    err().print(words(f"node {meeting.node_rank} of {nodes}, {where}, {waits}"), soft_wrap=True)
 
 
 def print_prepared(prepared: Prepared) -> None:

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from ftplan.errors import DoesNotFitError, InputError
 from ftplan.estimators.analytic import estimate as analytic_estimate
 from ftplan.files import write_atomic
-from ftplan.launcher import artifacts, data, demo, engine, records
+from ftplan.launcher import checkpoints, data, demo, engine, records
 from ftplan.launcher.engine import OnEvent, Prepared
 from ftplan.launcher.events import Noted
 from ftplan.launcher.job import DataSource, Source, TrainJob
 from ftplan.launcher.records import RunDir
+from ftplan.launcher.timeouts import collective_seconds
 from ftplan.profiles.detect import detect_gpus, detect_node
 from ftplan.profiles.models import hub_id, load_model
 from ftplan.profiles.schema import Cluster
@@ -25,6 +26,7 @@ from ftplan.results import Measured, Plan, RunRecord, to_json
 from ftplan.workflows import recording
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.inputs import input_error
+from ftplan.workflows.nodes import NodeOptions, meeting
 from ftplan.workflows.planning import plan, plan_request, require_config
 
 DEMO_GPUS: Final = "2xcpu"
@@ -46,6 +48,7 @@ class RunSettings:
     weights: str | None = None
     tokenizer: str | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    nodes: NodeOptions = field(default_factory=NodeOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +73,9 @@ def demo_plan(gpus: str = DEMO_GPUS) -> Plan:
 
 def demo_settings(settings: RunSettings) -> RunSettings:
     """``settings`` with the demo's data, weights and hyperparameters where none were given."""
-    return RunSettings(
+    return replace(
+        settings,
         data=settings.data or demo.data().paths,
-        data_form=settings.data_form,
-        eval_fraction=settings.eval_fraction,
-        run_dir=settings.run_dir,
-        weights=settings.weights,
-        tokenizer=settings.tokenizer,
         hyperparameters={**demo.LEARNING, **_length_replaces(settings.hyperparameters)},
     )
 
@@ -86,8 +85,8 @@ def _length_replaces(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, "max_steps": None} if "epochs" in given else dict(given)
 
 
-def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
-    """The job for a plan, with its data read and checked.
+def ready(chosen: Plan, settings: RunSettings, *, force: bool = False, waits: bool = True) -> Ready:
+    """The job for a plan, with its data read and checked; it ``waits`` for the first of several nodes to appear.
 
     Raises DoesNotFitError for a plan that does not fit (unless ``force``), DataError for data that cannot be used,
     InputError for weights or devices that are not there.
@@ -111,9 +110,12 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
     if source is None:
         raise InputError("no data", hint=f"--data FILE.jsonl; {data.forms_hint()}", field="data")
     data.load(source)
-    run_id = records.new_run_id()
+    rendezvous = meeting(settings.nodes, os.environ, run_dir=settings.run_dir, waits=waits)
+    run_id = rendezvous.id if rendezvous else records.new_run_id()
     run_dir = settings.run_dir or DEFAULT_RUNS / run_id
-    ranks = 1 if config.sharding == "none" else cluster.world_size
+    alone = config.sharding == "none"
+    ranks = 1 if alone else cluster.world_size
+    ranks_here = 1 if alone else ranks // len(cluster.nodes)
     fields = {
         "run_id": run_id,
         "run_dir": str(run_dir.absolute()),
@@ -121,12 +123,14 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
         "inventory": chosen.request.inventory.text,
         "global_batch": chosen.global_batch,
         "world_size": ranks,
-        "nproc_per_node": ranks // len(cluster.nodes),
+        "nproc_per_node": ranks_here,
         "device": "cpu" if cluster.gpus[0].kind == "cpu" else "cuda",
         "model": weights_source(settings.weights or config.model),
         "tokenizer": weights_source(settings.tokenizer or settings.weights or config.model, tokenizer=True),
         "data": source,
-        "threads_per_process": _threads(ranks),
+        "threads_per_process": _threads(ranks_here),
+        "rendezvous": rendezvous,
+        "timeout_seconds": collective_seconds(estimate.total_params, estimate.trainable_params),
         "predicted": predicted(chosen, cluster),
         "basis": estimate.basis,
         "learning_rate": DEFAULT_LEARNING_RATES[config.method],
@@ -190,20 +194,40 @@ def _threads(ranks: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
-def resumed(folder: Path | None) -> TrainJob:
+def resumed(folder: Path | None, asked: NodeOptions | None = None, *, waits: bool = True) -> TrainJob:
     """The job of the run in ``folder`` (or of the newest that can go on), set to resume.
 
-    Raises InputError if there is none.
+    Several nodes may meet elsewhere than before. Raises InputError if there is no run.
     """
-    if folder is not None and (folder / "job.json").exists():
-        return engine.resume_job(RunDir(folder))
-    runs = folder or DEFAULT_RUNS
-    newest = records.newest_resumable(runs)
+    newest = RunDir(folder) if folder is not None and (folder / "job.json").exists() else None
     if newest is None:
-        raise InputError(
-            f"no run to resume in {runs}", hint="name its folder: ftplan run --resume --run-dir DIR", field="resume"
-        )
-    return engine.resume_job(newest)
+        runs = folder or DEFAULT_RUNS
+        newest = records.newest_resumable(runs)
+        if newest is None:
+            raise InputError(
+                f"no run to resume in {runs}", hint="name its folder: ftplan run --resume --run-dir DIR", field="resume"
+            )
+    job = engine.resume_job(newest)
+    rendezvous = meeting(asked or NodeOptions(), os.environ, run_dir=newest.root, run_id=job.run_id, waits=waits)
+    return job if rendezvous is None else job.model_copy(update={"rendezvous": rendezvous})
+
+
+def going_on(job: TrainJob) -> TrainJob | RunRecord:
+    """``job``, or the run that its folder holds already: set to resume, or its record if it is finished.
+
+    An attempt that saved nothing is begun anew. Of several nodes the first one's folder counts.
+    """
+    first = RunDir(Path(job.run_dir))
+    state = records.read_state(first)
+    record = records.read_record(first)
+    if state is not None and state.status == "finished" and record is not None:
+        return record
+    if job.folder.node or state is None:
+        return job
+    if checkpoints.latest_complete(first.checkpoints) is None:
+        records.set_aside(first)
+        return job
+    return engine.resume_job(first).model_copy(update={"rendezvous": job.rendezvous})
 
 
 def prepare(job: TrainJob) -> Prepared:
@@ -216,12 +240,13 @@ def launch(job: TrainJob, chosen: Plan | None, on_event: OnEvent) -> RunRecord:
 
     Later plans for the same devices go by the record of a finished run, too. Raises RunFailedError if the run failed.
     """
-    artifacts.argv(job, "job.json")
+    engine.check(job)
     check_devices(job)
-    if chosen is not None:
+    is_first = job.folder.node == 0
+    if chosen is not None and is_first:
         _keep_plan(job, chosen)
     record = engine.launch(job, on_event=on_event)
-    if note := recording.recorded(record, ranks=job.world_size):
+    if is_first and (note := recording.recorded(record, ranks=job.world_size)):
         on_event(Noted(note))
     return record
 

@@ -42,8 +42,8 @@ class Setting:
     resumed_from_step: int | None = None
 
     def report(self, event: Event) -> None:
-        """Report from rank 0."""
-        if self.control.is_main:
+        """Report from the first rank of every machine, each to its own file."""
+        if self.control.leads_node:
             self.reporter.report(event)
 
     def memory(self) -> tuple[RankMemory, ...]:
@@ -142,7 +142,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         folder = setting.run.checkpoints / f"{checkpoints.PREFIX}{step}"
         # Rank 0 comes here while others may still write their random state.
         setting.control.barrier()
-        if setting.control.is_main:
+        if setting.control.keeps_files:
             self._seal(folder, step)
         setting.control.barrier()
         seconds = setting.clock.exclude()
@@ -167,7 +167,9 @@ class Stopper(TrainerCallback):  # type: ignore[misc]
         """Agree with the other ranks: one that stops alone leaves the others waiting."""
         setting = self._setting
         setting.clock.step_done()
-        asked = setting.guard.stop_requested.is_set() or (setting.control.is_main and setting.run.stop_request.exists())
+        asked = setting.guard.stop_requested.is_set() or (
+            setting.control.leads_node and setting.run.stop_request.exists()
+        )
         if setting.control.any(asked) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from ftplan.errors import InputError
 from ftplan.launcher import checkpoints
 from ftplan.launcher.events import Finished, Noted
 from ftplan.launcher.job import TrainJob
-from ftplan.launcher.records import RunDir
 from ftplan.launcher.train.callbacks import Keeper, Reports, Setting, Stopper
 from ftplan.launcher.train.control import Control
 from ftplan.launcher.train.dataset import Prepared, prepare
@@ -22,6 +19,7 @@ from ftplan.launcher.train.guard import Guard
 from ftplan.launcher.train.loop import check_world, layer_checkpoints, planned_trainer, trainer_arguments
 from ftplan.launcher.train.measure import StepClock
 from ftplan.launcher.train.model import build_model, load_tokenizer
+from ftplan.launcher.train.nodes import settle, step_to_go_on_from
 from ftplan.launcher.train.reporter import Reporter
 from ftplan.launcher.train.trainer import PlannedTrainer
 
@@ -33,8 +31,9 @@ def train(job: TrainJob, guard: Guard, reporter: Reporter) -> None:
     data = prepare(job.data, tokenizer, job.seed)
     # The arguments start the process group, and with ZeRO-3 decide how a model is loaded: they come before the model.
     arguments = trainer_arguments(job, assistant_only_loss=data.assistant_only_loss)
-    setting = Setting(job, RunDir(Path(job.run_dir)), Control(), reporter, guard, StepClock())
+    setting = Setting(job, job.folder, Control(job.timeout_seconds), reporter, guard, StepClock())
     check_world(job, setting.control)
+    settle(job, setting.control, arguments)
     if data.note:
         setting.report(Noted(data.note))
     checkpoint = _checkpoint(setting)
@@ -63,15 +62,10 @@ def _trainer(
 
 
 def _checkpoint(setting: Setting) -> str | None:
-    """Where to go on from, as rank 0 sees it; None for a fresh run."""
-    if not setting.job.resume:
-        return None
-    found = checkpoints.latest_complete(setting.run.checkpoints) if setting.control.is_main else None
-    found = setting.control.gather(found)[0]
-    if found is None:
-        raise InputError(f"no complete checkpoint in {setting.run.checkpoints}", field="resume")
-    setting.resumed_from_step = found.step
-    return str(found.path)
+    """Where to go on from; None for a run that begins."""
+    step = step_to_go_on_from(setting.job, setting.control)
+    setting.resumed_from_step = step
+    return None if step is None else str(setting.run.checkpoints / f"{checkpoints.PREFIX}{step}")
 
 
 def _finish(setting: Setting, trainer: PlannedTrainer, stopper: Stopper) -> None:
