@@ -106,7 +106,7 @@ def check_launchable(config: RunConfig, device: DeviceKind, *, nodes: int = 1) -
         )
     if sharding == "hsdp" and nodes == 1:
         raise InputError(
-            "sharding hsdp shards inside a machine and replicates over several: this is one",
+            "sharding hsdp spreads over several machines, and this is one",
             hint="use fsdp2",
             field="sharding",
         )
