@@ -231,7 +231,7 @@ def _start(chosen: Plan, given: dict[str, Any], *, dry_run: bool, force: bool, a
     found = running.going_on(ready.job)
     if isinstance(found, RunRecord):
         return _finish(found, ready.job, as_json=as_json)
-    return _go(found, None if found.resume else ready.plan, dry_run=dry_run, as_json=as_json)
+    return _go(found, None if found.resume else ready.plan, dry_run=dry_run, as_json=as_json, anew=True)
 
 
 def _nodes(given: Mapping[str, Any]) -> NodeOptions:
@@ -240,7 +240,7 @@ def _nodes(given: Mapping[str, Any]) -> NodeOptions:
     return NodeOptions(**{field: given[name] for name, field in NODE_OPTIONS.items() if name in given})
 
 
-def _go(job: TrainJob, chosen: Plan | None, *, dry_run: bool, as_json: bool) -> int:
+def _go(job: TrainJob, chosen: Plan | None, *, dry_run: bool, as_json: bool, anew: bool = False) -> int:
     from ftplan.render.runs import RunDisplay, print_meeting, print_prepared
     from ftplan.results import to_json
     from ftplan.workflows import running
@@ -255,7 +255,7 @@ def _go(job: TrainJob, chosen: Plan | None, *, dry_run: bool, as_json: bool) -> 
             print_prepared(prepared)
         return 0
     with RunDisplay(job.predicted) as display:
-        record = running.launch(job, chosen, display.show)
+        record = running.launch(job, chosen, display.show, anew=anew)
     return _finish(record, job, as_json=as_json)
 
 

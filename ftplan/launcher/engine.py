@@ -75,8 +75,10 @@ def resume_job(run: RunDir) -> TrainJob:
     return load_job(run).model_copy(update={"resume": True, "run_dir": str(run.root)})
 
 
-def launch(job: TrainJob, *, on_event: OnEvent = _ignore) -> RunRecord:
+def launch(job: TrainJob, *, on_event: OnEvent = _ignore, anew: bool = False) -> RunRecord:
     """Train ``job`` and return its record, with status ``finished`` or ``interrupted``.
+
+    With ``anew`` an attempt in the same folder that saved nothing is set aside.
 
     The first SIGINT or SIGTERM to this process asks the workers to save a checkpoint and stop, the second ends them.
     Raises InputError if the run's folder, the data or the tokenizer cannot be used, RunFailedError if the run failed
@@ -86,7 +88,7 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore) -> RunRecord:
     job = job.absolute()
     run = job.folder
     with _locked(run):
-        attempt = _open(run, job)
+        attempt = _open(run, job, anew=anew)
         started = time.monotonic()
         log_start = monitor.size_of(run.log)
         events, outcome, stopped = _follow(run, job, on_event)
@@ -100,14 +102,14 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore) -> RunRecord:
     return record
 
 
-def _open(run: RunDir, job: TrainJob) -> int:
+def _open(run: RunDir, job: TrainJob, *, anew: bool) -> int:
     """Make the run's folder ready and return the number of this attempt.
 
     Of several machines the first decides whether a run begins or goes on; the others follow it.
     """
     state = records.read_state(run)
     if run.node == 0:
-        _check_folder(run, job, state)
+        _check_folder(run, job, state, anew=anew)
         checkpoints.discard_incomplete(run.checkpoints)
     run.stop_request.unlink(missing_ok=True)
     for name, text in artifacts.files(job).items():
@@ -117,10 +119,10 @@ def _open(run: RunDir, job: TrainJob) -> int:
     return attempt
 
 
-def _check_folder(run: RunDir, job: TrainJob, state: records.RunState | None) -> None:
+def _check_folder(run: RunDir, job: TrainJob, state: records.RunState | None, *, anew: bool) -> None:
     if job.resume:
         _check_resumable(run, job, state)
-    elif state is not None or checkpoints.latest_complete(run.checkpoints) is not None:
+    elif (state is not None and not anew) or checkpoints.latest_complete(run.checkpoints) is not None:
         raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
 
 

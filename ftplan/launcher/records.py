@@ -153,15 +153,6 @@ def read_record(run: RunDir) -> RunRecord | None:
     return _read(RunRecord, run.record)
 
 
-def set_aside(run: RunDir) -> None:
-    """Rename what says that a run was begun here, so that another can begin; the log and the metrics go on."""
-    state = read_state(run)
-    attempt = state.attempt if state else 0
-    for path in (run.job, run.state):
-        if path.exists():
-            path.replace(path.with_name(f"{path.name}.attempt-{attempt}"))
-
-
 def newest_resumable(runs: Path) -> RunDir | None:
     """The newest unfinished run under ``runs`` that has a complete checkpoint."""
     found = sorted(runs.glob("*/state.json"), key=lambda state: state.stat().st_mtime_ns, reverse=True)

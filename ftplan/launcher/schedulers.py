@@ -57,7 +57,7 @@ def _torchrun(environ: Environ) -> Told | None:
         node_rank=_number(environ, "PET_NODE_RANK"),
         host=environ.get("PET_MASTER_ADDR", ""),
         port=_number(environ, "PET_MASTER_PORT"),
-        id=_plain(environ.get("PET_RDZV_ID", "")),
+        id=plain_name(environ.get("PET_RDZV_ID", "")),
     )
 
 
@@ -71,7 +71,7 @@ def _skypilot(environ: Environ) -> Told | None:
         node_rank=_number(environ, "SKYPILOT_NODE_RANK"),
         host=environ.get("MASTER_ADDR") or (ips[0] if ips else ""),
         port=_number(environ, "MASTER_PORT") or DEFAULT_PORT,
-        id=_plain(environ.get("SKYPILOT_TASK_ID", "")),
+        id=plain_name(environ.get("SKYPILOT_TASK_ID", "")),
     )
 
 
@@ -102,6 +102,6 @@ def _number(environ: Environ, name: str) -> int | None:
     return int(value)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """``name`` in the letters that a rendezvous and a folder may have."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", name)

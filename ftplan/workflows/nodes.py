@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ftplan.errors import InputError
 from ftplan.launcher import network
 from ftplan.launcher.rendezvous import DEFAULT_PORT, JOIN_SECONDS, Rendezvous
-from ftplan.launcher.schedulers import Told, told_by_scheduler
+from ftplan.launcher.schedulers import Told, plain_name, told_by_scheduler
 from ftplan.workflows.inputs import input_error
 
 RETRY_SECONDS: Final = 1.0
@@ -51,7 +51,7 @@ def meeting(
     if not told.host:
         hint = "--rdzv-endpoint HOST:PORT, the same on all: HOST is node 0"
         raise InputError("nothing says where the nodes meet", hint=hint, field="rdzv_endpoint")
-    name = told.id or run_id or (run_dir.absolute().name if run_dir else "")
+    name = told.id or run_id or (plain_name(run_dir.absolute().name) if run_dir else "")
     if not name:
         hint = "--run-dir DIR, or --rdzv-id NAME, the same on all"
         raise InputError("the nodes have no name in common for their run", hint=hint, field="rdzv_id")

@@ -213,19 +213,16 @@ def resumed(folder: Path | None, asked: NodeOptions | None = None, *, waits: boo
 
 
 def going_on(job: TrainJob) -> TrainJob | RunRecord:
-    """``job``, or the run that its folder holds already: set to resume, or its record if it is finished.
+    """``job`` as it is, where its folder holds no checkpoint; else the run there, set to resume, or its record.
 
-    An attempt that saved nothing is begun anew. Of several nodes the first one's folder counts.
+    Of several nodes the first one's folder counts, and the others follow it.
     """
     first = RunDir(Path(job.run_dir))
     state = records.read_state(first)
     record = records.read_record(first)
     if state is not None and state.status == "finished" and record is not None:
         return record
-    if job.folder.node or state is None:
-        return job
-    if checkpoints.latest_complete(first.checkpoints) is None:
-        records.set_aside(first)
+    if job.folder.node or checkpoints.latest_complete(first.checkpoints) is None:
         return job
     return engine.resume_job(first).model_copy(update={"rendezvous": job.rendezvous})
 
@@ -235,8 +232,10 @@ def prepare(job: TrainJob) -> Prepared:
     return engine.prepare(job)
 
 
-def launch(job: TrainJob, chosen: Plan | None, on_event: OnEvent) -> RunRecord:
+def launch(job: TrainJob, chosen: Plan | None, on_event: OnEvent, *, anew: bool = False) -> RunRecord:
     """Start the job, follow it to its end and return its record; the plan is kept beside it.
+
+    With ``anew`` it takes the place of an attempt that saved nothing.
 
     Later plans for the same devices go by the record of a finished run, too. Raises RunFailedError if the run failed.
     """
@@ -244,8 +243,8 @@ def launch(job: TrainJob, chosen: Plan | None, on_event: OnEvent) -> RunRecord:
     check_devices(job)
     is_first = job.folder.node == 0
     if chosen is not None and is_first:
-        _keep_plan(job, chosen)
-    record = engine.launch(job, on_event=on_event)
+        _keep_plan(job, chosen, anew=anew)
+    record = engine.launch(job, on_event=on_event, anew=anew)
     if is_first and (note := recording.recorded(record, ranks=job.world_size)):
         on_event(Noted(note))
     return record
@@ -268,9 +267,9 @@ def require_gpus(inventory: str, count: int) -> None:
         )
 
 
-def _keep_plan(job: TrainJob, chosen: Plan) -> None:
+def _keep_plan(job: TrainJob, chosen: Plan, *, anew: bool) -> None:
     run = RunDir(Path(job.run_dir))
-    if run.job.exists():
+    if run.job.exists() and not anew:
         raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
     try:
         write_atomic(run.plan, to_json(chosen))

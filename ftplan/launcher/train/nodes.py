@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Final
-
-from trl import SFTConfig
+from typing import TYPE_CHECKING, Final
 
 from ftplan.errors import InputError
 from ftplan.launcher import checkpoints
 from ftplan.launcher.job import TrainJob
-from ftplan.launcher.train.control import Control
+
+if TYPE_CHECKING:
+    from trl import SFTConfig
+
+    from ftplan.launcher.train.control import Control
 
 OF_ONE_NODE: Final = {"run_id", "run_dir", "rendezvous", "resume", "predicted", "basis", "threads_per_process"}
 """Fields of a job in which machines may differ."""
