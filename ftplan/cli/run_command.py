@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ftplan.cli import options
-from ftplan.errors import InputError
+from ftplan.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from ftplan.launcher.job import TrainJob
@@ -52,6 +52,10 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Of initial weights and
 GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Samples of one step (default 32).")]
 Method = Annotated[str | None, typer.Option("--method", help="auto, full, lora or qlora.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command and the files; start nothing.")]
+Engine = Annotated[str | None, typer.Option("--engine", help="Whose loop trains: ftplan (default) or llamafactory.")]
+EngineEnv = Annotated[
+    Path | None, typer.Option("--engine-env", help="Folder of the environment that holds llamafactory-cli.")
+]
 Tune = Annotated[bool, typer.Option("--tune", help="Measure the best plans first, and train the fastest.")]
 Force = Annotated[bool, typer.Option("--force", help="Start even what does not fit.")]
 
@@ -114,6 +118,8 @@ def command(
     rdzv_timeout: JoinSeconds = None,
     interface: Interface = None,
     timeout: Timeout = None,
+    engine: Engine = None,
+    engine_env: EngineEnv = None,
     dry_run: DryRun = False,
     force: Force = False,
     tune: Tune = False,
@@ -124,8 +130,9 @@ def command(
     Exit code 0 when done, 1 if nothing fits, 2 for bad input, 3 if the run failed or was stopped.
     """
     given = {name: value for name, value in locals().items() if value is not None}
+    foreign = _is_foreign(engine, engine_env)
     gc.enable()  # this command lives for hours (see ftplan.__main__)
-    if not dry_run:
+    if not (dry_run or foreign or resume):
         require_training_libraries()
     if resume:
         from ftplan.workflows import running
@@ -133,8 +140,11 @@ def command(
         _only_resume(given)
 
         job = running.resumed(run_dir, _nodes(given), waits=not dry_run)
+        if not (dry_run or job.engine_env):
+            require_training_libraries()
         return _go(job, None, dry_run=dry_run, as_json=as_json)
-    chosen = _confirmed(_plan(given), made_before="plan_file" in given, dry_run=dry_run)
+    # A trace runs in this environment's libraries, LLaMA-Factory in those of its own.
+    chosen = _confirmed(_plan(given), made_before="plan_file" in given, skip=dry_run or foreign)
     if chosen.config is None:
         from ftplan.render.plans import print_plan
 
@@ -163,6 +173,16 @@ def _only_resume(given: Mapping[str, Any]) -> None:
         raise InputError(f"--resume takes no {shown}", hint=hint, field=others[0])
 
 
+def _is_foreign(engine: str | None, engine_env: Path | None) -> bool:
+    """Whether LLaMA-Factory's loop trains; raises InputError for another engine, or one without its environment."""
+    if engine not in (None, "ftplan", "llamafactory"):
+        raise UnknownNameError("engine", engine, ("ftplan", "llamafactory"), field="engine")
+    if (engine == "llamafactory") != (engine_env is not None):
+        hint = "--engine llamafactory --engine-env DIR, with DIR/bin/llamafactory-cli in it"
+        raise InputError("--engine llamafactory and --engine-env go together", hint=hint, field="engine_env")
+    return engine_env is not None
+
+
 def require_training_libraries() -> None:
     """Raise InputError if the extra that trains is not installed."""
     missing = [name for name in ("torch", "transformers", "peft", "trl") if importlib.util.find_spec(name) is None]
@@ -178,6 +198,8 @@ def _plan(given: dict[str, Any]) -> Plan:
             raise InputError("a plan file needs no --demo or --model", hint="ftplan run PLAN.json --data FILE")
         return planning.load_plan(given["plan_file"])
     if given.get("demo"):
+        if "engine_env" in given:
+            raise InputError("--demo trains by ftplan's own engine", hint="leave --engine out", field="engine")
         if "model" in given:
             raise InputError("--demo brings its own model", hint="leave --model out", field="model")
         return running.demo_plan(given.get("gpus", running.DEMO_GPUS))
@@ -189,12 +211,17 @@ def _plan(given: dict[str, Any]) -> Plan:
     pins = {name: value for name, value in given.items() if name in PINS}
     if given.get("eval_fraction"):
         pins["evaluates"] = True
-    return planning.plan(planning.plan_request(given.get("gpus", "local"), pins=pins, **asked))
+    request = planning.plan_request(given.get("gpus", "local"), pins=pins, **asked)
+    if "engine_env" in given:
+        from ftplan.workflows import emitting
+
+        return emitting.plan(request, emitting.Emission((given["engine"],)))
+    return planning.plan(request)
 
 
-def _confirmed(chosen: Plan, *, made_before: bool, dry_run: bool) -> Plan:
+def _confirmed(chosen: Plan, *, made_before: bool, skip: bool) -> Plan:
     """``chosen`` as a trace confirms it; a dry run starts nothing and needs no training libraries."""
-    if dry_run:
+    if skip:
         return chosen
     from ftplan.render.console import err, words
     from ftplan.workflows import confirming
@@ -218,6 +245,7 @@ def _start(chosen: Plan, given: dict[str, Any], *, dry_run: bool, force: bool, a
         tokenizer=given.get("tokenizer"),
         hyperparameters={field: given[name] for name, field in HYPERPARAMETERS.items() if name in given},
         nodes=_nodes(given),
+        engine_env=given.get("engine_env"),
     )
     if given.get("demo"):
         settings = running.demo_settings(settings)

@@ -87,8 +87,8 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore, anew: bool = False) ->
     check(job)
     job = job.absolute()
     run = job.folder
-    with _locked(run):
-        attempt = _open(run, job, anew=anew)
+    with locked(run):
+        attempt = open_attempt(run, job, artifacts.files(job), anew=anew)
         started = time.monotonic()
         log_start = monitor.size_of(run.log)
         events, outcome, stopped = _follow(run, job, on_event)
@@ -98,21 +98,22 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore, anew: bool = False) ->
         records.write_record(run, record)
         records.write_state(run, status, attempt)
     if status == "failed":
-        raise _failure(job, events, outcome, log_start)
+        raise failure(job, events, outcome, log_start)
     return record
 
 
-def _open(run: RunDir, job: TrainJob, *, anew: bool) -> int:
-    """Make the run's folder ready and return the number of this attempt.
+def open_attempt(run: RunDir, job: TrainJob, files: Mapping[str, str], *, anew: bool) -> int:
+    """Make the run's folder ready, with ``files`` in it, and return the number of this attempt.
 
-    Of several machines the first decides whether a run begins or goes on; the others follow it.
+    Of several machines the first decides whether a run begins or goes on; the others follow it. Raises InputError for a
+    folder that holds a run already, or none to go on with.
     """
     state = records.read_state(run)
     if run.node == 0:
         _check_folder(run, job, state, anew=anew)
         checkpoints.discard_incomplete(run.checkpoints)
     run.stop_request.unlink(missing_ok=True)
-    for name, text in artifacts.files(job).items():
+    for name, text in files.items():
         write_atomic(run.home / name, text)
     attempt = state.attempt + 1 if state else 1
     records.write_state(run, "running", attempt)
@@ -175,7 +176,8 @@ def _status(events: list[Event], outcome: Outcome, *, stopped: bool) -> Status:
     return "interrupted" if stopped else "failed"
 
 
-def _failure(job: TrainJob, events: list[Event], outcome: Outcome, log_start: int) -> FtplanError:
+def failure(job: TrainJob, events: list[Event], outcome: Outcome, log_start: int) -> FtplanError:
+    """Why the attempt failed, as an error for users: bad input, or a failed run with the way on."""
     run = job.folder
     found = diagnosis.diagnose(events, outcome, diagnosis.tail(run.log, log_start))
     if found.bad_input:
@@ -188,7 +190,8 @@ def _failure(job: TrainJob, events: list[Event], outcome: Outcome, log_start: in
 
 
 @contextmanager
-def _locked(run: RunDir) -> Iterator[None]:
+def locked(run: RunDir) -> Iterator[None]:
+    """Hold the run's folder against other launches; raises InputError if one has it."""
     run.home.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:

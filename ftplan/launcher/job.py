@@ -101,6 +101,9 @@ class TrainJob(Spec):
     resume: bool = False
     rendezvous: Rendezvous | None = Field(default=None, description="how several machines meet, as this one knows it")
     timeout_seconds: PositiveInt = Field(default=1800, description="how long a rank waits for the others")
+    engine_env: str | None = Field(
+        default=None, min_length=1, description="environment of LLaMA-Factory, whose loop then trains; None: our own"
+    )
     predicted: Measured = NOT_MEASURED
     basis: Basis = Field(default=Basis(), description="what the prediction rests on")
 
@@ -130,6 +133,7 @@ class TrainJob(Spec):
                 "model": self.model.absolute(),
                 "tokenizer": self.tokenizer.absolute(),
                 "data": self.data.absolute(),
+                "engine_env": _absolute(self.engine_env) if self.engine_env else None,
             }
         )
 

@@ -17,6 +17,7 @@ from ftplan.launcher import checkpoints, data, demo, engine, records
 from ftplan.launcher.engine import OnEvent, Prepared
 from ftplan.launcher.events import Noted
 from ftplan.launcher.job import DataSource, Source, TrainJob
+from ftplan.launcher.llamafactory import engine as factory
 from ftplan.launcher.records import RunDir
 from ftplan.launcher.timeouts import collective_seconds
 from ftplan.profiles.detect import detect_gpus, detect_node
@@ -49,6 +50,7 @@ class RunSettings:
     tokenizer: str | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     nodes: NodeOptions = field(default_factory=NodeOptions)
+    engine_env: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False, waits: bo
         "data": source,
         "threads_per_process": _threads(ranks_here),
         "rendezvous": rendezvous,
+        "engine_env": str(settings.engine_env.absolute()) if settings.engine_env else None,
         "timeout_seconds": collective_seconds(estimate.total_params, estimate.trainable_params),
         "predicted": predicted(chosen, cluster),
         "basis": estimate.basis,
@@ -229,7 +232,7 @@ def going_on(job: TrainJob) -> TrainJob | RunRecord:
 
 def prepare(job: TrainJob) -> Prepared:
     """What launching ``job`` would start and write."""
-    return engine.prepare(job)
+    return factory.prepare(job) if job.engine_env else engine.prepare(job)
 
 
 def launch(job: TrainJob, chosen: Plan | None, on_event: OnEvent, *, anew: bool = False) -> RunRecord:
@@ -244,7 +247,8 @@ def launch(job: TrainJob, chosen: Plan | None, on_event: OnEvent, *, anew: bool 
     is_first = job.folder.node == 0
     if chosen is not None and is_first:
         _keep_plan(job, chosen, anew=anew)
-    record = engine.launch(job, on_event=on_event, anew=anew)
+    start = factory.launch if job.engine_env else engine.launch
+    record = start(job, on_event=on_event, anew=anew)
     if is_first and (note := recording.recorded(record, ranks=job.world_size)):
         on_event(Noted(note))
     return record

@@ -62,12 +62,16 @@ def start(host: str, node: int, *words: str, stdout: int = subprocess.DEVNULL) -
     """`ftplan` on a host, as the node with this number."""
     where = ("--nodes", "2", "--node-rank", str(node), "--rdzv-endpoint", f"10.77.0.1:{PORT}", "--rdzv-timeout", "120")
     # `ip netns exec` becomes the command: the process is ftplan itself.
-    return subprocess.Popen(
+    process = subprocess.Popen(
         ["ip", "netns", "exec", host, sys.executable, "-m", "ftplan", *words, *where],
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     )
+    # Each host takes all cores for its own: with threads for all of them, both would wait for each other.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(process.pid, {cores[node % len(cores)]})
+    return process
 
 
 def steps_of(run: RunDir) -> list[int]:
