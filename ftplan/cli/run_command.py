@@ -52,6 +52,9 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Of initial weights and
 GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Samples of one step (default 32).")]
 Method = Annotated[str | None, typer.Option("--method", help="auto, full, lora or qlora.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command and the files; start nothing.")]
+CacheDir = Annotated[
+    Path | None, typer.Option("--cache-dir", help="For what libraries download and compile (default: their own).")
+]
 Engine = Annotated[str | None, typer.Option("--engine", help="Whose loop trains: ftplan (default) or llamafactory.")]
 EngineEnv = Annotated[
     Path | None, typer.Option("--engine-env", help="Folder of the environment that holds llamafactory-cli.")
@@ -118,6 +121,7 @@ def command(
     rdzv_timeout: JoinSeconds = None,
     interface: Interface = None,
     timeout: Timeout = None,
+    cache_dir: CacheDir = None,
     engine: Engine = None,
     engine_env: EngineEnv = None,
     dry_run: DryRun = False,
@@ -246,6 +250,7 @@ def _start(chosen: Plan, given: dict[str, Any], *, dry_run: bool, force: bool, a
         hyperparameters={field: given[name] for name, field in HYPERPARAMETERS.items() if name in given},
         nodes=_nodes(given),
         engine_env=given.get("engine_env"),
+        cache_dir=given.get("cache_dir"),
     )
     if given.get("demo"):
         settings = running.demo_settings(settings)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ftplan.errors import InputError
+from ftplan.launcher.environment import Variable, caches, settled
 from ftplan.launcher.job import DeviceKind, TrainJob
 from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.spec import RunConfig
@@ -22,6 +23,20 @@ WORKER_MODULE: Final = "ftplan.launcher.train"
 ZERO_STAGES: Final[Mapping[str, int]] = {"zero1": 1, "zero2": 2, "zero3": 3}
 OFFLINE: Final[Mapping[str, str]] = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 """Without it, peft and trl ask the hub about a model that is a local folder, and wait for a timeout."""
+PLANNED: Final = frozenset({"CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF"})
+"""What the estimate rests on: a value of the user's own would make it another run."""
+WHY: Final[Mapping[str, str]] = {
+    "OMP_NUM_THREADS": "this machine's cores, shared by its processes; torchrun would say 1",
+    "PYTHONUNBUFFERED": "the log has every line at once",
+    "TOKENIZERS_PARALLELISM": "tokenizer threads and forked loaders deadlock",
+    "TENSORBOARD_LOGGING_DIR": "curves lie beside the run",
+    "HF_HUB_OFFLINE": "everything is local: no waiting for the hub",
+    "HF_DATASETS_OFFLINE": "everything is local: no waiting for the hub",
+    "CUDA_VISIBLE_DEVICES": "the devices of the plan",
+    "PYTORCH_ALLOC_CONF": "the plan counts on expandable segments",
+    "GLOO_SOCKET_IFNAME": "the way to node 0; the host's name may lead to loopback",
+    "NCCL_SOCKET_IFNAME": "--interface",
+}
 
 
 def argv(job: TrainJob, job_file: str, python: str | None = None) -> list[str]:
@@ -60,8 +75,13 @@ def command(
 
 
 def environment(job: TrainJob) -> dict[str, str]:
-    """What the processes need in their environment beside what they inherit."""
-    return {
+    """What the processes need in their environment beside what they inherit, whatever the user has set there."""
+    return dict(settled(variables(job, {}), {}).values)
+
+
+def variables(job: TrainJob, environ: Mapping[str, str]) -> tuple[Variable, ...]:
+    """What the run sets, with reasons; ``environ`` is what its processes would inherit."""
+    wanted = {
         **worker_environment(job.threads_per_process),
         # Since transformers 5.15 this is the only way to say where TensorBoard's files go.
         "TENSORBOARD_LOGGING_DIR": str(Path(job.run_dir) / "tensorboard"),
@@ -69,6 +89,19 @@ def environment(job: TrainJob) -> dict[str, str]:
         **device_environment(job.config, job.device),
         **(job.rendezvous.environment() if job.rendezvous else {}),
     }
+    return (*explained(wanted), *cache_variables(job, environ))
+
+
+def explained(wanted: Mapping[str, str]) -> tuple[Variable, ...]:
+    """``wanted`` with reasons, and whether the plan counts on each."""
+    return tuple(Variable(name, value, WHY.get(name, ""), name in PLANNED) for name, value in wanted.items())
+
+
+def cache_variables(job: TrainJob, environ: Mapping[str, str]) -> tuple[Variable, ...]:
+    """Where libraries keep their caches; nothing for a machine that is not known, as by an empty ``environ``."""
+    if not environ and job.cache_dir is None:
+        return ()
+    return caches(job.cache_dir, nodes=job.nodes, home=Path.home(), environ=environ)
 
 
 def worker_environment(threads: int) -> dict[str, str]:

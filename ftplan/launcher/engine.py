@@ -7,13 +7,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from ftplan.errors import FtplanError, InputError, RunFailedError
 from ftplan.files import write_atomic
 from ftplan.launcher import artifacts, checkpoints, diagnosis, monitor, records
-from ftplan.launcher.events import Event, Finished, Started
+from ftplan.launcher.environment import settled
+from ftplan.launcher.events import Event, Finished, Noted, Started
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.process import Child, Outcome
 from ftplan.launcher.records import RunDir, Status
@@ -28,11 +29,17 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What `launch` would do: the command, what it adds to the environment, and the files by path."""
+    """What `launch` would do: the command, what it adds to the environment and why, and the files by path.
+
+    ``notes`` say what of the user's environment is replaced; ``timeout_seconds`` is how long a rank waits for others.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     files: Mapping[str, str]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    timeout_seconds: int | None = None
 
 
 def _ignore(_event: Event) -> None:
@@ -51,7 +58,9 @@ def prepare(job: TrainJob) -> Prepared:
     job = job.absolute()
     run = job.folder
     files = {str(run.home / name): text for name, text in artifacts.files(job).items()}
-    return Prepared(tuple(artifacts.argv(job, str(run.job))), artifacts.environment(job), files)
+    found = settled(artifacts.variables(job, os.environ), os.environ)
+    command = tuple(artifacts.argv(job, str(run.job)))
+    return Prepared(command, found.values, files, found.reasons, found.notes, job.timeout_seconds)
 
 
 def load_job(run: RunDir) -> TrainJob:
@@ -160,7 +169,10 @@ def _follow(run: RunDir, job: TrainJob, on_event: OnEvent) -> tuple[list[Event],
             on_event(event)
 
     command = artifacts.argv(job, str(run.job))
-    with StopRequests() as requests, Child(command, artifacts.environment(job), run.log) as child:
+    environment = settled(artifacts.variables(job, os.environ), os.environ)
+    for note in environment.notes:
+        on_event(Noted(note))
+    with StopRequests() as requests, Child(command, environment.values, run.log) as child:
         while (outcome := child.wait(POLL_SECONDS)) is None:
             take()
             training = any(isinstance(event, Started) for event in events)

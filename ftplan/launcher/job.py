@@ -101,6 +101,7 @@ class TrainJob(Spec):
     resume: bool = False
     rendezvous: Rendezvous | None = Field(default=None, description="how several machines meet, as this one knows it")
     timeout_seconds: PositiveInt = Field(default=1800, description="how long a rank waits for the others")
+    cache_dir: str | None = Field(default=None, min_length=1, description="for what libraries download and compile")
     engine_env: str | None = Field(
         default=None, min_length=1, description="environment of LLaMA-Factory, whose loop then trains; None: our own"
     )
@@ -133,6 +134,7 @@ class TrainJob(Spec):
                 "model": self.model.absolute(),
                 "tokenizer": self.tokenizer.absolute(),
                 "data": self.data.absolute(),
+                "cache_dir": _absolute(self.cache_dir) if self.cache_dir else None,
                 "engine_env": _absolute(self.engine_env) if self.engine_env else None,
             }
         )

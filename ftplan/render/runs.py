@@ -100,7 +100,13 @@ def print_prepared(prepared: Prepared) -> None:
     console.print(words("  " + " ".join(shlex.quote(word) for word in prepared.argv)), soft_wrap=True)
     console.print(words("environment", style="bold"))
     for name, value in sorted(prepared.env.items()):
-        console.print(words(f"  {name}={shlex.quote(value)}"), soft_wrap=True)
+        why = prepared.reasons.get(name, "")
+        comment = (f"  # {why}", "dim") if why else ""
+        console.print(words(f"  {name}={shlex.quote(value)}", comment), soft_wrap=True)
+    if prepared.timeout_seconds is not None:
+        console.print(words(f"a rank waits {duration(prepared.timeout_seconds)} for the others"))
+    for note in prepared.notes:
+        console.print(words(f"note: {note}"), soft_wrap=True)
     for path, text in prepared.files.items():
         console.print(words(path, style="bold"), soft_wrap=True)
         console.print(words(text), soft_wrap=True)

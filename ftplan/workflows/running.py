@@ -51,6 +51,7 @@ class RunSettings:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     nodes: NodeOptions = field(default_factory=NodeOptions)
     engine_env: Path | None = None
+    cache_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,7 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False, waits: bo
         "data": source,
         "threads_per_process": _threads(ranks_here),
         "rendezvous": rendezvous,
+        "cache_dir": str(settings.cache_dir.absolute()) if settings.cache_dir else None,
         "engine_env": str(settings.engine_env.absolute()) if settings.engine_env else None,
         "timeout_seconds": collective_seconds(estimate.total_params, estimate.trainable_params),
         "predicted": predicted(chosen, cluster),

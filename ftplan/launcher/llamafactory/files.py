@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from ftplan.errors import InputError
 from ftplan.launcher import data
-from ftplan.launcher.artifacts import device_environment, worker_environment
+from ftplan.launcher.artifacts import cache_variables, device_environment, explained, worker_environment
 from ftplan.launcher.data import TrainingData
+from ftplan.launcher.environment import settled
 from ftplan.launcher.formats.given import Emitted, Target
 from ftplan.launcher.formats.llamafactory import FORMAT
 from ftplan.launcher.formats.rendering import settings_files, written
@@ -78,11 +79,11 @@ def launch(job: TrainJob, *, resume_from: Path | None = None) -> Launch:
     root = job.folder.root
     program, *words = emitted.command
     argv = (environment.program(program), *(str(root / word) if word in files else word for word in words))
+    wanted = explained({**worker_environment(job.threads_per_process), **device_environment(job.config, job.device)})
     env = {
-        **worker_environment(job.threads_per_process),
+        **settled((*wanted, *cache_variables(job, os.environ)), os.environ).values,
         # The log then tells the peaks of memory (LLaMA-Factory, train/callbacks.py).
         "RECORD_VRAM": "1",
-        **device_environment(job.config, job.device),
         **emitted.environment,
         **environment.variables(os.environ),
     }

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
     from ftplan.launcher.train.control import Control
 
-OF_ONE_NODE: Final = {"run_id", "run_dir", "rendezvous", "resume", "predicted", "basis", "threads_per_process"}
+OF_ONE_NODE: Final = {
+    "run_id",
+    "run_dir",
+    "rendezvous",
+    "resume",
+    "predicted",
+    "basis",
+    "threads_per_process",
+    "cache_dir",
+}
 """Fields of a job in which machines may differ."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
@@ -21,12 +20,12 @@ from ftplan.launcher.train.measure import StepClock
 from ftplan.launcher.train.model import build_model, load_tokenizer
 from ftplan.launcher.train.nodes import settle, step_to_go_on_from
 from ftplan.launcher.train.reporter import Reporter
+from ftplan.launcher.train.tokenizer_check import doubt
 from ftplan.launcher.train.trainer import PlannedTrainer
 
 
 def train(job: TrainJob, guard: Guard, reporter: Reporter) -> None:
     """Train to the end, or until asked to stop; raises whatever goes wrong."""
-    torch.set_num_threads(job.threads_per_process)
     tokenizer = load_tokenizer(job.tokenizer)
     data = prepare(job.data, tokenizer, job.seed)
     # The arguments start the process group, and with ZeRO-3 decide how a model is loaded: they come before the model.
@@ -36,6 +35,8 @@ def train(job: TrainJob, guard: Guard, reporter: Reporter) -> None:
     settle(job, setting.control, arguments)
     if data.note:
         setting.report(Noted(data.note))
+    if wrong := doubt(tokenizer):
+        setting.report(Noted(wrong))
     checkpoint = _checkpoint(setting)
     stopper = Stopper(setting)
     trainer = _trainer(setting, arguments, tokenizer, data, stopper)
