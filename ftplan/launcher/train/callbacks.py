@@ -180,8 +180,13 @@ def check_sharded(job: TrainJob, trainer: PlannedTrainer) -> None:
     """Assert that the sharding the job was planned with is real: the libraries drop it silently in places."""
     if job.config.sharding in ZERO_STAGES and not trainer.is_deepspeed_enabled:
         raise RuntimeError(f"DeepSpeed is not in use, though the job is sharded by {job.config.sharding}")
-    if fsdp_config(job.config) is not None and not any(isinstance(p, DTensor) for p in trainer.model.parameters()):
+    if fsdp_config(job.config) is None:
+        return
+    meshes = {p.device_mesh.shape for p in trainer.model.parameters() if isinstance(p, DTensor)}
+    if not meshes:
         raise RuntimeError(f"no parameter is sharded, though the job is sharded by {job.config.sharding}")
+    if job.config.sharding == "hsdp" and meshes != {(job.nodes, job.nproc_per_node)}:
+        raise RuntimeError(f"parameters lie on {meshes}, not on {job.nodes} machines of {job.nproc_per_node} devices")
 
 
 def _finite(value: float | None) -> float | None:
