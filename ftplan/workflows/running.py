@@ -204,7 +204,7 @@ def resumed(folder: Path | None, asked: NodeOptions | None = None, *, waits: boo
 
     Several nodes may meet elsewhere than before. Raises InputError if there is no run.
     """
-    newest = RunDir(folder) if folder is not None and (folder / "job.json").exists() else None
+    newest = _kept_in(folder) if folder is not None else None
     if newest is None:
         runs = folder or DEFAULT_RUNS
         newest = records.newest_resumable(runs)
@@ -215,6 +215,14 @@ def resumed(folder: Path | None, asked: NodeOptions | None = None, *, waits: boo
     job = engine.resume_job(newest)
     rendezvous = meeting(asked or NodeOptions(), os.environ, run_dir=newest.root, run_id=job.run_id, waits=waits)
     return job if rendezvous is None else job.model_copy(update={"rendezvous": rendezvous})
+
+
+def _kept_in(folder: Path) -> RunDir | None:
+    """The run in ``folder``; where machines have disks of their own, only the first has the run's own job file."""
+    if RunDir(folder).job.exists():
+        return RunDir(folder)
+    own = next(iter(folder.glob("nodes/*/job.json")), None)
+    return RunDir(folder, int(own.parent.name)) if own is not None and own.parent.name.isdecimal() else None
 
 
 def going_on(job: TrainJob) -> TrainJob | RunRecord:

@@ -78,7 +78,9 @@ COMMANDS = {
         --demo --resume --model --gpus --data --data-format --eval-fraction --method --global-batch
         --seq-len --lora-rank --lora-targets --sharding --offload --micro-batch --gradient-checkpointing
         --no-gradient-checkpointing --packing --no-packing --epochs --max-steps --learning-rate --save-steps
-        --keep --seed --weights --tokenizer --run-dir --dry-run --force --tune --json
+        --keep --seed --weights --tokenizer --run-dir --resume-or-start --nodes --node-rank --rdzv-endpoint
+        --rdzv-id --rdzv-timeout --interface --timeout --cache-dir --engine --engine-env --dry-run --force
+        --tune --json
     """,
     "calibrate": "--gpus --show --reset --json",
     "models": "--min-params --max-params --json",

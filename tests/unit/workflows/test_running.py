@@ -153,6 +153,13 @@ def test_nodes_that_resume_may_meet_elsewhere(tmp_path):
     assert running.resumed(tmp_path / "run").rendezvous == ready.job.rendezvous
 
 
+def test_a_second_node_with_a_disk_of_its_own_resumes_its_own_part(tmp_path):
+    ready = running.ready(demo_plan("2x1xcpu"), settings(tmp_path, nodes=SECOND))
+    write_atomic(ready.job.folder.job, ready.job.model_dump_json())
+    resumed = running.resumed(tmp_path / "run", SECOND)
+    assert resumed == ready.job.model_copy(update={"resume": True})
+
+
 def test_a_plan_for_two_machines_is_not_run_on_one(tmp_path):
     ready = running.ready(demo_plan("2x1xcpu"), settings(tmp_path))
     with pytest.raises(InputError, match="the plan is for 2 machines, and nothing says where they meet"):
