@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ftplan.cli import options
-from ftplan.cli.run_command import Data, DataForm, Demo, Keep, Method, RunDir, Tokenizer, Weights
+from ftplan.cli.run_options import Data, DataForm, Demo, Keep, Method, RunDir, Tokenizer, Weights
 from ftplan.errors import InputError
 
 if TYPE_CHECKING:

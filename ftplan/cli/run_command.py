@@ -6,90 +6,64 @@ import gc
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ftplan.cli import options
-from ftplan.errors import InputError
+from ftplan.cli.run_options import (
+    HYPERPARAMETERS,
+    NODE_OPTIONS,
+    PINS,
+    RESUME_OPTIONS,
+    CacheDir,
+    ChatTemplate,
+    CountFlops,
+    Data,
+    DataForm,
+    Dataset,
+    Demo,
+    DryRun,
+    Endpoint,
+    Engine,
+    EngineEnv,
+    Epochs,
+    EvalFraction,
+    Force,
+    GlobalBatch,
+    Interface,
+    JoinSeconds,
+    Keep,
+    LearningRate,
+    MaxFallbacks,
+    MaxRestarts,
+    MaxSteps,
+    Method,
+    NoDataCache,
+    NodeRank,
+    Nodes,
+    PlanFile,
+    Profile,
+    Rehearse,
+    RendezvousId,
+    Resume,
+    ResumeOrStart,
+    RunDir,
+    SaveSteps,
+    Seed,
+    SkipBadRows,
+    Timeout,
+    Tokenizer,
+    Track,
+    Tune,
+    Weights,
+)
+from ftplan.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from ftplan.launcher.job import TrainJob
     from ftplan.results import Plan, RunRecord
-    from ftplan.workflows.recovering import Patience
-
-PlanFile = Annotated[Path | None, typer.Argument(metavar="[PLAN.json]", help="A plan that ftplan plan --out wrote.")]
-Demo = Annotated[bool, typer.Option("--demo", help="Train the embedded tiny model on this machine's CPU, offline.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, or the newest that stopped.")]
-Data = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--data",
-        help="JSON or JSON Lines (may be repeated), a folder with dataset_info.json, or OWNER/NAME[:SPLIT].",
-    ),
-]
-Dataset = Annotated[
-    list[str] | None, typer.Option("--dataset", help="Sets of the dataset_info.json in --data: NAME[,NAME…].")
-]
-SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Train without the rows that cannot be used.")]
-ChatTemplate = Annotated[
-    str | None,
-    typer.Option("--chat-template", help="alpaca, chatml, llama3, mistral or plain, in place of the tokenizer's."),
-]
-NoDataCache = Annotated[bool, typer.Option("--no-data-cache", help="Tokenize anew, and keep nothing of it.")]
-DataForm = Annotated[
-    str | None, typer.Option("--data-format", help="auto, alpaca, sharegpt, chat, prompt-completion or text.")
-]
-EvalFraction = Annotated[float | None, typer.Option("--eval-fraction", min=0.0, max=0.9, help="Rows held out.")]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run (default ftplan-runs/ID).")]
-Weights = Annotated[str | None, typer.Option("--weights", help="Folder with the weights, if --model is only a name.")]
-Tokenizer = Annotated[str | None, typer.Option("--tokenizer", help="Folder or hub id of the tokenizer.")]
-Epochs = Annotated[float | None, typer.Option("--epochs", min=0.0001, help="Passes over the data (default 1).")]
-MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Optimizer steps, instead of epochs.")]
-LearningRate = Annotated[
-    float | None, typer.Option("--learning-rate", min=1e-12, help="Default 2e-4, full training 1e-5.")
-]
-SaveSteps = Annotated[int | None, typer.Option("--save-steps", min=1, help="Steps between checkpoints.")]
-Keep = Annotated[int | None, typer.Option("--keep", min=1, help="Complete checkpoints to keep.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of initial weights and data order (default 42).")]
-GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Samples of one step (default 32).")]
-Track = Annotated[
-    list[str] | None, typer.Option("--track", help="A tracker beside TensorBoard: wandb, mlflow, …; several times.")
-]
-CountFlops = Annotated[bool, typer.Option("--count-flops", help="Count the FLOPs of one step.")]
-Profile = Annotated[bool, typer.Option("--profile", help="Trace a few steps with the PyTorch profiler.")]
-Method = Annotated[str | None, typer.Option("--method", help="auto, full, lora, qlora or llama-adapter.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command and the files; start nothing.")]
-Tune = Annotated[bool, typer.Option("--tune", help="Measure the best plans first, and train the fastest.")]
-Rehearse = Annotated[
-    bool, typer.Option("--rehearse", help="Random weights and tokens, a few steps: prove the plan without a download.")
-]
-MaxRestarts = Annotated[
-    int, typer.Option("--max-restarts", min=0, help="Restarts by itself between two checkpoints, after a dead worker.")
-]
-MaxFallbacks = Annotated[
-    int, typer.Option("--max-fallbacks", min=0, help="Changes to a smaller plan by itself, when memory runs out.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Start even what does not fit, or what preflight refuses.")]
-
-HYPERPARAMETERS = {
-    "epochs": "epochs",
-    "max_steps": "max_steps",
-    "learning_rate": "learning_rate",
-    "save_steps": "save_steps",
-    "keep": "save_total_limit",
-    "seed": "seed",
-    "track": "trackers",
-    "count_flops": "count_flops",
-    "profile": "profile",
-}
-RESUME_OPTIONS = frozenset({"resume", "run_dir", "dry_run", "force", "as_json", "max_restarts", "max_fallbacks"})
-PINS = frozenset(
-    {
-        *("lora_rank", "lora_targets", "adapter_len", "adapter_layers", "sharding", "offload", "micro_batch"),
-        *("gradient_checkpointing", "packing"),
-    }
-)
+    from ftplan.workflows.nodes import NodeOptions
 
 
 def command(
@@ -129,6 +103,17 @@ def command(
     track: Track = None,
     count_flops: CountFlops = False,
     profile: Profile = False,
+    resume_or_start: ResumeOrStart = False,
+    nodes: Nodes = None,
+    node_rank: NodeRank = None,
+    rdzv_endpoint: Endpoint = None,
+    rdzv_id: RendezvousId = None,
+    rdzv_timeout: JoinSeconds = None,
+    interface: Interface = None,
+    timeout: Timeout = None,
+    cache_dir: CacheDir = None,
+    engine: Engine = None,
+    engine_env: EngineEnv = None,
     dry_run: DryRun = False,
     force: Force = False,
     tune: Tune = False,
@@ -144,16 +129,14 @@ def command(
     given = {name: value for name, value in locals().items() if value is not None}
     if count_flops and profile:
         raise InputError("--count-flops and --profile disturb each other", hint="give one of the two", field="profile")
+    foreign = _is_foreign(engine, engine_env)
     gc.enable()  # this command lives for hours (see ftplan.__main__)
-    if not dry_run:
+    if not (dry_run or foreign or resume):
         require_training_libraries()
     if resume:
-        from ftplan.workflows import running
-
-        _only_resume(given)
-
-        return _go(running.resumed(run_dir), None, given)
-    chosen = _confirmed(_plan(given), made_before="plan_file" in given, dry_run=dry_run)
+        return _resume(given)
+    # A trace runs in this environment's libraries, LLaMA-Factory in those of its own.
+    chosen = _confirmed(_plan(given), made_before="plan_file" in given, skip=dry_run or foreign)
     if chosen.config is None:
         from ftplan.render.plans import print_plan
 
@@ -162,6 +145,16 @@ def command(
     if tune and not dry_run:
         chosen = _tuned(chosen)
     return _start(chosen, given)
+
+
+def _resume(given: Mapping[str, Any]) -> int:
+    from ftplan.workflows import running
+
+    _only_resume(given)
+    job = running.resumed(given.get("run_dir"), _nodes(given), waits=not given["dry_run"])
+    if not (given["dry_run"] or job.engine_env):
+        require_training_libraries()
+    return _go(job, None, given)
 
 
 def _tuned(chosen: Plan) -> Plan:
@@ -182,6 +175,16 @@ def _only_resume(given: Mapping[str, Any]) -> None:
         raise InputError(f"--resume takes no {shown}", hint=hint, field=others[0])
 
 
+def _is_foreign(engine: str | None, engine_env: Path | None) -> bool:
+    """Whether LLaMA-Factory's loop trains; raises InputError for another engine, or one without its environment."""
+    if engine not in (None, "ftplan", "llamafactory"):
+        raise UnknownNameError("engine", engine, ("ftplan", "llamafactory"), field="engine")
+    if (engine == "llamafactory") != (engine_env is not None):
+        hint = "--engine llamafactory --engine-env DIR, with DIR/bin/llamafactory-cli in it"
+        raise InputError("--engine llamafactory and --engine-env go together", hint=hint, field="engine_env")
+    return engine_env is not None
+
+
 def require_training_libraries() -> None:
     """Raise InputError if the extra that trains is not installed."""
     missing = [name for name in ("torch", "transformers", "peft", "trl") if importlib.util.find_spec(name) is None]
@@ -197,6 +200,8 @@ def _plan(given: dict[str, Any]) -> Plan:
             raise InputError("a plan file needs no --demo or --model", hint="ftplan run PLAN.json --data FILE")
         return planning.load_plan(given["plan_file"])
     if given.get("demo"):
+        if "engine_env" in given:
+            raise InputError("--demo trains by ftplan's own engine", hint="leave --engine out", field="engine")
         if "model" in given:
             raise InputError("--demo brings its own model", hint="leave --model out", field="model")
         return running.demo_plan(given.get("gpus", running.DEMO_GPUS))
@@ -208,12 +213,17 @@ def _plan(given: dict[str, Any]) -> Plan:
     pins = {name: value for name, value in given.items() if name in PINS}
     if given.get("eval_fraction"):
         pins["evaluates"] = True
-    return planning.plan(planning.plan_request(given.get("gpus", "local"), pins=pins, **asked))
+    request = planning.plan_request(given.get("gpus", "local"), pins=pins, **asked)
+    if "engine_env" in given:
+        from ftplan.workflows import emitting
+
+        return emitting.plan(request, emitting.Emission((given["engine"],)))
+    return planning.plan(request)
 
 
-def _confirmed(chosen: Plan, *, made_before: bool, dry_run: bool) -> Plan:
+def _confirmed(chosen: Plan, *, made_before: bool, skip: bool) -> Plan:
     """``chosen`` as a trace confirms it; a dry run starts nothing and needs no training libraries."""
-    if dry_run:
+    if skip:
         return chosen
     from ftplan.render.console import err, words
     from ftplan.workflows import confirming
@@ -225,6 +235,7 @@ def _confirmed(chosen: Plan, *, made_before: bool, dry_run: bool) -> Plan:
 
 
 def _start(chosen: Plan, given: dict[str, Any]) -> int:
+    from ftplan.results import RunRecord
     from ftplan.workflows import running
 
     settings = running.RunSettings(
@@ -240,23 +251,40 @@ def _start(chosen: Plan, given: dict[str, Any]) -> int:
         tokenizer=given.get("tokenizer"),
         rehearse=given["rehearse"],
         hyperparameters={field: given[name] for name, field in HYPERPARAMETERS.items() if name in given},
+        nodes=_nodes(given),
+        engine_env=given.get("engine_env"),
+        cache_dir=given.get("cache_dir"),
     )
     if given.get("demo"):
         settings = running.demo_settings(settings)
-    ready = running.ready(chosen, settings, force=given["force"])
+    ready = running.ready(chosen, settings, force=given["force"], waits=not given["dry_run"])
     if not given["as_json"]:
         from ftplan.render.plans import print_choice
 
         print_choice(ready.plan)
-    return _go(ready.job, ready.plan, given)
+    if not given["resume_or_start"]:
+        return _go(ready.job, ready.plan, given)
+    found = running.going_on(ready.job)
+    if isinstance(found, RunRecord):
+        return _finish(found, ready.job, as_json=given["as_json"])
+    return _go(found, None if found.resume else ready.plan, given)
+
+
+def _nodes(given: Mapping[str, Any]) -> NodeOptions:
+    from ftplan.workflows.nodes import NodeOptions
+
+    return NodeOptions(**{field: given[name] for name, field in NODE_OPTIONS.items() if name in given})
 
 
 def _go(job: TrainJob, chosen: Plan | None, given: Mapping[str, Any]) -> int:
     """Launch ``job``, or show what would be launched, as the command's options say."""
-    from ftplan.render.runs import RunDisplay, print_prepared
+    from ftplan.render.runs import RunDisplay, print_meeting, print_prepared
     from ftplan.results import to_json
     from ftplan.workflows import running
+    from ftplan.workflows.recovering import Patience
 
+    if job.rendezvous is not None:
+        print_meeting(job.rendezvous)
     if given["dry_run"]:
         prepared = running.prepare(job)
         if given["as_json"]:
@@ -265,8 +293,9 @@ def _go(job: TrainJob, chosen: Plan | None, given: Mapping[str, Any]) -> int:
             print_prepared(prepared)
         return 0
     _preflight(job, chosen, force=given["force"])
+    patience = Patience(fallbacks=given["max_fallbacks"], restarts=given["max_restarts"])
     with RunDisplay(job) as display:
-        record = running.launch(job, chosen, display.show, patience(given))
+        record = running.launch(job, chosen, display.show, patience, anew=given["resume_or_start"])
     return _finish(record, job, as_json=given["as_json"])
 
 
@@ -279,13 +308,6 @@ def _preflight(job: TrainJob, chosen: Plan | None, *, force: bool) -> None:
     print_notes(findings, forced=force)
     if not force:
         preflight.refuse(findings)
-
-
-def patience(given: Mapping[str, Any]) -> Patience:
-    """How often the run may recover by itself."""
-    from ftplan.workflows.recovering import Patience
-
-    return Patience(fallbacks=given["max_fallbacks"], restarts=given["max_restarts"])
 
 
 def _finish(record: RunRecord, job: TrainJob, *, as_json: bool) -> int:

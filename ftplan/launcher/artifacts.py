@@ -10,32 +10,43 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from ftplan.errors import InputError
 from ftplan.launcher import trackers
+from ftplan.launcher.environment import Variable, caches, settled
 from ftplan.launcher.job import DeviceKind, TrainJob
+from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.spec import RunConfig
 
 WORKER_MODULE: Final = "ftplan.launcher.train"
 ZERO_STAGES: Final[Mapping[str, int]] = {"zero1": 1, "zero2": 2, "zero3": 3}
 OFFLINE: Final[Mapping[str, str]] = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 """Without it, peft and trl ask the hub about a model that is a local folder, and wait for a timeout."""
+PLANNED: Final = frozenset({"CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF"})
+"""What the estimate rests on: a value of the user's own would make it another run."""
+WHY: Final[Mapping[str, str]] = {
+    "OMP_NUM_THREADS": "this machine's cores, shared by its processes; torchrun would say 1",
+    "PYTHONUNBUFFERED": "the log has every line at once",
+    "TOKENIZERS_PARALLELISM": "tokenizer threads and forked loaders deadlock",
+    "TENSORBOARD_LOGGING_DIR": "curves lie beside the run",
+    "HF_HUB_OFFLINE": "everything is local: no waiting for the hub",
+    "HF_DATASETS_OFFLINE": "everything is local: no waiting for the hub",
+    "CUDA_VISIBLE_DEVICES": "the devices of the plan",
+    "PYTORCH_ALLOC_CONF": "the plan counts on expandable segments",
+    "GLOO_SOCKET_IFNAME": "the way to node 0; the host's name may lead to loopback",
+    "NCCL_SOCKET_IFNAME": "--interface",
+}
 
 
 def argv(job: TrainJob, job_file: str, python: str | None = None) -> list[str]:
     """The command that starts every rank of ``job`` on this machine.
 
-    ``python`` is this interpreter unless given. Raises InputError for a job on several machines.
+    ``python`` is this interpreter unless given.
     """
-    if job.nodes > 1:
-        raise InputError(
-            f"the job spans {job.nodes} machines, and only one can be launched from here",
-            hint="plan for the devices of one machine",
-            field="gpus",
-        )
     ranks = None if is_alone(job.config, job.device) else job.nproc_per_node
-    return command(WORKER_MODULE, job_file, ranks=ranks, python=python)
+    return command(WORKER_MODULE, job_file, ranks=ranks, python=python, rendezvous=job.rendezvous)
 
 
 def is_alone(config: RunConfig, device: DeviceKind) -> bool:
@@ -48,22 +59,49 @@ def is_alone(config: RunConfig, device: DeviceKind) -> bool:
     return device == "cuda" and config.sharding == "none"
 
 
-def command(module: str, job_file: str, *, ranks: int | None, python: str | None = None) -> list[str]:
-    """The command that runs ``module`` on ``job_file``: under torchrun with so many ranks, or alone for None."""
+def command(
+    module: str,
+    job_file: str,
+    *,
+    ranks: int | None,
+    python: str | None = None,
+    rendezvous: Rendezvous | None = None,
+) -> list[str]:
+    """The command that runs ``module`` on ``job_file``: under torchrun with so many ranks here, or alone for None."""
     start = [python or sys.executable]
     if ranks is not None:
-        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        meeting = rendezvous.torchrun_options() if rendezvous else ["--standalone"]
+        start += ["-m", "torch.distributed.run", *meeting, "--nproc_per_node", str(ranks)]
     return [*start, "-m", module, job_file]
 
 
 def environment(job: TrainJob) -> dict[str, str]:
-    """What the processes need in their environment beside what they inherit."""
-    return {
+    """What the processes need in their environment beside what they inherit, whatever the user has set there."""
+    return dict(settled(variables(job, {}), {}).values)
+
+
+def variables(job: TrainJob, environ: Mapping[str, str]) -> tuple[Variable, ...]:
+    """What the run sets, with reasons; ``environ`` is what its processes would inherit."""
+    wanted = {
         **worker_environment(job.threads_per_process),
         **trackers.environment(job),
         **({} if _needs_hub(job) else OFFLINE),
         **device_environment(job.config, job.device),
+        **(job.rendezvous.environment() if job.rendezvous else {}),
     }
+    return (*explained(wanted), *cache_variables(job, environ))
+
+
+def explained(wanted: Mapping[str, str]) -> tuple[Variable, ...]:
+    """``wanted`` with reasons, and whether the plan counts on each."""
+    return tuple(Variable(name, value, WHY.get(name, ""), name in PLANNED) for name, value in wanted.items())
+
+
+def cache_variables(job: TrainJob, environ: Mapping[str, str]) -> tuple[Variable, ...]:
+    """Where libraries keep their caches; nothing for a machine that is not known, as by an empty ``environ``."""
+    if not environ and job.cache_dir is None:
+        return ()
+    return caches(job.cache_dir, nodes=job.nodes, home=Path.home(), environ=environ)
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -90,7 +128,7 @@ def device_environment(config: RunConfig, device: DeviceKind) -> dict[str, str]:
     return variables
 
 
-def check_launchable(config: RunConfig, device: DeviceKind) -> None:
+def check_launchable(config: RunConfig, device: DeviceKind, *, nodes: int = 1) -> None:
     """Raise InputError for what would train, but not as configured."""
     sharding = config.sharding
     if device == "cpu" and fsdp_config(config) is not None:
@@ -99,11 +137,36 @@ def check_launchable(config: RunConfig, device: DeviceKind) -> None:
             hint="use ddp, zero1, zero2 or zero3",
             field="sharding",
         )
-    if sharding == "hsdp":
+    if sharding == "hsdp" and nodes == 1:
         raise InputError(
-            "sharding hsdp spreads over several machines, and only one can be launched from here",
+            "sharding hsdp spreads over several machines, and this is one",
             hint="use fsdp2",
             field="sharding",
+        )
+
+
+def check_rendezvous(job: TrainJob) -> None:
+    """Raise InputError where the machines of ``job`` and those that would meet are not the same."""
+    meeting = job.rendezvous
+    if job.nodes > 1 and meeting is None:
+        raise InputError(
+            f"the plan is for {job.nodes} machines, and nothing says where they meet",
+            hint=f"on each of them: --nodes {job.nodes} --node-rank R --rdzv-endpoint HOST:PORT, HOST being node 0; "
+            "or let a scheduler do it: ftplan plan --format slurm",
+            field="nodes",
+        )
+    if meeting is not None and meeting.nodes != job.nodes:
+        raise InputError(
+            f"the plan is for {job.nodes} machine(s), and {meeting.origin} says {meeting.nodes}",
+            hint=f"plan for {meeting.nodes} (--gpus {meeting.nodes}x8xH100 is nodes x GPUs), or run it with "
+            f"--nodes {job.nodes}",
+            field="nodes",
+        )
+    if meeting is not None and meeting.is_elastic and job.config.sharding != "ddp":
+        raise InputError(
+            f"sharding {job.config.sharding} cannot go on with fewer nodes: each holds a part of the state",
+            hint=f"use ddp, or --nodes {meeting.nodes}",
+            field="nodes",
         )
 
 

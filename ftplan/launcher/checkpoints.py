@@ -65,7 +65,7 @@ def complete(root: Path) -> list[Checkpoint]:
 
 def latest_complete(root: Path) -> Checkpoint | None:
     """The complete checkpoint under ``root`` with the highest step."""
-    by_step = sorted(_folders(root), key=_step_in_name, reverse=True)
+    by_step = sorted(_folders(root), key=step_of, reverse=True)
     return next((checkpoint for folder in by_step if (checkpoint := read(folder)) is not None), None)
 
 
@@ -96,10 +96,11 @@ def set_aside(root: Path) -> Path | None:
 
 
 def _folders(root: Path) -> list[Path]:
-    return [path for path in root.glob(f"{PREFIX}*") if path.is_dir() and _step_in_name(path) >= 0]
+    return [path for path in root.glob(f"{PREFIX}*") if path.is_dir() and step_of(path) >= 0]
 
 
-def _step_in_name(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint's name; -1 for another folder's."""
     digits = folder.name.removeprefix(PREFIX)
     return int(digits) if digits.isascii() and digits.isdecimal() else -1
 

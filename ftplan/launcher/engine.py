@@ -9,14 +9,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, cast
 
-from ftplan.errors import FailureKind, FtplanError, InputError, RunFailedError
+from ftplan.errors import FtplanError, InputError, RunFailedError
 from ftplan.files import write_atomic
 from ftplan.launcher import artifacts, checkpoints, diagnosis, monitor, records
-from ftplan.launcher.events import Event, Finished, Started
+from ftplan.launcher.environment import settled
+from ftplan.launcher.events import Event, Finished, Noted, Started
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.process import Child, Outcome
 from ftplan.launcher.records import RunDir, Status
@@ -33,34 +33,53 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What `launch` would do: the command, what it adds to the environment, and the files by path."""
+    """What `launch` would do: the command, what it adds to the environment and why, and the files by path.
+
+    ``notes`` say what of the user's environment is replaced; ``timeout_seconds`` is how long a rank waits for others.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     files: Mapping[str, str]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    timeout_seconds: int | None = None
 
 
 def _ignore(_event: Event) -> None:
     """Do nothing with an event."""
 
 
+def check(job: TrainJob) -> None:
+    """Raise InputError for a job that cannot be launched as it is configured, or not on these machines."""
+    artifacts.check_rendezvous(job)
+    artifacts.check_launchable(job.config, job.device, nodes=job.nodes)
+
+
 def prepare(job: TrainJob) -> Prepared:
     """The command and files of ``job``, for a dry run; touches nothing."""
+    check(job)
     job = job.absolute()
-    run = RunDir(Path(job.run_dir))
-    files = {str(run.root / name): text for name, text in artifacts.files(job).items()}
-    return Prepared(tuple(artifacts.argv(job, str(run.job))), artifacts.environment(job), files)
+    run = job.folder
+    files = {str(run.home / name): text for name, text in artifacts.files(job).items()}
+    found = settled(artifacts.variables(job, os.environ), os.environ)
+    command = tuple(artifacts.argv(job, str(run.job)))
+    return Prepared(command, found.values, files, found.reasons, found.notes, job.timeout_seconds)
 
 
 def load_job(run: RunDir) -> TrainJob:
-    """The job a run was launched with; raises InputError if its file is missing or unreadable."""
+    """The job a run was launched with; raises InputError if its file is missing or unreadable.
+
+    A machine that has none of its own takes the first one's, where the disk is shared.
+    """
+    file = run.job if run.job.exists() else RunDir(run.root).job
     try:
-        return TrainJob.model_validate_json(run.job.read_bytes())
+        return TrainJob.model_validate_json(file.read_bytes())
     except OSError as error:
         raise InputError(f"no run in {run.root}: {error.strerror}", field="resume") from error
     except ValueError as error:
         raise InputError(
-            f"{run.job} is not a job of this ftplan", hint="another version wrote it, or it is damaged", field="resume"
+            f"{file} is not a job of this ftplan", hint="another version wrote it, or it is damaged", field="resume"
         ) from error
 
 
@@ -69,55 +88,71 @@ def resume_job(run: RunDir) -> TrainJob:
     return load_job(run).model_copy(update={"resume": True, "run_dir": str(run.root)})
 
 
-def launch(job: TrainJob, *, on_event: OnEvent = _ignore, again: bool = False) -> RunRecord:
+def launch(job: TrainJob, *, on_event: OnEvent = _ignore, anew: bool = False) -> RunRecord:
     """Train ``job`` and return its record, with status ``finished`` or ``interrupted``.
 
-    ``again`` lets a job that does not resume begin anew in the folder of a run that failed.
+    With ``anew`` an attempt in the same folder that saved nothing is set aside.
 
     The first SIGINT or SIGTERM to this process asks the workers to save a checkpoint and stop, the second ends them.
     Raises InputError if the run's folder, the data or the tokenizer cannot be used, RunFailedError if the run failed
     (the record says so, too).
     """
-    artifacts.check_launchable(job.config, job.device)
+    check(job)
     job = job.absolute()
-    run = RunDir(Path(job.run_dir))
-    with _locked(run):
-        attempt = _open(run, job, again=again)
+    run = job.folder
+    with locked(run):
+        attempt = open_attempt(run, job, artifacts.files(job), anew=anew)
         started = time.monotonic()
         log_start = monitor.size_of(run.log)
         events, outcome, stopped = _follow(run, job, on_event)
         wall_seconds = time.monotonic() - started
         status = _status(events, outcome, stopped=stopped)
-        failure = _failure(run, events, outcome, log_start) if status == "failed" else None
         record = summarise(job, status, events, monitor.read_all(run.metrics), wall_seconds)
-        try:
-            records.write_record(run, record)
-            records.write_state(run, status, attempt)
-        except OSError as error:
-            failure = failure or _unwritable(run, error)
-    if failure is not None:
-        raise failure
+        error = failure(job, events, outcome, log_start) if status == "failed" else None
+        end_attempt(run, record, attempt, error)
     return record
 
 
-def _open(run: RunDir, job: TrainJob, *, again: bool) -> int:
-    """Make the run's folder ready and return the number of this attempt."""
+def end_attempt(run: RunDir, record: RunRecord, attempt: int, error: FtplanError | None) -> None:
+    """Keep the record and the state that an attempt ended in; raises ``error``, or what hinders writing them."""
+    try:
+        records.write_record(run, record)
+        records.write_state(run, cast("Status", record.status), attempt)
+    except OSError as unwritable:
+        full = unwritable.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise error or RunFailedError(
+            f"cannot write to {run.root}: {unwritable.strerror}", kind="disk_full" if full else "error"
+        ) from unwritable
+    if error is not None:
+        raise error
+
+
+def open_attempt(run: RunDir, job: TrainJob, files: Mapping[str, str], *, anew: bool) -> int:
+    """Make the run's folder ready, with ``files`` in it, and return the number of this attempt.
+
+    Of several machines the first decides whether a run begins or goes on; the others follow it. Raises InputError for a
+    folder that holds a run already, or none to go on with.
+    """
     state = records.read_state(run)
-    if job.resume:
-        _check_resumable(run, job)
-    elif not again and (state is not None or checkpoints.latest_complete(run.checkpoints) is not None):
-        raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
-    checkpoints.discard_incomplete(run.checkpoints)
+    if run.node == 0:
+        _check_folder(run, job, state, anew=anew)
+        checkpoints.discard_incomplete(run.checkpoints)
     run.stop_request.unlink(missing_ok=True)
-    for name, text in artifacts.files(job).items():
-        write_atomic(run.root / name, text)
+    for name, text in files.items():
+        write_atomic(run.home / name, text)
     attempt = state.attempt + 1 if state else 1
     records.write_state(run, "running", attempt)
     return attempt
 
 
-def _check_resumable(run: RunDir, job: TrainJob) -> None:
-    state = records.read_state(run)
+def _check_folder(run: RunDir, job: TrainJob, state: records.RunState | None, *, anew: bool) -> None:
+    if job.resume:
+        _check_resumable(run, job, state)
+    elif (state is not None and not anew) or checkpoints.latest_complete(run.checkpoints) is not None:
+        raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
+
+
+def _check_resumable(run: RunDir, job: TrainJob, state: records.RunState | None) -> None:
     if state is not None and state.status == "finished":
         raise InputError(f"the run in {run.root} is finished: there is nothing to resume", field="resume")
     last = checkpoints.latest_complete(run.checkpoints)
@@ -150,7 +185,10 @@ def _follow(run: RunDir, job: TrainJob, on_event: OnEvent) -> tuple[list[Event],
             on_event(event)
 
     command = artifacts.argv(job, str(run.job))
-    with StopRequests() as requests, Child(command, artifacts.environment(job), run.log) as child:
+    environment = settled(artifacts.variables(job, os.environ), os.environ)
+    for note in environment.notes:
+        on_event(Noted(note))
+    with StopRequests() as requests, Child(command, environment.values, run.log) as child:
         while (outcome := child.wait(POLL_SECONDS)) is None:
             take()
             training = any(isinstance(event, Started) for event in events)
@@ -166,7 +204,9 @@ def _status(events: list[Event], outcome: Outcome, *, stopped: bool) -> Status:
     return "interrupted" if stopped else "failed"
 
 
-def _failure(run: RunDir, events: list[Event], outcome: Outcome, log_start: int) -> FtplanError:
+def failure(job: TrainJob, events: list[Event], outcome: Outcome, log_start: int) -> FtplanError:
+    """Why the attempt failed, as an error for users: bad input, or a failed run with the way on."""
+    run = job.folder
     found = diagnosis.diagnose(events, outcome, diagnosis.tail(run.log, log_start))
     if found.bad_input:
         return InputError(found.message, hint=found.hint)
@@ -178,18 +218,15 @@ def _failure(run: RunDir, events: list[Event], outcome: Outcome, log_start: int)
         checkpoints.discard_incomplete(run.checkpoints)
     last = checkpoints.latest_complete(run.checkpoints)
     way_on = f"step {last.step} is saved: resume the run to go on from there" if last else ""
-    hint = "; ".join(part for part in (found.hint, way_on, f"log: {run.log}") if part)
+    others = "another node may have failed first: see its log, too" if job.nodes > 1 else ""
+    hint = "; ".join(part for part in (found.hint, way_on, others, f"log: {run.log}") if part)
     return RunFailedError(found.message, hint=hint, kind=found.kind)
 
 
-def _unwritable(run: RunDir, error: OSError) -> RunFailedError:
-    kind: FailureKind = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "error"
-    return RunFailedError(f"cannot write to {run.root}: {error.strerror}", kind=kind)
-
-
 @contextmanager
-def _locked(run: RunDir) -> Iterator[None]:
-    run.root.mkdir(parents=True, exist_ok=True)
+def locked(run: RunDir) -> Iterator[None]:
+    """Hold the run's folder against other launches; raises InputError if one has it."""
+    run.home.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _lock(descriptor, run)

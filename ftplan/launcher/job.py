@@ -10,7 +10,10 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ftplan.errors import InputError
 from ftplan.launcher.events import RankMemory
+from ftplan.launcher.records import RunDir
+from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.results import Basis, Measured
 from ftplan.spec import PositiveInt, RunConfig, Spec
 
@@ -169,6 +172,12 @@ class TrainJob(Spec):
     trackers: tuple[str, ...] = Field(default=(), strict=False)
     count_flops: bool = False
     profile: bool = False
+    rendezvous: Rendezvous | None = Field(default=None, description="how several machines meet, as this one knows it")
+    timeout_seconds: PositiveInt = Field(default=1800, description="how long a rank waits for the others")
+    cache_dir: str | None = Field(default=None, min_length=1, description="for what libraries download and compile")
+    engine_env: str | None = Field(
+        default=None, min_length=1, description="environment of LLaMA-Factory, whose loop then trains; None: our own"
+    )
     predicted: Measured = NOT_MEASURED
     predicted_ranks: tuple[RankMemory, ...] = Field(default=(), strict=False)
     model_flops_per_token: float | None = Field(default=None, ge=0)
@@ -208,9 +217,24 @@ class TrainJob(Spec):
                 "model": self.model.absolute(),
                 "tokenizer": self.tokenizer.absolute(),
                 "data": self.data.absolute(),
-                "data_cache": None if self.data_cache is None else _absolute(self.data_cache),
+                "data_cache": _absolute(self.data_cache) if self.data_cache else None,
+                "cache_dir": _absolute(self.cache_dir) if self.cache_dir else None,
+                "engine_env": _absolute(self.engine_env) if self.engine_env else None,
             }
         )
+
+    def spread_over(self, world_size: int) -> Self:
+        """The same job on another number of ranks, with the same global batch; raises InputError if it cannot be."""
+        accumulation, rest = divmod(self.global_batch, self.config.micro_batch * world_size)
+        if rest or not accumulation:
+            raise InputError(
+                f"a global batch of {self.global_batch} is no multiple of {world_size} processes with a micro-batch of "
+                f"{self.config.micro_batch}",
+                hint="choose a global batch that every number of nodes divides",
+                field="nodes",
+            )
+        config = self.config.model_copy(update={"accumulation": accumulation})
+        return self.model_copy(update={"config": config, "world_size": world_size})
 
     def model_flops(self, tokens: int, token_pairs: int) -> float | None:
         """Model FLOPs of ``tokens``; ``token_pairs`` is the sum of their rows' lengths. None where unknown."""
@@ -238,6 +262,11 @@ class TrainJob(Spec):
     def nodes(self) -> int:
         """Machines the ranks are spread over."""
         return self.world_size // self.nproc_per_node
+
+    @property
+    def folder(self) -> RunDir:
+        """The run's folder, as this machine uses it."""
+        return RunDir(Path(self.run_dir), self.rendezvous.node_rank if self.rendezvous else 0)
 
 
 def _all_absolute(paths: tuple[str, ...]) -> tuple[str, ...]:

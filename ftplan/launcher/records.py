@@ -15,6 +15,7 @@
         profile/        traces and memory snapshots of a few steps, where asked for
         final/          the trained adapter or model with its tokenizer
         record.json     predicted beside measured
+        nodes/N/        of a run on several machines: job, state, metrics, log and record as node N (from 1) keeps them
 """
 
 from __future__ import annotations
@@ -39,9 +40,19 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """The paths inside one run's folder."""
+    """The paths inside one run's folder, for one of the machines that train in it.
+
+    What a machine writes for itself has a place of its own (`home`), because the folder may be on a disk that all of
+    them share: two that append to one file of NFS overwrite each other.
+    """
 
     root: Path
+    node: int = 0
+
+    @property
+    def home(self) -> Path:
+        """What this machine alone writes: for the first one the run's folder itself."""
+        return self.root if self.node == 0 else self.root / "nodes" / str(self.node)
 
     @property
     def plan(self) -> Path:
@@ -51,22 +62,22 @@ class RunDir:
     @property
     def job(self) -> Path:
         """The `TrainJob` every rank reads."""
-        return self.root / "job.json"
+        return self.home / "job.json"
 
     @property
     def state(self) -> Path:
         """The `RunState`."""
-        return self.root / "state.json"
+        return self.home / "state.json"
 
     @property
     def metrics(self) -> Path:
         """The events of every attempt."""
-        return self.root / "metrics.jsonl"
+        return self.home / "metrics.jsonl"
 
     @property
     def log(self) -> Path:
         """Output of all processes of every attempt."""
-        return self.root / "log.txt"
+        return self.home / "log.txt"
 
     @property
     def checkpoints(self) -> Path:
@@ -81,7 +92,7 @@ class RunDir:
     @property
     def record(self) -> Path:
         """The `RunRecord`."""
-        return self.root / "record.json"
+        return self.home / "record.json"
 
     @property
     def architecture(self) -> Path:
@@ -101,12 +112,12 @@ class RunDir:
     @property
     def stop_request(self) -> Path:
         """While this file exists, the run saves a checkpoint after the current step and stops."""
-        return self.root / "stop"
+        return self.home / "stop"
 
     @property
     def lock(self) -> Path:
         """Locked by the process that runs it."""
-        return self.root / "lock"
+        return self.home / "lock"
 
 
 @dataclass(frozen=True, slots=True)

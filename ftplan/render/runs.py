@@ -25,6 +25,7 @@ from ftplan.launcher.events import (
     Warned,
 )
 from ftplan.launcher.job import TrainJob
+from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.render import live
 from ftplan.render.console import count, duration, err, off, out, percent, size, words
 from ftplan.render.live import LiveProgress
@@ -113,6 +114,14 @@ _LINES: Final[Mapping[type, Callable[[Any], str]]] = {
 """Events that are one line."""
 
 
+def print_meeting(meeting: Rendezvous) -> None:
+    """Which of several machines this is, and where they meet; on stderr."""
+    nodes = f"{meeting.min_nodes} to {meeting.nodes}" if meeting.is_elastic else f"{meeting.nodes}"
+    where = f"rendezvous {meeting.id} at {meeting.endpoint} (from {meeting.origin})"
+    waits = f"waiting up to {duration(meeting.join_seconds)} for each other"
+    err().print(words(f"node {meeting.node_rank} of {nodes}, {where}, {waits}"), soft_wrap=True)
+
+
 def print_prepared(prepared: Prepared) -> None:
     """What a dry run would start: command, environment, files."""
     console = out()
@@ -120,7 +129,13 @@ def print_prepared(prepared: Prepared) -> None:
     console.print(words("  " + " ".join(shlex.quote(word) for word in prepared.argv)), soft_wrap=True)
     console.print(words("environment", style="bold"))
     for name, value in sorted(prepared.env.items()):
-        console.print(words(f"  {name}={shlex.quote(value)}"), soft_wrap=True)
+        why = prepared.reasons.get(name, "")
+        comment = (f"  # {why}", "dim") if why else ""
+        console.print(words(f"  {name}={shlex.quote(value)}", comment), soft_wrap=True)
+    if prepared.timeout_seconds is not None:
+        console.print(words(f"a rank waits {duration(prepared.timeout_seconds)} for the others"))
+    for note in prepared.notes:
+        console.print(words(f"note: {note}"), soft_wrap=True)
     for path, text in prepared.files.items():
         console.print(words(path, style="bold"), soft_wrap=True)
         console.print(words(text), soft_wrap=True)

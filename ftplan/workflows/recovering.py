@@ -7,8 +7,7 @@ recorded. What would only fail again ends the run in a state from which it can b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from ftplan.errors import RunFailedError
 from ftplan.estimators.analytic import estimate
@@ -49,26 +48,42 @@ class _Next:
     from_step: int | None
 
 
-def launch(job: TrainJob, on_event: OnEvent, patience: Patience = Patience()) -> RunRecord:
-    """`engine.launch`, and again after what can be recovered from; raises RunFailedError for the rest.
+class Start(Protocol):
+    """How an attempt is launched."""
+
+    def __call__(self, job: TrainJob, *, on_event: OnEvent, anew: bool) -> RunRecord:
+        """As `engine.launch` does it."""
+
+
+def launch(
+    job: TrainJob,
+    on_event: OnEvent,
+    patience: Patience = Patience(),
+    *,
+    start: Start = engine.launch,
+    anew: bool = False,
+) -> RunRecord:
+    """``start``, and again after what can be recovered from; raises RunFailedError for the rest.
 
     A job on several machines is not recovered here: each of them would have to take the same decision.
     """
     job = job.absolute()
-    run = RunDir(Path(job.run_dir))
+    run = job.folder
     fallbacks = restarts = 0
-    reached, again = None, False
+    reached = None
     while True:
         try:
-            return engine.launch(job, on_event=on_event, again=again)
+            return start(job, on_event=on_event, anew=anew)
         except RunFailedError as error:
             step = _saved_step(run)
             restarts = 0 if step != reached else restarts
             following: _Next | None = None
-            if job.nodes == 1 and error.kind == "out_of_memory" and fallbacks < patience.fallbacks:
+            if job.rendezvous is not None:
+                raise
+            if error.kind == "out_of_memory" and fallbacks < patience.fallbacks:
                 fallbacks += 1
                 following = _smaller(job, run, step)
-            elif job.nodes == 1 and error.kind in PASSING and restarts < patience.restarts:
+            elif error.kind in PASSING and restarts < patience.restarts:
                 restarts += 1
                 following = _Next(job, step)
             if following is None:
@@ -77,7 +92,7 @@ def launch(job: TrainJob, on_event: OnEvent, patience: Patience = Patience()) ->
             told = Recovering(error.kind, error.message, following.from_step, changed)
             append_line(run.metrics, to_line(told).decode().rstrip())
             on_event(told)
-            reached, again = step, True
+            reached, anew = step, True
             job = following.job.model_copy(update={"resume": following.from_step is not None})
 
 

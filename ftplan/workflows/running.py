@@ -14,11 +14,13 @@ from pydantic import ValidationError
 from ftplan.errors import DoesNotFitError, InputError
 from ftplan.estimators.analytic import estimate as analytic_estimate
 from ftplan.files import write_atomic
-from ftplan.launcher import artifacts, chat_templates, data, data_sources, demo, engine, records, trackers
+from ftplan.launcher import chat_templates, checkpoints, data, data_sources, demo, engine, records, trackers
 from ftplan.launcher.engine import OnEvent, Prepared
 from ftplan.launcher.events import Noted
 from ftplan.launcher.job import DataSource, Source, TrainJob
+from ftplan.launcher.llamafactory import engine as factory
 from ftplan.launcher.records import RunDir
+from ftplan.launcher.timeouts import collective_seconds
 from ftplan.profiles.data_folder import cache_folder
 from ftplan.profiles.detect import detect_gpus, detect_node
 from ftplan.profiles.models import hub_id, load_hf_config, load_model
@@ -28,6 +30,7 @@ from ftplan.spec import RunConfig
 from ftplan.workflows import promises, recording, recovering
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.inputs import input_error
+from ftplan.workflows.nodes import NodeOptions, meeting
 from ftplan.workflows.planning import plan, plan_request, require_config
 from ftplan.workflows.recovering import Patience
 
@@ -61,6 +64,9 @@ class RunSettings:
     tokenizer: str | None = None
     rehearse: bool = False
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    nodes: NodeOptions = field(default_factory=NodeOptions)
+    engine_env: Path | None = None
+    cache_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +100,8 @@ def _length_replaces(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, "max_steps": None} if "epochs" in given else dict(given)
 
 
-def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
-    """The job for a plan, with its data read and checked.
+def ready(chosen: Plan, settings: RunSettings, *, force: bool = False, waits: bool = True) -> Ready:
+    """The job for a plan, with its data read and checked; it ``waits`` for the first of several nodes to appear.
 
     Raises DoesNotFitError for a plan that does not fit (unless ``force``), DataError for data that cannot be used,
     InputError for weights or devices that are not there.
@@ -110,10 +116,15 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
             "the plan does not fit" + (" with its evaluations" if config.evaluates else ""),
             hint="--force starts it all the same",
         )
-    run_id = records.new_run_id()
+    trained = {} if settings.rehearse else _real(config, settings)
+    rendezvous = meeting(settings.nodes, os.environ, run_dir=settings.run_dir, waits=waits)
+    run_id = rendezvous.id if rendezvous else records.new_run_id()
     run_dir = settings.run_dir or DEFAULT_RUNS / run_id
-    trained = _rehearsed(RunDir(run_dir), estimate, cluster) if settings.rehearse else _real(config, settings)
-    ranks = 1 if config.sharding == "none" else cluster.world_size
+    if settings.rehearse:
+        trained = _rehearsed(RunDir(run_dir.absolute()), estimate, cluster)
+    alone = config.sharding == "none"
+    ranks = 1 if alone else cluster.world_size
+    ranks_here = 1 if alone else ranks // len(cluster.nodes)
     fields = {
         "run_id": run_id,
         "run_dir": str(run_dir.absolute()),
@@ -121,9 +132,13 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
         "inventory": chosen.request.inventory.text,
         "global_batch": chosen.global_batch,
         "world_size": ranks,
-        "nproc_per_node": ranks // len(cluster.nodes),
+        "nproc_per_node": ranks_here,
         "device": "cpu" if cluster.gpus[0].kind == "cpu" else "cuda",
-        "threads_per_process": cpu_threads(ranks),
+        "threads_per_process": cpu_threads(ranks_here),
+        "rendezvous": rendezvous,
+        "cache_dir": str(settings.cache_dir.absolute()) if settings.cache_dir else None,
+        "engine_env": str(settings.engine_env.absolute()) if settings.engine_env else None,
+        "timeout_seconds": collective_seconds(estimate.total_params, estimate.trainable_params),
         **promises.fields(config, estimate, chosen.request.inventory),
         "learning_rate": DEFAULT_LEARNING_RATES[config.method],
         **trained,
@@ -227,25 +242,50 @@ def cpu_threads(ranks: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
-def resumed(folder: Path | None) -> TrainJob:
+def resumed(folder: Path | None, asked: NodeOptions | None = None, *, waits: bool = True) -> TrainJob:
     """The job of the run in ``folder`` (or of the newest that can go on), set to resume.
 
-    Raises InputError if there is none.
+    Several nodes may meet elsewhere than before. Raises InputError if there is no run.
     """
-    if folder is not None and (folder / "job.json").exists():
-        return engine.resume_job(RunDir(folder))
-    runs = folder or DEFAULT_RUNS
-    newest = records.newest_resumable(runs)
+    newest = _kept_in(folder) if folder is not None else None
     if newest is None:
-        raise InputError(
-            f"no run to resume in {runs}", hint="name its folder: ftplan run --resume --run-dir DIR", field="resume"
-        )
-    return engine.resume_job(newest)
+        runs = folder or DEFAULT_RUNS
+        newest = records.newest_resumable(runs)
+        if newest is None:
+            raise InputError(
+                f"no run to resume in {runs}", hint="name its folder: ftplan run --resume --run-dir DIR", field="resume"
+            )
+    job = engine.resume_job(newest)
+    rendezvous = meeting(asked or NodeOptions(), os.environ, run_dir=newest.root, run_id=job.run_id, waits=waits)
+    return job if rendezvous is None else job.model_copy(update={"rendezvous": rendezvous})
+
+
+def _kept_in(folder: Path) -> RunDir | None:
+    """The run in ``folder``; where machines have disks of their own, only the first has the run's own job file."""
+    if RunDir(folder).job.exists():
+        return RunDir(folder)
+    own = next(iter(folder.glob("nodes/*/job.json")), None)
+    return RunDir(folder, int(own.parent.name)) if own is not None and own.parent.name.isdecimal() else None
+
+
+def going_on(job: TrainJob) -> TrainJob | RunRecord:
+    """``job`` as it is, where its folder holds no checkpoint; else the run there, set to resume, or its record.
+
+    Of several nodes the first one's folder counts, and the others follow it.
+    """
+    first = RunDir(Path(job.run_dir))
+    state = records.read_state(first)
+    record = records.read_record(first)
+    if state is not None and state.status == "finished" and record is not None:
+        return record
+    if job.folder.node or checkpoints.latest_complete(first.checkpoints) is None:
+        return job
+    return engine.resume_job(first).model_copy(update={"rendezvous": job.rendezvous})
 
 
 def prepare(job: TrainJob) -> Prepared:
     """What launching ``job`` would start and write."""
-    return engine.prepare(job)
+    return factory.prepare(job) if job.engine_env else engine.prepare(job)
 
 
 def launch(
@@ -253,21 +293,27 @@ def launch(
     chosen: Plan | None,
     on_event: OnEvent,
     patience: Patience = Patience(),  # noqa: B008 - immutable
+    *,
+    anew: bool = False,
 ) -> RunRecord:
     """Start the job, follow it to its end and return its record; the plan is kept beside it.
+
+    With ``anew`` it takes the place of an attempt that saved nothing.
 
     Later plans for the same devices go by the record of a finished run, too. Raises RunFailedError if the run failed
     and could not recover.
     """
-    artifacts.argv(job, "job.json")
+    engine.check(job)
     trackers.check_installed(job.trackers)
     check_devices(job)
-    if chosen is not None:
-        _keep_plan(job, chosen)
+    is_first = job.folder.node == 0
+    if chosen is not None and is_first:
+        _keep_plan(job, chosen, anew=anew)
     if job.model.kind == "random":
         _keep_architecture(job)
-    record = recovering.launch(job, on_event, patience)
-    if note := recording.recorded(record, ranks=job.world_size):
+    start = factory.launch if job.engine_env else engine.launch
+    record = recovering.launch(job, on_event, patience, start=start, anew=anew)
+    if is_first and (note := recording.recorded(record, ranks=job.world_size)):
         on_event(Noted(note))
     return record
 
@@ -295,9 +341,9 @@ def _keep_architecture(job: TrainJob) -> None:
     write_atomic(Path(job.model.location) / "config.json", content)
 
 
-def _keep_plan(job: TrainJob, chosen: Plan) -> None:
+def _keep_plan(job: TrainJob, chosen: Plan, *, anew: bool) -> None:
     run = RunDir(Path(job.run_dir))
-    if run.job.exists():
+    if run.job.exists() and not anew:
         raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
     try:
         write_atomic(run.plan, to_json(chosen))

@@ -89,6 +89,9 @@ COMMANDS = {
     "predict": """
         --data --data-format --base --metrics --before --no-before --limit --max-new-tokens --seq-len
         --batch-size --out --json
+        --keep --seed --weights --tokenizer --run-dir --resume-or-start --nodes --node-rank --rdzv-endpoint
+        --rdzv-id --rdzv-timeout --interface --timeout --cache-dir --engine --engine-env --dry-run --force
+        --tune --json
     """,
     "calibrate": "--gpus --show --reset --json",
     "models": "--min-params --max-params --json",

@@ -57,7 +57,6 @@ def node_script(inner: Emitted, target: Target, cluster: Cluster, *, rank: str, 
         lines += [f'export NODE_RANK="${rank}" NNODES={target.nodes} NPROC_PER_NODE={target.per_node}']
         command = on_nodes(inner, target, cluster)
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment(inner, target, cluster).items()]
-    lines += _resuming(inner.command)
     return "\n".join([*lines, f'exec {written(command)} "$@"']) + "\n"
 
 
@@ -82,9 +81,6 @@ def on_nodes(inner: Emitted, target: Target, cluster: Cluster) -> tuple[Part, ..
         if matches(words):
             return tuple(rewrite(words, target, cluster))
     name = " ".join(words[:2])
-    if words[:2] == ["ftplan", "run"]:
-        hint = "ftplan run starts the processes of one machine: take another --format, or the devices of one machine"
-        raise CannotExpressError("ftplan run", {"nodes": target.nodes}, hint=hint)
     hint = "start it by torchrun or accelerate, or take the devices of one machine"
     raise CannotExpressError(name[:60], {"nodes": target.nodes}, hint=hint)
 
@@ -189,6 +185,12 @@ def _by_environment(words: list[str], target: Target, cluster: Cluster) -> list[
     return list(words)
 
 
+def _native(words: list[str], target: Target, cluster: Cluster) -> list[Part]:
+    """ftplan reads what the scheduler tells the node, and MASTER_ADDR and MASTER_PORT."""
+    del target
+    return [*words, "--rdzv-timeout", str(cluster.rendezvous_seconds)]
+
+
 def _name(word: str) -> str:
     return word.rsplit("/", 1)[-1]
 
@@ -205,23 +207,7 @@ _LAUNCHERS: Final[tuple[tuple[Callable[[list[str]], bool], _Rewrite], ...]] = (
     (lambda words: words[:2] == ["axolotl", "train"], _axolotl),
     (lambda words: words[0] == "trl", _trl),
     (lambda words: words[:2] == ["tune", "run"], _tune),
+    (lambda words: words[:2] == ["ftplan", "run"], _native),
     (lambda words: _name(words[0]) in BY_ENVIRONMENT, _by_environment),
 )
 """How the nodes are told to a launcher, by its first words."""
-
-
-def _resuming(command: Sequence[str]) -> list[str]:
-    """Lines that make ``ftplan run`` go on where an earlier attempt of the same job saved a checkpoint."""
-    if tuple(command[:2]) != ("ftplan", "run") or "--run-dir" not in command[:-1]:
-        return []
-    folder = command[command.index("--run-dir") + 1]
-    return [
-        f"run_dir={shlex.quote(folder)}",
-        'for saved in "$run_dir"/checkpoints/checkpoint-*/ftplan-manifest.json; do',
-        '  if [ -e "$saved" ]; then exec ftplan run --resume --run-dir "$run_dir"; fi',
-        "done",
-        "# An attempt that ended before its first checkpoint is begun again; its folder may be a mount and stays.",
-        "for name in job.json state.json; do",
-        '  if [ -e "$run_dir/$name" ]; then mv -- "$run_dir/$name" "$run_dir/$name.$(date +%s)"; fi',
-        "done",
-    ]

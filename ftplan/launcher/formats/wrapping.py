@@ -48,11 +48,12 @@ def wrap(
 
 
 def native(target: Target, data: Sequence[str], *, options: Sequence[str] = ()) -> Emitted:
-    """ftplan's own launcher for the plan in `PLAN_FILE`: ``ftplan run``, which trains on one machine."""
+    """ftplan's own launcher for the plan in `PLAN_FILE`: ``ftplan run`` on every node, which goes on where it was."""
     if not data:
         raise InputError("no data", hint="--data FILE.jsonl", field="data")
     named = [word for path in data for word in ("--data", path)]
-    return Emitted({}, "", ("ftplan", "run", PLAN_FILE, *named, "--run-dir", target.output_dir, *options))
+    kept = ("--run-dir", target.output_dir, "--resume-or-start")
+    return Emitted({}, "", ("ftplan", "run", PLAN_FILE, *named, *kept, *options))
 
 
 def _require_words(words: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ import traceback
 from pathlib import Path
 
 from ftplan.launcher.job import TrainJob
-from ftplan.launcher.records import RunDir
 from ftplan.launcher.train.failures import failed
 from ftplan.launcher.train.guard import Guard
 from ftplan.launcher.train.reporter import Reporter
@@ -19,14 +18,16 @@ def main(arguments: list[str]) -> int:
     guard = Guard()
     guard.start()
     job = TrainJob.model_validate_json(Path(arguments[0]).read_bytes())
-    reporter = Reporter(RunDir(Path(job.run_dir)).metrics)
+    reporter = Reporter(job.folder.metrics)
     rank = int(os.environ.get("RANK", "0"))
-    if rank == 0:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         reporter.start_on_new_line()
     try:
         # Imported here: the guard must be in place first, and a failing import must be reported, too.
         from ftplan.launcher.train.run import train
 
+        if job.rendezvous is not None and job.rendezvous.is_elastic:
+            job = job.spread_over(int(os.environ["WORLD_SIZE"]))
         train(job, guard, reporter)
     except Exception as error:
         traceback.print_exc()

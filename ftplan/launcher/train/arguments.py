@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ftplan.launcher import artifacts, trackers
 from ftplan.launcher.job import TrainJob
-from ftplan.launcher.records import RunDir
 
 
 def sft_arguments(job: TrainJob) -> dict[str, Any]:
@@ -55,11 +53,10 @@ def _optimizer(job: TrainJob) -> dict[str, Any]:
 
 
 def _keeping(job: TrainJob) -> dict[str, Any]:
-    run = RunDir(Path(job.run_dir))
     evaluates = job.data.eval_fraction > 0
     every = {} if job.save_steps is None else {"save_steps": job.save_steps}
     return {
-        "output_dir": str(run.checkpoints),
+        "output_dir": str(job.folder.checkpoints),
         "save_strategy": "steps" if every else "no",
         **every,
         # The trainer counts folders, not complete checkpoints: `callbacks.Keeper` deletes old ones instead.
@@ -83,9 +80,11 @@ def _distribution(job: TrainJob) -> dict[str, Any]:
         "use_cpu": job.device == "cpu",
         "dataloader_pin_memory": job.device == "cuda",
         "ddp_find_unused_parameters": False,
+        "ddp_timeout": job.timeout_seconds,
         "deepspeed": artifacts.deepspeed_config(job),
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": job.config.sync_each_batch}},
         **({"fsdp": True, "fsdp_config": fsdp} if fsdp else {}),
+        **({"parallelism_config": _hybrid(job)} if job.config.sharding == "hsdp" else {}),
         # Offloaded gradients are on the host, and clipping reduces their norm there.
         **(
             {"ddp_backend": "cpu:gloo,cuda:nccl"}
@@ -93,3 +92,14 @@ def _distribution(job: TrainJob) -> dict[str, Any]:
             else {}
         ),
     }
+
+
+def _hybrid(job: TrainJob) -> Any:
+    """Shards inside a machine and replicas over them: the mesh that accelerate gives to FSDP2.
+
+    accelerate orders the mesh with the replicas outside, and torchrun numbers the ranks of a machine one after another
+    (accelerate 1.15, parallelism_config.py: ``_get_mesh``), so that shards stay inside.
+    """
+    from accelerate import ParallelismConfig
+
+    return ParallelismConfig(dp_replicate_size=job.nodes, dp_shard_size=job.nproc_per_node)

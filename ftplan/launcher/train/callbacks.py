@@ -48,8 +48,8 @@ class Setting:
     resumed_from_step: int | None = None
 
     def report(self, event: Event) -> None:
-        """Report from rank 0."""
-        if self.control.is_main:
+        """Report from the first rank of every machine, each to its own file."""
+        if self.control.leads_node:
             self.reporter.report(event)
 
     def memory(self) -> tuple[RankMemory, ...]:
@@ -195,7 +195,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
             raise NonFiniteLossError(f"weights are no longer numbers after step {step}")
         # Rank 0 comes here while others may still write their random state.
         setting.control.barrier()
-        if setting.control.is_main:
+        if setting.control.keeps_files:
             self._seal(folder, step)
         setting.control.barrier()
         seconds = setting.clock.exclude()
@@ -220,7 +220,9 @@ class Stopper(TrainerCallback):  # type: ignore[misc]
         """Agree with the other ranks: one that stops alone leaves the others waiting."""
         setting = self._setting
         setting.clock.step_done()
-        asked = setting.guard.stop_requested.is_set() or (setting.control.is_main and setting.run.stop_request.exists())
+        asked = setting.guard.stop_requested.is_set() or (
+            setting.control.leads_node and setting.run.stop_request.exists()
+        )
         if setting.control.any(asked) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True
@@ -231,8 +233,13 @@ def check_sharded(job: TrainJob, trainer: PlannedTrainer) -> None:
     """Assert that the sharding the job was planned with is real: the libraries drop it silently in places."""
     if job.config.sharding in ZERO_STAGES and not trainer.is_deepspeed_enabled:
         raise RuntimeError(f"DeepSpeed is not in use, though the job is sharded by {job.config.sharding}")
-    if fsdp_config(job.config) is not None and not any(isinstance(p, DTensor) for p in trainer.model.parameters()):
+    if fsdp_config(job.config) is None:
+        return
+    meshes = {p.device_mesh.shape for p in trainer.model.parameters() if isinstance(p, DTensor)}
+    if not meshes:
         raise RuntimeError(f"no parameter is sharded, though the job is sharded by {job.config.sharding}")
+    if job.config.sharding == "hsdp" and meshes != {(job.nodes, job.nproc_per_node)}:
+        raise RuntimeError(f"parameters lie on {meshes}, not on {job.nodes} machines of {job.nproc_per_node} devices")
 
 
 def has_finite_weights(model: torch.nn.Module) -> bool:

@@ -17,12 +17,12 @@ def export(trainer: PlannedTrainer, folder: Path, control: Control, *, adapters:
     The folder appears when it is complete.
     """
     partial = folder.with_name(f".{folder.name}.partial")
-    if control.is_main:
+    if control.keeps_files:
         shutil.rmtree(partial, ignore_errors=True)
     control.barrier()
     _save(trainer, partial, is_main=control.is_main, adapters=adapters)
     control.barrier()
-    if control.is_main:
+    if control.keeps_files:
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 

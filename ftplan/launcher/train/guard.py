@@ -55,9 +55,15 @@ class Guard:
                     os._exit(128 + signal.SIGTERM)
                 self.stop_requested.set()
             if self._orphaned():
+                self._end_agent()
                 os._exit(EXIT_ORPHANED)
             if self.stop_requested.is_set() and not all(map(is_alive, self._peers)):
                 os._exit(EXIT_ORPHANED)
+
+    def _end_agent(self) -> None:
+        """End torchrun, too, if it is still there: it would start this worker again, up to its number of restarts."""
+        if self._agent != self._launcher and os.getppid() == self._agent:
+            os.kill(self._agent, signal.SIGTERM)
 
     def _orphaned(self) -> bool:
         return os.getppid() != self._agent or (self._launcher is not None and not is_alive(self._launcher))

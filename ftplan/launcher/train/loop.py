@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 
 import torch
 from trl import SFTConfig
@@ -69,7 +70,8 @@ def _join_deepspeed(job: TrainJob) -> None:
     import deepspeed
 
     if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed("gloo" if job.device == "cpu" else "nccl")
+        timeout = timedelta(seconds=job.timeout_seconds)
+        deepspeed.init_distributed("gloo" if job.device == "cpu" else "nccl", timeout=timeout)
 
 
 def _check_batch(job: TrainJob, trainer: PlannedTrainer) -> None:

@@ -150,9 +150,9 @@ def quantization_of(config: RunConfig) -> BitsAndBytesConfig | None:
 
 
 def _written(job: TrainJob, control: Control) -> Path:
-    """The random model as a folder, written once by rank 0."""
+    """The random model as a folder, written once for each disk."""
     folder = Path(job.run_dir) / "base"
-    if control.is_main and not folder.exists():
+    if control.keeps_files and not folder.exists():
         temporary = folder.with_name(".base.tmp")
         from_config(job).save_pretrained(temporary)
         temporary.rename(folder)

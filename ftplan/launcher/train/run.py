@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from ftplan.errors import InputError
 from ftplan.launcher import checkpoints
 from ftplan.launcher.events import Finished, Noted
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.memory_watch import MemoryWatch
-from ftplan.launcher.records import RunDir
 from ftplan.launcher.train import card
 from ftplan.launcher.train.callbacks import Capped, Keeper, Reports, Setting, Stopper
 from ftplan.launcher.train.control import Control
@@ -25,25 +22,28 @@ from ftplan.launcher.train.instruments import FlopCounter, ProfiledSteps
 from ftplan.launcher.train.loop import check_world, layer_checkpoints, planned_trainer, trainer_arguments
 from ftplan.launcher.train.measure import StepClock
 from ftplan.launcher.train.model import Model, adapted, build_model
+from ftplan.launcher.train.nodes import settle, step_to_go_on_from
 from ftplan.launcher.train.random_model import random_model
 from ftplan.launcher.train.random_rows import random_rows
 from ftplan.launcher.train.reporter import Reporter
 from ftplan.launcher.train.tokenizer import load_tokenizer
+from ftplan.launcher.train.tokenizer_check import doubt
 from ftplan.launcher.train.trainer import PlannedTrainer
 
 
 def train(job: TrainJob, guard: Guard, reporter: Reporter) -> None:
     """Train to the end, or until asked to stop; raises whatever goes wrong."""
-    torch.set_num_threads(job.threads_per_process)
     tokenizer = load_tokenizer(job.tokenizer)
     data = _data(job, tokenizer)
     # The arguments start the process group, and with ZeRO-3 decide how a model is loaded: they come before the model.
     arguments = trainer_arguments(job, **_as_prepared(job))
-    setting = Setting(job, RunDir(Path(job.run_dir)), Control(), reporter, guard, StepClock(), MemoryWatch(job))
+    setting = Setting(job, job.folder, Control(job.timeout_seconds), reporter, guard, StepClock(), MemoryWatch(job))
     check_world(job, setting.control)
+    settle(job, setting.control, arguments)
     card.cap(job.cap_bytes)
-    for note in data.notes:
-        setting.report(Noted(note))
+    for note in (*data.notes, doubt(tokenizer)):
+        if note:
+            setting.report(Noted(note))
     checkpoint = _checkpoint(setting)
     stopper = Stopper(setting)
     trainer = _trainer(setting, arguments, tokenizer, data, stopper)
@@ -95,15 +95,10 @@ def _trainer(
 
 
 def _checkpoint(setting: Setting) -> str | None:
-    """Where to go on from, as rank 0 sees it; None for a fresh run."""
-    if not setting.job.resume:
-        return None
-    found = checkpoints.latest_complete(setting.run.checkpoints) if setting.control.is_main else None
-    found = setting.control.gather(found)[0]
-    if found is None:
-        raise InputError(f"no complete checkpoint in {setting.run.checkpoints}", field="resume")
-    setting.resumed_from_step = found.step
-    return str(found.path)
+    """Where to go on from; None for a run that begins."""
+    step = step_to_go_on_from(setting.job, setting.control)
+    setting.resumed_from_step = step
+    return None if step is None else str(setting.run.checkpoints / f"{checkpoints.PREFIX}{step}")
 
 
 def _finish(setting: Setting, trainer: PlannedTrainer, stopper: Stopper) -> None:

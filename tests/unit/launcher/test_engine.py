@@ -15,6 +15,7 @@ from ftplan.launcher import artifacts, checkpoints, engine, records
 from ftplan.launcher.events import Event, Failed, Finished, RankMemory, Started, Stepped, to_line
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.records import RunDir
+from ftplan.launcher.rendezvous import Rendezvous
 
 MEMORY = (RankMemory(0, None, None, 100, 100),)
 STARTED = Started(2, 2, 16, 178, 10, 1, (1, 2))
@@ -165,3 +166,39 @@ def test_what_is_no_run_is_not_resumed(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text("{}")
     with pytest.raises(InputError, match="not a job"):
         engine.load_job(RunDir(tmp_path))
+
+
+def test_an_attempt_that_saved_nothing_is_begun_anew(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(monkeypatch, [STARTED, Failed(0, "error", "broke")], exit_code=1)
+    with pytest.raises(RunFailedError, match="broke"):
+        engine.launch(job)
+    with pytest.raises(InputError, match="already holds a run"):
+        engine.launch(job)
+    worker(monkeypatch, [STARTED, *STEPS, DONE])
+    assert engine.launch(job, anew=True).status == "finished"
+    state = records.read_state(RunDir(Path(job.run_dir)))
+    assert state is not None
+    assert (state.status, state.attempt) == ("finished", 2)
+    leave_checkpoint(RunDir(Path(job.run_dir)), 2)
+    with pytest.raises(InputError, match="already holds a run"):
+        engine.launch(job, anew=True)
+
+
+def test_a_second_node_leaves_what_the_first_keeps(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(Path(job.run_dir))
+    records.write_state(run, "running", 4)
+    unfinished = run.checkpoints / "checkpoint-9"
+    unfinished.mkdir(parents=True)
+    meeting = Rendezvous(nodes=2, min_nodes=2, node_rank=1, host="node0", id="run")
+    second = job.model_copy(update={"nproc_per_node": 1, "rendezvous": meeting})
+    worker(monkeypatch, [STARTED, *STEPS, DONE])
+    seen: list[Event] = []
+    assert engine.launch(second, on_event=seen.append).status == "finished"
+    assert seen == [STARTED, *STEPS, DONE]
+    assert unfinished.exists()
+    assert not run.metrics.exists()
+    state, own = records.read_state(run), records.read_state(second.folder)
+    assert state is not None
+    assert own is not None
+    assert (state.status, own.status, own.attempt) == ("running", "finished", 1)
+    assert second.folder.log.read_text() == "worker was here\n"

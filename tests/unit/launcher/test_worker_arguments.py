@@ -58,6 +58,21 @@ def test_sharding_reaches_the_trainer() -> None:
     assert arguments["deepspeed"]["zero_optimization"]["stage"] == 3
 
 
+def test_hybrid_sharding_shards_inside_a_machine() -> None:
+    pytest.importorskip("accelerate")
+    config = make_config(sharding="hsdp", accumulation=1, micro_batch=1)
+    arguments = sft_arguments(make_job(config, device="cuda", world_size=16, nproc_per_node=8))
+    mesh = arguments["parallelism_config"]
+    assert (mesh.dp_replicate_size, mesh.dp_shard_size, mesh.total_size) == (2, 8, 16)
+    assert mesh._get_mesh() == (("dp_replicate", "dp_shard"), (2, 8))
+    assert arguments["fsdp_config"]["reshard_after_forward"] is True
+    assert "parallelism_config" not in sft_arguments(make_job(make_config(sharding="fsdp2"), device="cuda"))
+
+
+def test_collectives_wait_as_long_as_the_job_says() -> None:
+    assert sft_arguments(make_job(timeout_seconds=4000))["ddp_timeout"] == 4000
+
+
 def test_offloaded_gradients_have_collectives_on_the_host() -> None:
     offloaded = make_job(make_config(sharding="fsdp2", offload="optimizer+params"), device="cuda")
     assert sft_arguments(offloaded)["ddp_backend"] == "cpu:gloo,cuda:nccl"

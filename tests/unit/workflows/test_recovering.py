@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ftplan.errors import InputError, RunFailedError
-from ftplan.launcher import checkpoints, demo, engine, monitor
+from ftplan.launcher import checkpoints, demo, monitor
 from ftplan.launcher.events import Recovering
 from ftplan.launcher.job import DataSource, Source, TrainJob
 from ftplan.launcher.records import RunDir
@@ -56,11 +56,11 @@ class Attempts:
     def __init__(self, *ends: tuple[int | None, Exception | None]) -> None:
         self.ends = list(ends)
         self.jobs: list[TrainJob] = []
-        self.again: list[bool] = []
+        self.anew: list[bool] = []
 
-    def launch(self, job, *, on_event, again=False):
+    def launch(self, job, *, on_event, anew=False):
         self.jobs.append(job)
-        self.again.append(again)
+        self.anew.append(anew)
         step, error = self.ends.pop(0)
         run = RunDir(Path(job.run_dir))
         if step is not None:
@@ -74,14 +74,15 @@ class Attempts:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path):
     """Launches a job whose attempts end as told; returns the attempts, the record (None if it failed) and events."""
 
     def launch(*ends, patience=Patience(), **changes):  # noqa: B008 - immutable
         attempts, events = Attempts(*ends), []
-        monkeypatch.setattr(engine, "launch", attempts.launch)
         try:
-            record = recovering.launch(job_in(tmp_path / "run", **changes), events.append, patience)
+            record = recovering.launch(
+                job_in(tmp_path / "run", **changes), events.append, patience, start=attempts.launch
+            )
         except RunFailedError:
             record = None
         return attempts, record, events
@@ -110,7 +111,7 @@ def test_out_of_memory_needs_less_and_keeps_what_is_trained(run):
 def test_without_a_checkpoint_it_begins_anew(run):
     attempts, record, _ = run((None, MEMORY), (None, None))
     assert [job.resume for job in attempts.jobs] == [False, False]
-    assert attempts.again == [False, True]
+    assert attempts.anew == [False, True]
     assert record.recoveries[0].from_step is None
 
 
@@ -142,7 +143,7 @@ def test_it_falls_back_no_more_often_than_allowed(run):
 
 
 @pytest.mark.parametrize("error", [KILLED, LOST])
-def test_a_dead_worker_starts_again_unchanged(run, error):
+def test_a_dead_worker_starts_anew_unchanged(run, error):
     attempts, record, events = run((4, error), (None, None))
     assert attempts.jobs[1].config == attempts.jobs[0].config
     assert attempts.jobs[1].resume
@@ -164,7 +165,7 @@ def test_without_progress_it_ends(run):
 
 
 @pytest.mark.parametrize("kind", ["disk_full", "non_finite_loss", "error"])
-def test_what_would_fail_again_is_not_tried_again(run, kind):
+def test_what_would_fail_anew_is_not_tried_anew(run, kind):
     attempts, record, events = run((4, RunFailedError("x", kind=kind)))
     assert (record, len(attempts.jobs), events) == (None, 1, [])
 

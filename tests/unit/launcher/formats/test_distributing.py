@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from clusterjobs import ASKED, factory, last_line, native, run_bash, started, wrap
+from clusterjobs import ASKED, factory, last_line, run_bash, started, wrap
 
 from ftplan.errors import CannotExpressError
 from ftplan.launcher.formats.cluster import Cluster
@@ -74,12 +74,6 @@ def test_launchers_without_a_way_to_other_nodes_are_refused(words: str) -> None:
         last_line(started(*words.split()), TWO)
     assert caught.value.fields == ("nodes",)
     assert "torchrun" in caught.value.hint
-
-
-def test_ftplan_run_is_for_one_machine() -> None:
-    with pytest.raises(CannotExpressError, match=r"ftplan run cannot express nodes 2") as caught:
-        last_line(native(TWO, ["data.jsonl"]), TWO)
-    assert "--format" in caught.value.hint
 
 
 def test_programs_that_start_torchrun_learn_of_the_nodes_from_variables() -> None:
@@ -172,26 +166,3 @@ def test_when_its_time_is_up_a_job_saves_and_goes_back_into_the_queue(tmp_path: 
         assert job.wait(30) == 0
     assert (tmp_path / "saved.log").read_text() == "saved\nsaved\n"
     assert (tmp_path / "scontrol.log").read_text() == "requeue 2007\n"
-
-
-@pytest.mark.parametrize(
-    ("existing", "expected"),
-    [
-        ("", "run plan.json --data a.jsonl --run-dir out put"),
-        ("checkpoints/checkpoint-7/ftplan-manifest.json", "run --resume --run-dir out put"),
-        ("job.json", "run plan.json --data a.jsonl --run-dir out put"),
-    ],
-)
-def test_a_requeued_plan_goes_on_from_its_checkpoint(tmp_path: Path, existing: str, expected: str) -> None:
-    one = Target(1, 2, output_dir="out put")
-    put(tmp_path, wrap("slurm", native(one, ["a.jsonl"]), one, ASKED))
-    (tmp_path / "ftplan").write_text('#!/usr/bin/env bash\necho "$*"\n')
-    (tmp_path / "ftplan").chmod(0o755)
-    if existing:
-        path = tmp_path / "out put" / existing
-        path.parent.mkdir(parents=True)
-        path.touch()
-    done = run_bash(tmp_path / "launch.sh", PATH=f"{tmp_path}:{os.environ['PATH']}")
-    assert done.stdout.strip() == expected, done.stderr
-    assert len(list(tmp_path.glob("out put/job.json.*"))) == (existing == "job.json")
-    assert not (tmp_path / "out put" / "job.json").exists()

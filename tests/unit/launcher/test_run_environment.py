@@ -1,0 +1,91 @@
+"""What a run sets in its environment, and what it leaves to the user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jobs import make_config, make_job
+
+from ftplan.launcher import artifacts, engine
+from ftplan.launcher.environment import Variable, caches, disk_of, settled
+
+OWN = Variable("OMP_NUM_THREADS", "2", "the cores, shared")
+PLANNED = Variable("PYTORCH_ALLOC_CONF", "expandable_segments:True", "the plan counts on it", is_planned=True)
+
+
+def test_a_value_of_the_users_own_stays() -> None:
+    found = settled([OWN], {"OMP_NUM_THREADS": "7"})
+    assert found.values == {"OMP_NUM_THREADS": "7"}
+    assert found.reasons == {"OMP_NUM_THREADS": "your environment says so"}
+    assert found.notes == ()
+
+
+def test_what_the_plan_counts_on_is_set_and_told() -> None:
+    found = settled([PLANNED], {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"})
+    assert found.values == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert found.notes == (
+        "PYTORCH_ALLOC_CONF=max_split_size_mb:64 of your environment is replaced by expandable_segments:True: "
+        "the plan counts on it",
+    )
+    assert settled([PLANNED], {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}).notes == ()
+
+
+def test_every_variable_of_a_run_has_a_reason() -> None:
+    job = make_job(make_config(sharding="fsdp2", expandable_segments=True), device="cuda")
+    for each in artifacts.variables(job, {"HOME": "/root"}):
+        assert each.why, each.name
+    names = {each.name for each in artifacts.variables(job, {}) if each.is_planned}
+    assert names == {"PYTORCH_ALLOC_CONF"}
+
+
+def test_a_dry_run_shows_values_and_reasons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    prepared = engine.prepare(make_job(run_dir=str(tmp_path / "run"), timeout_seconds=2400))
+    assert (prepared.env["OMP_NUM_THREADS"], prepared.env["CUDA_VISIBLE_DEVICES"]) == ("7", "")
+    assert prepared.notes == ("CUDA_VISIBLE_DEVICES=3 of your environment is replaced by : the devices of the plan",)
+    assert prepared.timeout_seconds == 2400
+    assert set(prepared.reasons) == set(prepared.env)
+
+
+def found_caches(folder: str | None, nodes: int, home: Path) -> dict[str, str]:
+    return {each.name: each.value for each in caches(folder, nodes=nodes, home=home, environ={"TMPDIR": "/scratch"})}
+
+
+def test_caches_stay_where_they_are_by_default(tmp_path: Path) -> None:
+    assert found_caches(None, 1, tmp_path) == {}
+
+
+def test_caches_go_where_the_user_says(tmp_path: Path) -> None:
+    assert found_caches("/fast", 1, tmp_path) == {
+        "HF_HOME": "/fast/huggingface",
+        "TRITON_CACHE_DIR": "/fast/triton",
+        "TORCH_EXTENSIONS_DIR": "/fast/torch_extensions",
+    }
+
+
+def test_a_home_that_cannot_be_written_is_no_place_for_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    found = found_caches(None, 1, tmp_path)
+    assert found["HF_HOME"].startswith("/scratch/ftplan-")
+    assert set(found) == {"HF_HOME", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR"}
+
+
+@pytest.mark.parametrize(("disk", "nodes", "moves"), [("nfs4", 2, True), ("nfs4", 1, False), ("ext4", 2, False)])
+def test_what_is_compiled_is_not_shared_by_machines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, disk: str, nodes: int, moves: bool
+) -> None:
+    monkeypatch.setattr("ftplan.launcher.environment.disk_of", lambda path: disk)
+    found = found_caches(None, nodes, tmp_path)
+    assert set(found) == ({"TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR"} if moves else set())
+
+
+def test_the_disk_of_a_folder_is_that_of_the_nearest_mount(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        f"/dev/sda1 / ext4 rw 0 0\nserver:/home {tmp_path} nfs4 rw 0 0\nserver:/else {tmp_path}-else lustre rw 0 0\n"
+    )
+    assert disk_of(tmp_path / "user", mounts) == "nfs4"
+    assert disk_of(Path("/usr"), mounts) == "ext4"
+    assert disk_of(tmp_path, tmp_path / "missing") == ""
