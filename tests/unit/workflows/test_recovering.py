@@ -143,7 +143,7 @@ def test_it_falls_back_no_more_often_than_allowed(run):
 
 
 @pytest.mark.parametrize("error", [KILLED, LOST])
-def test_a_dead_worker_starts_anew_unchanged(run, error):
+def test_a_dead_worker_starts_again_unchanged(run, error):
     attempts, record, events = run((4, error), (None, None))
     assert attempts.jobs[1].config == attempts.jobs[0].config
     assert attempts.jobs[1].resume
@@ -165,7 +165,7 @@ def test_without_progress_it_ends(run):
 
 
 @pytest.mark.parametrize("kind", ["disk_full", "non_finite_loss", "error"])
-def test_what_would_fail_anew_is_not_tried_anew(run, kind):
+def test_what_would_fail_again_is_not_tried_again(run, kind):
     attempts, record, events = run((4, RunFailedError("x", kind=kind)))
     assert (record, len(attempts.jobs), events) == (None, 1, [])
 
