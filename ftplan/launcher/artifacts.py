@@ -94,11 +94,11 @@ def device_environment(config: RunConfig, device: DeviceKind) -> dict[str, str]:
 def check_launchable(config: RunConfig, device: DeviceKind) -> None:
     """Raise InputError for what would train, but not as configured."""
     sharding = config.sharding
-    if device == "cpu" and fsdp_config(config) is not None:
+    if device == "cpu" and fsdp_config(config) is not None and config.offload != "none":
         raise InputError(
-            f"sharding {sharding} needs GPUs: on CPUs accelerate ignores it",
-            hint="use ddp, zero1, zero2 or zero3",
-            field="sharding",
+            f"sharding {sharding} offloads from GPUs to the host: on CPUs everything is there already",
+            hint="leave the offload out",
+            field="offload",
         )
     if sharding == "hsdp":
         raise InputError(

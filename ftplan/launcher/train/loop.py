@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from trl import SFTConfig
 
 from ftplan.estimators.trace.checkpoints import checkpointing
-from ftplan.launcher.artifacts import ZERO_STAGES
+from ftplan.launcher.artifacts import ZERO_STAGES, fsdp_config
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.train.arguments import sft_arguments
 from ftplan.launcher.train.control import Control
@@ -24,6 +26,7 @@ def trainer_arguments(job: TrainJob, **changes: object) -> SFTConfig:
     """
     arguments = SFTConfig(**{**sft_arguments(job), **changes})
     _use_plain_cpu(arguments)
+    _let_fsdp_on_cpu(job)
     _join_deepspeed(job)
     return arguments
 
@@ -57,6 +60,16 @@ def _use_plain_cpu(arguments: SFTConfig) -> None:
     """Drop the index of the device ``cpu:0``: transformers 5.17 restores optimizers to it, which torch refuses."""
     if arguments.device.type == "cpu":
         arguments.__dict__["_setup_devices"] = torch.device("cpu")
+
+
+def _let_fsdp_on_cpu(job: TrainJob) -> None:
+    """Let accelerate shard over CPU processes, which torch can (gloo, a mesh of CPUs) and accelerate 1.15 does not.
+
+    `AcceleratorState` takes up its FSDP plugin for the GPU-like kinds of `DistributedType` only, and drops it silently
+    for ``MULTI_CPU``; every later choice goes by the ``FSDP`` it then sets, and by the device, which stays a CPU.
+    """
+    if job.device == "cpu" and fsdp_config(job.config) is not None:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def _join_deepspeed(job: TrainJob) -> None:

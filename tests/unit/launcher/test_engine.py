@@ -151,9 +151,10 @@ def test_two_processes_do_not_train_in_one_folder(job: TrainJob) -> None:
 
 
 def test_what_would_not_train_as_configured_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="needs GPUs") as caught:
-        engine.launch(make_job(make_config(sharding="fsdp2"), run_dir=str(tmp_path / "a")))
-    assert caught.value.field == "sharding"
+    offloaded = make_config(sharding="fsdp2", offload="optimizer+params")
+    with pytest.raises(InputError, match="offloads from GPUs") as caught:
+        engine.launch(make_job(offloaded, run_dir=str(tmp_path / "a")))
+    assert caught.value.field == "offload"
     with pytest.raises(InputError, match="several machines"):
         engine.launch(make_job(make_config(sharding="hsdp"), device="cuda", run_dir=str(tmp_path / "b")))
     assert list(tmp_path.iterdir()) == []
