@@ -50,7 +50,7 @@ HYPERPARAMETERS = {
     "keep": "save_total_limit",
     "seed": "seed",
 }
-RESUME_OPTIONS = frozenset({"resume", "run_dir", "dry_run", "as_json"})
+RESUME_OPTIONS = frozenset({"resume", "run_dir", "gpus", "dry_run", "as_json"})
 PINS = frozenset(
     {"lora_rank", "lora_targets", "sharding", "offload", "micro_batch", "gradient_checkpointing", "packing"}
 )
@@ -98,11 +98,12 @@ def command(
     if not dry_run:
         require_training_libraries()
     if resume:
-        from ftplan.workflows import running
+        from ftplan.workflows import resuming, running
 
         _only_resume(given)
 
-        return _go(running.resumed(run_dir), None, dry_run=dry_run, as_json=as_json)
+        job = running.resumed(run_dir) if gpus is None else resuming.resumed_on(run_dir, gpus)
+        return _go(job, None, dry_run=dry_run, as_json=as_json)
     chosen = _confirmed(_plan(given), made_before="plan_file" in given, dry_run=dry_run)
     if chosen.config is None:
         from ftplan.render.plans import print_plan

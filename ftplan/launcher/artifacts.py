@@ -142,6 +142,7 @@ def deepspeed_config(job: TrainJob) -> dict[str, Any] | None:
         "bf16": {"enabled": config.precision == "bf16"},
         "fp16": {"enabled": config.precision == "fp16"},
         "zero_optimization": zero_optimization(config),
+        **({"checkpoint": {"load_universal": True}} if job.universal_checkpoint else {}),
     }
 
 

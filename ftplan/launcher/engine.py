@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Final
 
 from ftplan.errors import FtplanError, InputError, RunFailedError
 from ftplan.files import write_atomic
-from ftplan.launcher import artifacts, checkpoints, diagnosis, monitor, records
+from ftplan.launcher import artifacts, checkpoints, diagnosis, monitor, records, resharding
 from ftplan.launcher.events import Event, Finished, Started
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.process import Child, Outcome
@@ -76,7 +77,7 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore) -> RunRecord:
     job = job.absolute()
     run = RunDir(Path(job.run_dir))
     with _locked(run):
-        attempt = _open(run, job)
+        attempt, job = _open(run, job)
         started = time.monotonic()
         log_start = monitor.size_of(run.log)
         events, outcome, stopped = _follow(run, job, on_event)
@@ -90,11 +91,12 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore) -> RunRecord:
     return record
 
 
-def _open(run: RunDir, job: TrainJob) -> int:
-    """Make the run's folder ready and return the number of this attempt."""
+def _open(run: RunDir, job: TrainJob) -> tuple[int, TrainJob]:
+    """Make the run's folder ready; returns the number of this attempt and the job as its ranks read it."""
     state = records.read_state(run)
     if job.resume:
         _check_resumable(run, job)
+        job = _readable(run, job)
     elif state is not None or checkpoints.latest_complete(run.checkpoints) is not None:
         raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
     checkpoints.discard_incomplete(run.checkpoints)
@@ -103,7 +105,7 @@ def _open(run: RunDir, job: TrainJob) -> int:
         write_atomic(run.root / name, text)
     attempt = state.attempt + 1 if state else 1
     records.write_state(run, "running", attempt)
-    return attempt
+    return attempt, job
 
 
 def _check_resumable(run: RunDir, job: TrainJob) -> None:
@@ -121,12 +123,14 @@ def _check_resumable(run: RunDir, job: TrainJob) -> None:
             hint="a step would no longer mean the same: keep the global batch",
             field="global_batch",
         )
-    if last.world_size != job.world_size and job.config.sharding in artifacts.ZERO_STAGES:
-        raise InputError(
-            f"DeepSpeed cannot spread a checkpoint of {last.world_size} processes over {job.world_size}",
-            hint=f"resume on {last.world_size} devices",
-            field="gpus",
-        )
+
+
+def _readable(run: RunDir, job: TrainJob) -> TrainJob:
+    """``job`` with the newest checkpoint in a form that its number of ranks can read."""
+    last = checkpoints.latest_complete(run.checkpoints)
+    assert last is not None, "the job can be resumed"
+    converted = str(resharding.universal(run, last, sys.executable)) if resharding.is_needed(last, job) else None
+    return job.model_copy(update={"universal_checkpoint": converted})
 
 
 def _follow(run: RunDir, job: TrainJob, on_event: OnEvent) -> tuple[list[Event], Outcome, bool]:

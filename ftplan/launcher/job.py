@@ -96,6 +96,9 @@ class TrainJob(Spec):
     threads_per_process: PositiveInt = 1
     tensorboard: bool = True
     resume: bool = False
+    universal_checkpoint: str | None = Field(
+        default=None, description="where to go on from if DeepSpeed's checkpoint was made by another number of ranks"
+    )
     predicted: Measured = NOT_MEASURED
     basis: Basis = Field(default=Basis(), description="what the prediction rests on")
 

@@ -21,7 +21,8 @@ from ftplan.launcher.records import RunDir
 from ftplan.profiles.detect import detect_gpus, detect_node
 from ftplan.profiles.models import hub_id, load_model
 from ftplan.profiles.schema import Cluster
-from ftplan.results import Measured, Plan, RunRecord, to_json
+from ftplan.results import Estimate, Measured, Plan, RunRecord, to_json
+from ftplan.spec import RunConfig
 from ftplan.workflows import recording
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.inputs import input_error
@@ -113,21 +114,17 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False) -> Ready:
     data.load(source)
     run_id = records.new_run_id()
     run_dir = settings.run_dir or DEFAULT_RUNS / run_id
-    ranks = 1 if config.sharding == "none" else cluster.world_size
     fields = {
         "run_id": run_id,
         "run_dir": str(run_dir.absolute()),
         "config": config,
         "inventory": chosen.request.inventory.text,
         "global_batch": chosen.global_batch,
-        "world_size": ranks,
-        "nproc_per_node": ranks // len(cluster.nodes),
-        "device": "cpu" if cluster.gpus[0].kind == "cpu" else "cuda",
+        **ranks_of(config, cluster),
         "model": weights_source(settings.weights or config.model),
         "tokenizer": weights_source(settings.tokenizer or settings.weights or config.model, tokenizer=True),
         "data": source,
-        "threads_per_process": _threads(ranks),
-        "predicted": predicted(chosen, cluster),
+        "predicted": foreseen(estimate, cluster),
         "basis": estimate.basis,
         "learning_rate": DEFAULT_LEARNING_RATES[config.method],
         **settings.hyperparameters,
@@ -171,9 +168,19 @@ def weights_source(model: str, *, tokenizer: bool = False) -> Source:
     return Source(kind="hub", location=hub_id(model))
 
 
-def predicted(chosen: Plan, cluster: Cluster) -> Measured:
-    """The plan's figures as a run will measure them; a CPU run has no caching allocator to ask."""
-    _, estimate = require_config(chosen)
+def ranks_of(config: RunConfig, cluster: Cluster) -> dict[str, Any]:
+    """The fields of a `TrainJob` that say which processes train ``config`` on ``cluster``."""
+    ranks = 1 if config.sharding == "none" else cluster.world_size
+    return {
+        "world_size": ranks,
+        "nproc_per_node": ranks // len(cluster.nodes),
+        "device": "cpu" if cluster.gpus[0].kind == "cpu" else "cuda",
+        "threads_per_process": _threads(ranks),
+    }
+
+
+def foreseen(estimate: Estimate, cluster: Cluster) -> Measured:
+    """The estimate's figures as a run will measure them; a CPU run has no caching allocator to ask."""
     on_cpu = cluster.gpus[0].kind == "cpu"
     return Measured(
         peak_allocated_bytes=None if on_cpu else estimate.peak_allocated_bytes,

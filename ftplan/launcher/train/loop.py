@@ -68,8 +68,12 @@ def _let_fsdp_on_cpu(job: TrainJob) -> None:
     `AcceleratorState` takes up its FSDP plugin for the GPU-like kinds of `DistributedType` only, and drops it silently
     for ``MULTI_CPU``; every later choice goes by the ``FSDP`` it then sets, and by the device, which stays a CPU.
     """
-    if job.device == "cpu" and fsdp_config(job.config) is not None:
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    if job.device != "cpu" or fsdp_config(job.config) is None:
+        return
+    if not torch.distributed.is_initialized():
+        # accelerate makes no process group for a single CPU process, as it does for a single GPU under torchrun.
+        torch.distributed.init_process_group("gloo")
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def _join_deepspeed(job: TrainJob) -> None:

@@ -71,7 +71,7 @@ def _checkpoint(setting: Setting) -> str | None:
     if found is None:
         raise InputError(f"no complete checkpoint in {setting.run.checkpoints}", field="resume")
     setting.resumed_from_step = found.step
-    return str(found.path)
+    return setting.job.universal_checkpoint or str(found.path)
 
 
 def _finish(setting: Setting, trainer: PlannedTrainer, stopper: Stopper) -> None:

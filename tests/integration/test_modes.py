@@ -1,0 +1,191 @@
+"""Every way of spreading a training over processes: trained, killed, resumed, and compared with one that was not.
+
+One run of full fine-tuning and one of LoRA, on two processes with DDP, are what all others are compared with: on CPUs in
+fp32 every kind of sharding gives the same losses. A step takes 12 samples, which split over one, two and three ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftplan.errors import RunFailedError
+from ftplan.launcher import checkpoints, demo, engine, monitor, records
+from ftplan.launcher.events import Event, Started, Stepped
+from ftplan.launcher.job import Source, TrainJob
+from ftplan.launcher.records import RunDir
+from ftplan.results import RunRecord
+from ftplan.spec import RunConfig
+from ftplan.workflows import resuming
+
+pytestmark = pytest.mark.integration
+pytest.importorskip("trl")
+pytest.importorskip("deepspeed")
+
+GLOBAL_BATCH = 12
+STEPS = 8
+SAVE_STEPS = 3
+KILLED_AFTER = 4
+"""The step after which a process is killed: a checkpoint is sealed, and the next one is not due."""
+EQUAL = 1e-4
+"""Relative difference of losses that only the order of sums explains."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way of training; ``ranks`` are those of the beginning and of the end."""
+
+    sharding: str
+    offload: str = "none"
+    method: str = "full"
+    ranks: tuple[int, int] = (2, 2)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        parts = (self.method, self.sharding, self.offload, "to".join(map(str, self.ranks)))
+        return "-".join(part for part in parts if part != "none")
+
+
+MODES = [
+    Mode("ddp"),
+    Mode("fsdp2"),
+    Mode("fsdp2-grad-op", ranks=(2, 3)),
+    Mode("zero1", ranks=(2, 1)),
+    Mode("zero2"),
+    Mode("zero2", "optimizer"),
+    Mode("zero3"),
+    Mode("zero3", "optimizer+params", ranks=(2, 3)),
+    Mode("fsdp2", method="lora", ranks=(2, 1)),
+    Mode("zero3", method="lora", ranks=(2, 1)),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """A model with random weights as a folder: drawn while it is built, they would depend on the sharding."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+    folder = tmp_path_factory.mktemp("base")
+    set_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(demo.model_path()), dtype=torch.float32)
+    model.save_pretrained(folder, max_shard_size="2MB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return Source(kind="folder", location=str(folder))
+
+
+@pytest.fixture(scope="module")
+def references(base: Source, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of the uninterrupted run with DDP of a method, trained once."""
+    runs = tmp_path_factory.mktemp("references")
+
+    def reference(method: str) -> Path:
+        folder = runs / method
+        if not folder.exists():
+            assert engine.launch(job(base, folder, Mode("ddp", method=method))).status == "finished"
+        return folder
+
+    return reference
+
+
+def job(base: Source, folder: Path, mode: Mode) -> TrainJob:
+    ranks = mode.ranks[0]
+    config = RunConfig(
+        model=str(demo.model_path()),
+        stack="trl",
+        seq_len=64,
+        method=mode.method,
+        weights_dtype="fp32",
+        precision="none",
+        gradient_checkpointing=False,
+        sharding=mode.sharding,
+        offload=mode.offload,
+        micro_batch=2,
+        accumulation=GLOBAL_BATCH // (2 * ranks),
+        **mode.more,
+    )
+    # A constant rate: near the end of a decaying one, a state that was lost would hardly show.
+    settings = {"max_steps": STEPS, "save_steps": SAVE_STEPS, "learning_rate": 1e-3, "lr_scheduler": "constant"}
+    return TrainJob(
+        run_id=mode.name,
+        run_dir=str(folder),
+        config=config,
+        inventory=f"{ranks}xcpu:4GB",
+        global_batch=GLOBAL_BATCH,
+        world_size=ranks,
+        nproc_per_node=ranks,
+        device="cpu",
+        model=base,
+        tokenizer=demo.tokenizer(),
+        data=demo.data(),
+        tensorboard=False,
+        **settings,
+    )
+
+
+def kill_a_rank(job: TrainJob) -> None:
+    """Launch ``job`` and kill its last rank in the middle."""
+    pids: list[int] = []
+
+    def react(event: Event) -> None:
+        if isinstance(event, Started):
+            pids.extend(event.pids)
+        if isinstance(event, Stepped) and event.step == KILLED_AFTER:
+            os.kill(pids[-1], signal.SIGKILL)
+
+    with pytest.raises(RunFailedError, match=f"rank {job.world_size - 1} was killed by SIGKILL"):
+        engine.launch(job, on_event=react)
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """The loss of each step; of a step trained twice, the later one."""
+    events = monitor.read_all(RunDir(run_dir).metrics)
+    return {event.step: event.loss for event in events if isinstance(event, Stepped)}
+
+
+def resume(folder: Path, ranks: int) -> tuple[RunRecord, list[int]]:
+    """Go on in ``folder`` on so many ranks; returns the record and the steps trained now."""
+    former = engine.load_job(RunDir(folder))
+    same = former.world_size == ranks
+    job = engine.resume_job(RunDir(folder)) if same else resuming.resumed_on(folder, f"{ranks}xcpu:4GB")
+    assert (job.world_size, job.global_batch) == (ranks, GLOBAL_BATCH)
+    events: list[Event] = []
+    record = engine.launch(job, on_event=events.append)
+    return record, [event.step for event in events if isinstance(event, Stepped)]
+
+
+def assert_equal_weights(folder: Path, reference: Path) -> None:
+    from safetensors.torch import load_file
+
+    name = "adapter_model.safetensors" if (reference / "adapter_model.safetensors").exists() else "model.safetensors"
+    found, expected = load_file(folder / name), load_file(reference / name)
+    assert set(found) == set(expected)
+    for key, tensor in expected.items():
+        worst = (found[key] - tensor).abs().max().item()
+        assert worst < 1e-4, (key, worst)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    mode: Mode, base: Source, references: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / mode.name
+    kill_a_rank(job(base, folder, mode))
+    saved = checkpoints.latest_complete(RunDir(folder).checkpoints)
+    assert saved is not None
+    assert saved.step < STEPS
+    record, steps = resume(folder, mode.ranks[1])
+    assert (record.status, record.resumed_from_step) == ("finished", saved.step)
+    assert steps == list(range(saved.step + 1, STEPS + 1))
+    assert losses(folder) == pytest.approx(losses(references(mode.method)), rel=EQUAL)
+    assert_equal_weights(folder / "final", references(mode.method) / "final")
