@@ -15,7 +15,7 @@ from typing import Final
 from ftplan.errors import FtplanError, InputError, RunFailedError
 from ftplan.files import write_atomic
 from ftplan.launcher import artifacts, checkpoints, diagnosis, monitor, records, resharding
-from ftplan.launcher.events import Event, Finished, Started
+from ftplan.launcher.events import Event, Finished, Noted, Started
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.process import Child, Outcome
 from ftplan.launcher.records import RunDir, Status
@@ -77,7 +77,7 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore) -> RunRecord:
     job = job.absolute()
     run = RunDir(Path(job.run_dir))
     with _locked(run):
-        attempt, job = _open(run, job)
+        attempt, job = _open(run, job, on_event)
         started = time.monotonic()
         log_start = monitor.size_of(run.log)
         events, outcome, stopped = _follow(run, job, on_event)
@@ -91,7 +91,7 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore) -> RunRecord:
     return record
 
 
-def _open(run: RunDir, job: TrainJob) -> tuple[int, TrainJob]:
+def _open(run: RunDir, job: TrainJob, on_event: OnEvent) -> tuple[int, TrainJob]:
     """Make the run's folder ready; returns the number of this attempt and the job as its ranks read it."""
     state = records.read_state(run)
     if job.resume:
@@ -99,7 +99,9 @@ def _open(run: RunDir, job: TrainJob) -> tuple[int, TrainJob]:
         job = _readable(run, job)
     elif state is not None or checkpoints.latest_complete(run.checkpoints) is not None:
         raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
-    checkpoints.discard_incomplete(run.checkpoints)
+    checkpoints.discard_unfinished(run.checkpoints)
+    for aside in checkpoints.set_aside_damaged(run.checkpoints):
+        on_event(Noted(f"a checkpoint does not match its manifest and is not used: see {aside}"))
     run.stop_request.unlink(missing_ok=True)
     for name, text in artifacts.files(job).items():
         write_atomic(run.root / name, text)
@@ -122,6 +124,13 @@ def _check_resumable(run: RunDir, job: TrainJob) -> None:
             f"the checkpoint was made with a global batch of {last.global_batch}, not of {job.global_batch}",
             hint="a step would no longer mean the same: keep the global batch",
             field="global_batch",
+        )
+    former = load_job(run).config.sharding if run.job.exists() else job.config.sharding
+    if resharding.form(former) != resharding.form(job.config.sharding):
+        raise InputError(
+            f"a checkpoint of {former} cannot be read by {job.config.sharding}",
+            hint=f"keep the sharding {former}",
+            field="sharding",
         )
 
 

@@ -19,11 +19,19 @@ from ftplan.launcher.checkpoints import Checkpoint
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.process import Child
 from ftplan.launcher.records import RunDir
+from ftplan.spec import Sharding
 
 PREFIX: Final = "universal-"
 BESIDE_WEIGHTS: Final = ("trainer_state.json", "scheduler.pt", "rng_state*.pth")
 """What the trainer reads of a checkpoint that is not DeepSpeed's."""
 POLL_SECONDS: Final = 0.2
+
+
+def form(sharding: Sharding) -> str:
+    """What reads the weights and optimizer states of a checkpoint: runs of one form can go on from each other."""
+    if sharding in artifacts.ZERO_STAGES:
+        return sharding
+    return "fsdp2" if sharding in ("fsdp2", "fsdp2-grad-op", "hsdp") else "ddp"
 
 
 def is_needed(checkpoint: Checkpoint, job: TrainJob) -> bool:

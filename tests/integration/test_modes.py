@@ -1,17 +1,14 @@
 """Every way of spreading a training over processes: trained, killed, resumed, and compared with one that was not.
 
-One run of full fine-tuning and one of LoRA, on two processes with DDP, are what all others are compared with: on CPUs in
-fp32 every kind of sharding gives the same losses. A step takes 12 samples, which split over one, two and three ranks.
+One run of full fine-tuning and one of LoRA, on two processes with DDP, are what all others are compared with: on CPUs
+in fp32 every kind of sharding gives the same losses. A step takes 12 samples: they split over one, two and three ranks.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from typing import Any
 import pytest
 
 from ftplan.errors import RunFailedError
-from ftplan.launcher import checkpoints, demo, engine, monitor, records
+from ftplan.launcher import checkpoints, demo, engine, monitor
 from ftplan.launcher.events import Event, Started, Stepped
 from ftplan.launcher.job import Source, TrainJob
 from ftplan.launcher.records import RunDir
@@ -53,7 +50,7 @@ class Mode:
     @property
     def name(self) -> str:
         parts = (self.method, self.sharding, self.offload, "to".join(map(str, self.ranks)))
-        return "-".join(part for part in parts if part != "none")
+        return "-".join(part.replace("+", "-") for part in parts if part != "none")
 
 
 MODES = [
