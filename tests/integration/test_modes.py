@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,6 +147,39 @@ def kill_a_rank(job: TrainJob) -> None:
         engine.launch(job, on_event=react)
 
 
+def kill_the_launcher(job: TrainJob, job_file: Path) -> None:
+    """Launch ``job`` from a process of its own, kill that in the middle, and wait for its workers to end."""
+    job_file.write_text(job.model_dump_json())
+    script = (
+        "import sys; from ftplan.launcher import engine; from ftplan.launcher.job import TrainJob\n"
+        "engine.launch(TrainJob.model_validate_json(open(sys.argv[1]).read()))"
+    )
+    run = RunDir(Path(job.run_dir))
+    with subprocess.Popen([sys.executable, "-c", script, str(job_file)]) as launcher:
+        reached = wait_until(lambda: KILLED_AFTER in losses(run.root), 200)
+        launcher.kill()
+    assert reached
+    started = next(event for event in monitor.read_all(run.metrics) if isinstance(event, Started))
+    assert wait_until(lambda: not any(map(runs, started.pids)), 20)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and not only waits for its parent to notice its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def losses(run_dir: Path) -> dict[int, float]:
     """The loss of each step; of a step trained twice, the later one."""
     events = monitor.read_all(RunDir(run_dir).metrics)
@@ -172,6 +208,12 @@ def assert_equal_weights(folder: Path, reference: Path) -> None:
         assert worst < 1e-4, (key, worst)
 
 
+def resident_bytes() -> int:
+    """Memory of this process that is its own, not a file's pages."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(
     mode: Mode, base: Source, references: Callable[[str], Path], tmp_path: Path
@@ -180,9 +222,66 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     kill_a_rank(job(base, folder, mode))
     saved = checkpoints.latest_complete(RunDir(folder).checkpoints)
     assert saved is not None
-    assert saved.step < STEPS
+    assert (saved.world_size, saved.global_batch) == (mode.ranks[0], GLOBAL_BATCH)
     record, steps = resume(folder, mode.ranks[1])
     assert (record.status, record.resumed_from_step) == ("finished", saved.step)
     assert steps == list(range(saved.step + 1, STEPS + 1))
     assert losses(folder) == pytest.approx(losses(references(mode.method)), rel=EQUAL)
     assert_equal_weights(folder / "final", references(mode.method) / "final")
+    assert not list(RunDir(folder).checkpoints.glob("universal-*"))
+
+
+def test_qlora_goes_on_after_its_launcher_is_killed(base: Source, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    mode = Mode("ddp", method="qlora", more={"lora_targets": "qv"})
+    assert engine.launch(job(base, tmp_path / "reference", mode)).status == "finished"
+    folder = tmp_path / "killed"
+    kill_the_launcher(job(base, folder, mode), tmp_path / "launched.json")
+    saved = checkpoints.latest_complete(RunDir(folder).checkpoints)
+    assert saved is not None
+    record, steps = resume(folder, 2)
+    assert (record.status, record.resumed_from_step) == ("finished", saved.step)
+    assert steps == list(range(saved.step + 1, STEPS + 1))
+    assert losses(folder) == pytest.approx(losses(tmp_path / "reference"), rel=EQUAL)
+    assert_equal_weights(folder / "final", tmp_path / "reference" / "final")
+
+
+def test_what_a_run_ends_with_is_a_model(base: Source, references: Callable[[str], Path]) -> None:
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.arange(16).view(1, 16)
+    start, full = (
+        AutoModelForCausalLM.from_pretrained(folder) for folder in (base.location, references("full") / "final")
+    )
+    adapted = AutoPeftModelForCausalLM.from_pretrained(references("lora") / "final")
+    with torch.no_grad():
+        before, after, with_adapter = (model(input_ids=ids).logits for model in (start, full, adapted))
+    assert (after - before).abs().max() > 0.1
+    assert (with_adapter - before).abs().max() > 0.01
+
+
+def test_ranks_that_receive_their_weights_touch_no_memory_for_them(base: Source, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoConfig
+
+    from ftplan.launcher.train.handing_on import describe, untouched_model
+    from ftplan.launcher.train.model import from_config
+
+    large = AutoConfig.from_pretrained(demo.model_path(), hidden_size=2048, intermediate_size=8192)
+    large.save_pretrained(tmp_path)
+    mixed = Mode("fsdp2", more={"weights_dtype": "bf16", "precision": "bf16"})
+    training = job(Source(kind="folder", location=str(tmp_path)), tmp_path / "run", mixed)
+    with torch.device("meta"):
+        described = describe(from_config(training))
+    before = resident_bytes()
+    model = untouched_model(training, described)
+    grown = resident_bytes() - before
+    weights = list(model.parameters())
+    assert {weight.dtype for weight in weights} == {torch.float32}
+    assert sum(weight.nbytes for weight in weights) > 800e6
+    assert grown < 40e6
+    addresses = {weight.data_ptr() for weight in weights}
+    assert len(addresses) == len(weights)
+    assert set(describe(model)) == set(described)

@@ -35,9 +35,14 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(source.location, trust_remote_code=False)
 
 
-def build_model(job: TrainJob, control: Control) -> Model:
-    """The model of ``job`` on this rank, ready for the trainer: base weights, and adapters if it trains those."""
-    return adapted(_base(job, control), job)
+def base_model(job: TrainJob, control: Control) -> PreTrainedModel:
+    """The model of ``job`` before its adapters, on this rank: loaded, or with random weights."""
+    if job.model.kind == "config":
+        if job.config.quantization == "none":
+            return from_config(job)
+        # Weights are quantized while they are loaded: random ones have to be on disk first.
+        return _pretrained(job, str(_written(job, control)))
+    return _pretrained(job, job.model.location)
 
 
 def adapted(model: PreTrainedModel, job: TrainJob) -> Model:
@@ -84,15 +89,6 @@ def count_parameters(model: Model) -> tuple[int, int]:
         total += elements
         trainable += elements if parameter.requires_grad else 0
     return total, trainable
-
-
-def _base(job: TrainJob, control: Control) -> PreTrainedModel:
-    if job.model.kind == "config":
-        if job.config.quantization == "none":
-            return from_config(job)
-        # Weights are quantized while they are loaded: random ones have to be on disk first.
-        return _pretrained(job, str(_written(job, control)))
-    return _pretrained(job, job.model.location)
 
 
 def from_config(job: TrainJob) -> PreTrainedModel:

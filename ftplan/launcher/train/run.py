@@ -19,9 +19,10 @@ from ftplan.launcher.train.control import Control
 from ftplan.launcher.train.dataset import Prepared, prepare
 from ftplan.launcher.train.export import export
 from ftplan.launcher.train.guard import Guard
+from ftplan.launcher.train.handing_on import build_model
 from ftplan.launcher.train.loop import check_world, layer_checkpoints, planned_trainer, trainer_arguments
 from ftplan.launcher.train.measure import StepClock
-from ftplan.launcher.train.model import build_model, load_tokenizer
+from ftplan.launcher.train.model import load_tokenizer
 from ftplan.launcher.train.reporter import Reporter
 from ftplan.launcher.train.trainer import PlannedTrainer
 
