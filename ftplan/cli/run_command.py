@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 PlanFile = Annotated[Path | None, typer.Argument(metavar="[PLAN.json]", help="A plan that ftplan plan --out wrote.")]
 Demo = Annotated[bool, typer.Option("--demo", help="Train the embedded tiny model on this machine's CPU, offline.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, or the newest that stopped.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with the run in --run-dir, or the newest that stopped; on other --gpus if given."
+    ),
+]
 Data = Annotated[list[Path] | None, typer.Option("--data", help="JSON or JSON Lines; may be given several times.")]
 DataForm = Annotated[
     str | None, typer.Option("--data-format", help="auto, alpaca, sharegpt, chat, prompt-completion or text.")

@@ -105,14 +105,12 @@ def job(base: Source, folder: Path, mode: Mode) -> TrainJob:
         stack="trl",
         seq_len=64,
         method=mode.method,
-        weights_dtype="fp32",
-        precision="none",
         gradient_checkpointing=False,
         sharding=mode.sharding,
         offload=mode.offload,
         micro_batch=2,
         accumulation=GLOBAL_BATCH // (2 * ranks),
-        **mode.more,
+        **{"weights_dtype": "fp32", "precision": "none"} | mode.more,
     )
     # A constant rate: near the end of a decaying one, a state that was lost would hardly show.
     settings = {"max_steps": STEPS, "save_steps": SAVE_STEPS, "learning_rate": 1e-3, "lr_scheduler": "constant"}
@@ -246,6 +244,7 @@ def test_qlora_goes_on_after_its_launcher_is_killed(base: Source, tmp_path: Path
     assert_equal_weights(folder / "final", tmp_path / "reference" / "final")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_what_a_run_ends_with_is_a_model(base: Source, references: Callable[[str], Path]) -> None:
     import torch
     from peft import AutoPeftModelForCausalLM

@@ -14,7 +14,6 @@ from ftplan.launcher.artifacts import ZERO_STAGES, fsdp_config
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.train.arguments import sft_arguments
 from ftplan.launcher.train.control import Control
-from ftplan.launcher.train.model import cast_adapters
 from ftplan.launcher.train.trainer import PlannedTrainer
 from ftplan.profiles.stacks import load_stack
 
@@ -33,9 +32,7 @@ def trainer_arguments(job: TrainJob, **changes: object) -> SFTConfig:
 
 def planned_trainer(job: TrainJob, **given: object) -> PlannedTrainer:
     """The trainer of ``job``; ``given`` are `SFTTrainer`'s arguments."""
-    trainer = PlannedTrainer(loss_path=job.config.loss_path, global_batch=job.global_batch, **given)
-    if job.config.trains_adapters and job.config.sharding != "zero3":
-        cast_adapters(trainer.model, job.config)
+    trainer = PlannedTrainer(config=job.config, global_batch=job.global_batch, **given)
     _check_batch(job, trainer)
     return trainer
 

@@ -74,7 +74,12 @@ def lora_config(config: RunConfig, shape: PretrainedConfig) -> LoraConfig:
 
 
 def cast_adapters(model: Model, config: RunConfig) -> None:
-    """Give the adapters the dtype of the configuration, whatever peft and the trainer have made of them."""
+    """Give the adapters the dtype of the configuration, whatever peft and the trainer have made of them.
+
+    Those under ZeRO-3, which DeepSpeed has partitioned by now, keep theirs.
+    """
+    if not config.trains_adapters or config.sharding == "zero3":
+        return
     dtype = DTYPES[config.adapter_dtype]
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import Trainer
 from trl import SFTTrainer
 
+from ftplan.launcher.train.model import cast_adapters
+from ftplan.spec import RunConfig
+
 
 class PlannedTrainer(SFTTrainer):  # type: ignore[misc]
-    """`SFTTrainer` that honours ``loss_path``, fills the last batch, and counts the tokens put through the model.
+    """`SFTTrainer` that honours ``loss_path`` and the adapters' dtype, fills the last batch, and counts tokens.
 
     TRL 1.16 always computes the loss in chunks, from the hidden states, and never holds the logits. Loss path ``full``
     is transformers' own loss over all logits; ``liger`` is Liger's fused loss, which TRL switches off.
 
-    ``samples`` counts the rows given, after packing and before filling.
+    ``samples`` counts the rows given, after packing and before filling; ``tokens_seen`` those put through the model.
     """
 
-    def __init__(self, *, loss_path: str, global_batch: int, **kwargs: object) -> None:
+    def __init__(self, *, config: RunConfig, global_batch: int, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self._chunked = loss_path == "chunked"
+        self._config = config
+        self._chunked = config.loss_path == "chunked"
+        cast_adapters(self.model, config)
         self.tokens_seen = 0
         self.samples = len(self.train_dataset)
         self.train_dataset: Dataset = fill(self.train_dataset, global_batch, self.args.seed)
-        if loss_path == "liger":
+        if config.loss_path == "liger":
             self.args.liger_kernel_config = None
 
     def compute_loss(
@@ -41,6 +47,11 @@ class PlannedTrainer(SFTTrainer):  # type: ignore[misc]
         if self._chunked:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         return Trainer.compute_loss(self, model, {**inputs, "use_cache": False}, return_outputs, num_items_in_batch)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Read the weights of a checkpoint; peft makes adapters fp32 while it loads them."""
+        super()._load_from_checkpoint(*args, **kwargs)
+        cast_adapters(self.model, self._config)
 
 
 def fill(dataset: Dataset, global_batch: int, seed: int) -> Dataset:
