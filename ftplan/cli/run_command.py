@@ -148,10 +148,14 @@ def command(
 
 
 def _resume(given: Mapping[str, Any]) -> int:
-    from ftplan.workflows import running
+    from ftplan.workflows import resuming, running
 
     _only_resume(given)
-    job = running.resumed(given.get("run_dir"), _nodes(given), waits=not given["dry_run"])
+    folder = given.get("run_dir")
+    if "gpus" in given:
+        job = resuming.resumed_on(folder, given["gpus"])
+    else:
+        job = running.resumed(folder, _nodes(given), waits=not given["dry_run"])
     if not (given["dry_run"] or job.engine_env):
         require_training_libraries()
     return _go(job, None, given)

@@ -9,7 +9,12 @@ import typer
 
 PlanFile = Annotated[Path | None, typer.Argument(metavar="[PLAN.json]", help="A plan that ftplan plan --out wrote.")]
 Demo = Annotated[bool, typer.Option("--demo", help="Train the embedded tiny model on this machine's CPU, offline.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, or the newest that stopped.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with the run in --run-dir, or the newest that stopped; on other --gpus if given."
+    ),
+]
 Data = Annotated[
     list[str] | None,
     typer.Option(
@@ -101,7 +106,7 @@ NODE_OPTIONS: Final = {
     "interface": "interface",
 }
 RESUME_OPTIONS: Final = frozenset(
-    {*("resume", "run_dir", "dry_run", "force", "as_json", "max_restarts", "max_fallbacks"), *NODE_OPTIONS}
+    {*("resume", "run_dir", "gpus", "dry_run", "force", "as_json", "max_restarts", "max_fallbacks"), *NODE_OPTIONS}
 )
 """What goes with ``--resume``."""
 PINS: Final = frozenset(

@@ -117,7 +117,9 @@ def _loading_bytes(work: Workload) -> int:
     if _loads_whole_copies(work):
         return work.ranks_per_node * whole
     if work.is_fsdp and not work.quantized:
-        return whole + (work.ranks_per_node - 1) * min(whole, SHARD_FILE_BYTES)
+        # What trains becomes fp32 under mixed precision on rank 0's host, before it is handed on (accelerate).
+        handed_on = total_params(work.model) * work.trainable_bytes if work.trains_all else whole
+        return max(whole, handed_on) + (work.ranks_per_node - 1) * min(whole, SHARD_FILE_BYTES)
     if work.zero_stage == 3:
         return min(whole, SHARD_FILE_BYTES)
     return work.ranks_per_node * min(whole, SHARD_FILE_BYTES)

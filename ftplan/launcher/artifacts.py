@@ -131,11 +131,11 @@ def device_environment(config: RunConfig, device: DeviceKind) -> dict[str, str]:
 def check_launchable(config: RunConfig, device: DeviceKind, *, nodes: int = 1) -> None:
     """Raise InputError for what would train, but not as configured."""
     sharding = config.sharding
-    if device == "cpu" and fsdp_config(config) is not None:
+    if device == "cpu" and fsdp_config(config) is not None and config.offload != "none":
         raise InputError(
-            f"sharding {sharding} needs GPUs: on CPUs accelerate ignores it",
-            hint="use ddp, zero1, zero2 or zero3",
-            field="sharding",
+            f"sharding {sharding} offloads from GPUs to the host: on CPUs everything is there already",
+            hint="leave the offload out",
+            field="offload",
         )
     if sharding == "hsdp" and nodes == 1:
         raise InputError(
@@ -204,6 +204,7 @@ def deepspeed_config(job: TrainJob) -> dict[str, Any] | None:
         "bf16": {"enabled": config.precision == "bf16"},
         "fp16": {"enabled": config.precision == "fp16"},
         "zero_optimization": zero_optimization(config),
+        **({"checkpoint": {"load_universal": True}} if job.universal_checkpoint else {}),
     }
 
 

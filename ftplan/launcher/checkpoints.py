@@ -19,7 +19,10 @@ from ftplan.files import sync
 MANIFEST: Final = "ftplan-manifest.json"
 PREFIX: Final = "checkpoint-"
 HASHED_UP_TO_BYTES: Final = 16 * 2**20
-"""Larger files are compared by size only: reading tens of GB again would hold up the training."""
+"""Of larger files so much is read, in blocks all over them: reading tens of GB again would hold up the training."""
+BLOCK_BYTES: Final = 2**20
+DAMAGED: Final = "damaged-"
+"""How the name begins of a checkpoint that was set aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,11 @@ class Checkpoint:
 
 
 def seal(folder: Path, *, step: int, world_size: int, global_batch: int) -> None:
-    """Declare ``folder`` complete: flush every file to disk, then write the manifest atomically."""
+    """Declare ``folder`` complete: flush every file and folder to disk, then write the manifest atomically."""
     files = {str(path.relative_to(folder)): _describe(path) for path in _files(folder)}
+    assert files, f"nothing was saved to {folder}"
+    for nested in (path for path in folder.rglob("*") if path.is_dir()):
+        sync(nested)
     document = {"step": step, "world_size": world_size, "global_batch": global_batch, "files": files}
     temporary = folder / f".{MANIFEST}.tmp"
     temporary.write_text(json.dumps(document, indent=1), encoding="utf-8")
@@ -76,12 +82,19 @@ def prune(root: Path, keep: int) -> None:
         _delete(checkpoint.path)
 
 
-def discard_incomplete(root: Path) -> list[Path]:
-    """Delete what a killed run left unfinished, before another save could mix with it; returns the folders."""
-    gone = [folder for folder in _folders(root) if read(folder) is None]
-    for folder in gone:
-        _delete(folder)
-    return gone
+def discard_unfinished(root: Path) -> None:
+    """Delete what a killed run was still saving or already deleting, before another save could mix with it."""
+    for folder in _folders(root):
+        if not (folder / MANIFEST).exists():
+            shutil.rmtree(folder)
+
+
+def set_aside_damaged(root: Path) -> list[Path]:
+    """Rename checkpoints that do not match their manifest; returns what they are called now.
+
+    They are not deleted: what cannot be read at this moment may be readable later, from a network's disk for one.
+    """
+    return [_set_aside(folder) for folder in _folders(root) if (folder / MANIFEST).exists() and read(folder) is None]
 
 
 def set_aside(root: Path) -> Path | None:
@@ -111,22 +124,37 @@ def _files(folder: Path) -> list[Path]:
 
 def _describe(path: Path) -> dict[str, Any]:
     sync(path)
-    size = path.stat().st_size
-    return {"bytes": size, "sha256": _sha256(path) if size <= HASHED_UP_TO_BYTES else None}
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def _matches(path: Path, said: Mapping[str, Any]) -> bool:
     try:
         if path.stat().st_size != said["bytes"]:
             return False
+        # Earlier versions left the hash of large files out.
         return said["sha256"] is None or said["sha256"] == _sha256(path)
     except (OSError, KeyError, TypeError):
         return False
 
 
 def _sha256(path: Path) -> str:
+    """Of all of a file, or of blocks that lie evenly over a large one, its first and last among them."""
+    size = path.stat().st_size
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if size <= HASHED_UP_TO_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest, blocks = hashlib.sha256(), HASHED_UP_TO_BYTES // BLOCK_BYTES
+        for index in range(blocks):
+            file.seek(index * (size - BLOCK_BYTES) // (blocks - 1))
+            digest.update(file.read(BLOCK_BYTES))
+        return digest.hexdigest()
+
+
+def _set_aside(folder: Path) -> Path:
+    number = 1
+    while (aside := folder.with_name(f"{DAMAGED}{folder.name}-{number}")).exists():
+        number += 1
+    return folder.rename(aside)
 
 
 def _delete(folder: Path) -> None:

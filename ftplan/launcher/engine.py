@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Final, cast
 
 from ftplan.errors import FtplanError, InputError, RunFailedError
 from ftplan.files import write_atomic
-from ftplan.launcher import artifacts, checkpoints, diagnosis, monitor, records
+from ftplan.launcher import artifacts, checkpoints, diagnosis, monitor, records, resharding
 from ftplan.launcher.environment import settled
 from ftplan.launcher.events import Event, Finished, Noted, Started
 from ftplan.launcher.job import TrainJob
@@ -101,7 +102,9 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore, anew: bool = False) ->
     job = job.absolute()
     run = job.folder
     with locked(run):
-        attempt = open_attempt(run, job, artifacts.files(job), anew=anew)
+        admit(run, job, on_event, anew=anew)
+        job = _readable(run, job)
+        attempt = open_attempt(run, artifacts.files(job))
         started = time.monotonic()
         log_start = monitor.size_of(run.log)
         events, outcome, stopped = _follow(run, job, on_event)
@@ -127,29 +130,33 @@ def end_attempt(run: RunDir, record: RunRecord, attempt: int, error: FtplanError
         raise error
 
 
-def open_attempt(run: RunDir, job: TrainJob, files: Mapping[str, str], *, anew: bool) -> int:
-    """Make the run's folder ready, with ``files`` in it, and return the number of this attempt.
+def admit(run: RunDir, job: TrainJob, on_event: OnEvent, *, anew: bool) -> None:
+    """Make sure that the folder is one ``job`` can begin or go on in, and clear it of what a kill left there.
 
     Of several machines the first decides whether a run begins or goes on; the others follow it. Raises InputError for a
     folder that holds a run already, or none to go on with.
     """
+    if run.node:
+        return
     state = records.read_state(run)
-    if run.node == 0:
-        _check_folder(run, job, state, anew=anew)
-        checkpoints.discard_incomplete(run.checkpoints)
+    if job.resume:
+        _check_resumable(run, job, state)
+    elif (state is not None and not anew) or checkpoints.latest_complete(run.checkpoints) is not None:
+        raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
+    checkpoints.discard_unfinished(run.checkpoints)
+    for aside in checkpoints.set_aside_damaged(run.checkpoints):
+        on_event(Noted(f"a checkpoint does not match its manifest and is not used: see {aside}"))
+
+
+def open_attempt(run: RunDir, files: Mapping[str, str]) -> int:
+    """Put ``files`` in the run's folder, say that it is running, and return the number of this attempt."""
+    state = records.read_state(run)
     run.stop_request.unlink(missing_ok=True)
     for name, text in files.items():
         write_atomic(run.home / name, text)
     attempt = state.attempt + 1 if state else 1
     records.write_state(run, "running", attempt)
     return attempt
-
-
-def _check_folder(run: RunDir, job: TrainJob, state: records.RunState | None, *, anew: bool) -> None:
-    if job.resume:
-        _check_resumable(run, job, state)
-    elif (state is not None and not anew) or checkpoints.latest_complete(run.checkpoints) is not None:
-        raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
 
 
 def _check_resumable(run: RunDir, job: TrainJob, state: records.RunState | None) -> None:
@@ -166,12 +173,30 @@ def _check_resumable(run: RunDir, job: TrainJob, state: records.RunState | None)
             hint="a step would no longer mean the same: keep the global batch",
             field="global_batch",
         )
-    if last.world_size != job.world_size and job.config.sharding in artifacts.ZERO_STAGES:
+    former = load_job(run).config.sharding if run.job.exists() else job.config.sharding
+    if resharding.form(former) != resharding.form(job.config.sharding):
         raise InputError(
-            f"DeepSpeed cannot spread a checkpoint of {last.world_size} processes over {job.world_size}",
-            hint=f"resume on {last.world_size} devices",
-            field="gpus",
+            f"a checkpoint of {former} cannot be read by {job.config.sharding}",
+            hint=f"keep the sharding {former}",
+            field="sharding",
         )
+
+
+def _readable(run: RunDir, job: TrainJob) -> TrainJob:
+    """``job`` with the newest checkpoint in a form that its number of ranks can read; raises InputError if it cannot.
+
+    One machine converts for itself.
+    """
+    last = checkpoints.latest_complete(run.checkpoints) if job.resume else None
+    if last is None or not resharding.is_needed(last, job):
+        return job.model_copy(update={"universal_checkpoint": None})
+    if job.rendezvous is not None:
+        raise InputError(
+            f"DeepSpeed's checkpoint of {last.world_size} processes is converted on one machine only",
+            hint=f"resume on machines with {last.world_size} devices in all",
+            field="nodes",
+        )
+    return job.model_copy(update={"universal_checkpoint": str(resharding.universal(run, last, sys.executable))})
 
 
 def _follow(run: RunDir, job: TrainJob, on_event: OnEvent) -> tuple[list[Event], Outcome, bool]:
@@ -215,7 +240,7 @@ def failure(job: TrainJob, events: list[Event], outcome: Outcome, log_start: int
         found = diagnosis.Diagnosis("the disk is full", f"free space on that of {run.root}", kind="disk_full")
     if found.kind == "disk_full":
         # What was cut short takes the room that the record needs.
-        checkpoints.discard_incomplete(run.checkpoints)
+        checkpoints.discard_unfinished(run.checkpoints)
     last = checkpoints.latest_complete(run.checkpoints)
     way_on = f"step {last.step} is saved: resume the run to go on from there" if last else ""
     others = "another node may have failed first: see its log, too" if job.nodes > 1 else ""

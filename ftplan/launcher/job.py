@@ -169,6 +169,9 @@ class TrainJob(Spec):
     cap_bytes: Annotated[int, Field(gt=0)] | None = None
     tensorboard: bool = True
     resume: bool = False
+    universal_checkpoint: str | None = Field(
+        default=None, description="where to go on from if DeepSpeed's checkpoint was made by another number of ranks"
+    )
     trackers: tuple[str, ...] = Field(default=(), strict=False)
     count_flops: bool = False
     profile: bool = False

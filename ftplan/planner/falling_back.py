@@ -51,4 +51,6 @@ def fallback(
 
 
 def _sharded_alike(one: RunConfig, other: RunConfig) -> bool:
-    return (one.sharding, one.offload) == (other.sharding, other.offload)
+    """Whether one reads the checkpoints of the other: those of FSDP2 are the same, whatever it keeps whole."""
+    forms = [each.sharding.removesuffix("-grad-op") for each in (one, other)]
+    return forms[0] == forms[1] and one.offload == other.offload

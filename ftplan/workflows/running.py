@@ -122,19 +122,13 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False, waits: bo
     run_dir = settings.run_dir or DEFAULT_RUNS / run_id
     if settings.rehearse:
         trained = _rehearsed(RunDir(run_dir.absolute()), estimate, cluster)
-    alone = config.sharding == "none"
-    ranks = 1 if alone else cluster.world_size
-    ranks_here = 1 if alone else ranks // len(cluster.nodes)
     fields = {
         "run_id": run_id,
         "run_dir": str(run_dir.absolute()),
         "config": config,
         "inventory": chosen.request.inventory.text,
         "global_batch": chosen.global_batch,
-        "world_size": ranks,
-        "nproc_per_node": ranks_here,
-        "device": "cpu" if cluster.gpus[0].kind == "cpu" else "cuda",
-        "threads_per_process": cpu_threads(ranks_here),
+        **ranks_of(config, cluster),
         "rendezvous": rendezvous,
         "cache_dir": str(settings.cache_dir.absolute()) if settings.cache_dir else None,
         "engine_env": str(settings.engine_env.absolute()) if settings.engine_env else None,
@@ -235,6 +229,19 @@ def weights_source(model: str, *, tokenizer: bool = False) -> Source:
             )
         return Source(kind="folder", location=str(path.absolute()))
     return Source(kind="hub", location=hub_id(model))
+
+
+def ranks_of(config: RunConfig, cluster: Cluster) -> dict[str, Any]:
+    """The fields of a `TrainJob` that say which processes train ``config`` on ``cluster``."""
+    alone = config.sharding == "none"
+    ranks = 1 if alone else cluster.world_size
+    here = 1 if alone else ranks // len(cluster.nodes)
+    return {
+        "world_size": ranks,
+        "nproc_per_node": here,
+        "device": "cpu" if cluster.gpus[0].kind == "cpu" else "cuda",
+        "threads_per_process": cpu_threads(here),
+    }
 
 
 def cpu_threads(ranks: int) -> int:

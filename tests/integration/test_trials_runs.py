@@ -139,7 +139,8 @@ def test_a_model_of_random_weights_is_the_one_that_a_run_loads(tmp_path: Path, c
     torch = pytest.importorskip("torch")
     pytest.importorskip("bitsandbytes")
     from ftplan.launcher.train.control import Control
-    from ftplan.launcher.train.model import adapted, build_model
+    from ftplan.launcher.train.handing_on import build_model
+    from ftplan.launcher.train.model import adapted
     from ftplan.launcher.train.random_model import random_model
 
     training = as_job(make_trial("a", **changes), tmp_path)

@@ -14,7 +14,7 @@ from typing import Final
 
 from ftplan.files import append_line, end_line
 from ftplan.launcher import checkpoints, diagnosis, monitor
-from ftplan.launcher.engine import Prepared, end_attempt, failure, locked, open_attempt
+from ftplan.launcher.engine import Prepared, admit, end_attempt, failure, locked, open_attempt
 from ftplan.launcher.events import Event, Finished, Noted, Saved, Started, Stepped, to_line
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.llamafactory import files
@@ -48,9 +48,10 @@ def launch(job: TrainJob, *, on_event: OnEvent, anew: bool = False) -> RunRecord
     run = job.folder
     data, samples, left_out = files.data_files(job)
     with locked(run):
+        admit(run, job, on_event, anew=anew)
         last = checkpoints.latest_complete(run.checkpoints) if job.resume else None
         start = files.launch(job, resume_from=last.path if last else None)
-        attempt = open_attempt(run, job, {**start.files, **data}, anew=anew)
+        attempt = open_attempt(run, {**start.files, **data})
         following = _Following(job, samples, last.step if last else None, on_event)
         if left_out:
             following.tell(

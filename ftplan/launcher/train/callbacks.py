@@ -13,7 +13,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ftplan.launcher import checkpoints
+from ftplan.launcher import checkpoints, resharding
 from ftplan.launcher.artifacts import ZERO_STAGES, fsdp_config
 from ftplan.launcher.events import Evaluated, Event, RankMemory, Saved, Started, Stepped
 from ftplan.launcher.job import TrainJob
@@ -205,6 +205,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         job = self._setting.job
         checkpoints.seal(folder, step=step, world_size=job.world_size, global_batch=job.global_batch)
         checkpoints.prune(folder.parent, keep=job.save_total_limit)
+        resharding.discard(self._setting.run)
 
 
 class Stopper(TrainerCallback):  # type: ignore[misc]

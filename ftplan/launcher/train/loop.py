@@ -6,15 +6,16 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
 import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from trl import SFTConfig
 
 from ftplan.estimators.trace.checkpoints import checkpointing
 from ftplan.estimators.trace.prompted import follow_base
-from ftplan.launcher.artifacts import ZERO_STAGES
+from ftplan.launcher.artifacts import ZERO_STAGES, fsdp_config
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.train.arguments import sft_arguments
 from ftplan.launcher.train.control import Control
-from ftplan.launcher.train.model import cast_adapters
 from ftplan.launcher.train.trainer import PlannedTrainer
 from ftplan.profiles.stacks import load_stack
 
@@ -26,17 +27,16 @@ def trainer_arguments(job: TrainJob, **changes: object) -> SFTConfig:
     """
     arguments = SFTConfig(**{**sft_arguments(job), **changes})
     _use_plain_cpu(arguments)
+    _let_fsdp_on_cpu(job)
     _join_deepspeed(job)
     return arguments
 
 
 def planned_trainer(job: TrainJob, **given: object) -> PlannedTrainer:
     """The trainer of ``job``; ``given`` are `SFTTrainer`'s arguments."""
-    trainer = PlannedTrainer(loss_path=job.config.loss_path, global_batch=job.global_batch, **given)
+    trainer = PlannedTrainer(config=job.config, global_batch=job.global_batch, **given)
     if job.config.trains_prompts:
         follow_base(trainer.model)
-    if job.config.trains_adapters and job.config.sharding != "zero3":
-        cast_adapters(trainer.model, job.config)
     _check_batch(job, trainer)
     return trainer
 
@@ -61,6 +61,20 @@ def _use_plain_cpu(arguments: SFTConfig) -> None:
     """Drop the index of the device ``cpu:0``: transformers 5.17 restores optimizers to it, which torch refuses."""
     if arguments.device.type == "cpu":
         arguments.__dict__["_setup_devices"] = torch.device("cpu")
+
+
+def _let_fsdp_on_cpu(job: TrainJob) -> None:
+    """Let accelerate shard over CPU processes, which torch can (gloo, a mesh of CPUs) and accelerate 1.15 does not.
+
+    `AcceleratorState` takes up its FSDP plugin for the GPU-like kinds of `DistributedType` only, and drops it silently
+    for ``MULTI_CPU``; every later choice goes by the ``FSDP`` it then sets, and by the device, which stays a CPU.
+    """
+    if job.device != "cpu" or fsdp_config(job.config) is None:
+        return
+    if not torch.distributed.is_initialized():
+        # accelerate makes no process group for a single CPU process, as it does for a single GPU under torchrun.
+        torch.distributed.init_process_group("gloo")
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def _join_deepspeed(job: TrainJob) -> None:

@@ -28,9 +28,14 @@ Model: TypeAlias = PreTrainedModel | PeftModel
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build_model(job: TrainJob, control: Control) -> Model:
-    """The model of ``job`` on this rank, ready for the trainer: base weights, and adapters if it trains those."""
-    return adapted(_base(job, control), job)
+def base_model(job: TrainJob, control: Control) -> PreTrainedModel:
+    """The model of ``job`` before its adapters, on this rank: loaded, or with random weights."""
+    if job.model.kind == "config":
+        if job.config.quantization == "none":
+            return from_config(job)
+        # Weights are quantized while they are loaded: random ones have to be on disk first.
+        return _pretrained(job, str(_written(job, control)))
+    return _pretrained(job, job.model.location)
 
 
 def adapted(model: PreTrainedModel, job: TrainJob) -> Model:
@@ -70,7 +75,12 @@ def lora_config(config: RunConfig, shape: PretrainedConfig) -> LoraConfig:
 
 
 def cast_adapters(model: Model, config: RunConfig) -> None:
-    """Give the adapters the dtype of the configuration, whatever peft and the trainer have made of them."""
+    """Give the adapters the dtype of the configuration, whatever peft and the trainer have made of them.
+
+    Those under ZeRO-3, which DeepSpeed has partitioned by now, keep theirs.
+    """
+    if not config.trains_adapters or config.sharding == "zero3":
+        return
     dtype = DTYPES[config.adapter_dtype]
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
@@ -85,15 +95,6 @@ def count_parameters(model: Model) -> tuple[int, int]:
         total += elements
         trainable += elements if parameter.requires_grad else 0
     return total, trainable
-
-
-def _base(job: TrainJob, control: Control) -> PreTrainedModel:
-    if job.model.kind == "config":
-        if job.config.quantization == "none":
-            return from_config(job)
-        # Weights are quantized while they are loaded: random ones have to be on disk first.
-        return _pretrained(job, str(_written(job, control)))
-    return _pretrained(job, job.model.location)
 
 
 def from_config(job: TrainJob) -> PreTrainedModel:

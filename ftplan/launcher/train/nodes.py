@@ -49,7 +49,7 @@ def settle(job: TrainJob, control: Control, arguments: SFTConfig) -> None:
         )
     arguments.save_on_each_node = True
     if control.leads_node and not control.is_main:
-        checkpoints.discard_incomplete(job.folder.checkpoints)
+        checkpoints.discard_unfinished(job.folder.checkpoints)
     stale = control.leads_node and checkpoints.latest_complete(job.folder.checkpoints) is not None
     if control.any(stale) and not _goes_on(job, control):
         raise InputError(

@@ -13,8 +13,8 @@ from accelerate import init_empty_weights
 from transformers import PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 
-from ftplan.launcher.artifacts import fsdp_config
 from ftplan.launcher.job import TrainJob
+from ftplan.launcher.train.handing_on import is_handed_on
 from ftplan.launcher.train.model import DTYPES, from_config, keep_packing, quantization_of
 
 SPREAD: Final = 0.02
@@ -33,8 +33,7 @@ def random_model(job: TrainJob, device: torch.device) -> PreTrainedModel:
     if config.sharding == "zero3":
         assert config.quantization == "none", "ZeRO-3 shards weights before they could be quantized"
         return from_config(job)
-    sharded = fsdp_config(config)
-    handed_on = sharded is not None and sharded["cpu_ram_efficient_loading"]
+    handed_on = is_handed_on(config)
     with init_empty_weights(include_buffers=False):
         model = from_config(job)
     quantizer = _quantizer(job, model, device)

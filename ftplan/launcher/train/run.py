@@ -18,10 +18,11 @@ from ftplan.launcher.train.control import Control
 from ftplan.launcher.train.dataset import Prepared, prepare
 from ftplan.launcher.train.export import export
 from ftplan.launcher.train.guard import Guard
+from ftplan.launcher.train.handing_on import build_model
 from ftplan.launcher.train.instruments import FlopCounter, ProfiledSteps
 from ftplan.launcher.train.loop import check_world, layer_checkpoints, planned_trainer, trainer_arguments
 from ftplan.launcher.train.measure import StepClock
-from ftplan.launcher.train.model import Model, adapted, build_model
+from ftplan.launcher.train.model import Model, adapted
 from ftplan.launcher.train.nodes import settle, step_to_go_on_from
 from ftplan.launcher.train.random_model import random_model
 from ftplan.launcher.train.random_rows import random_rows
@@ -98,7 +99,9 @@ def _checkpoint(setting: Setting) -> str | None:
     """Where to go on from; None for a run that begins."""
     step = step_to_go_on_from(setting.job, setting.control)
     setting.resumed_from_step = step
-    return None if step is None else str(setting.run.checkpoints / f"{checkpoints.PREFIX}{step}")
+    if step is None:
+        return None
+    return setting.job.universal_checkpoint or str(setting.run.checkpoints / f"{checkpoints.PREFIX}{step}")
 
 
 def _finish(setting: Setting, trainer: PlannedTrainer, stopper: Stopper) -> None:

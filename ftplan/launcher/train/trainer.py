@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import Trainer
 from trl import SFTTrainer
 
+from ftplan.launcher.train.model import cast_adapters
 from ftplan.launcher.train.progress import Seen
+from ftplan.spec import RunConfig
 
 
 class PlannedTrainer(SFTTrainer):  # type: ignore[misc]
-    """`SFTTrainer` that honours ``loss_path``, fills the last batch, and counts what is put through the model.
+    """`SFTTrainer` that honours ``loss_path`` and the adapters' dtype, fills the last batch, and counts what it sees.
 
     TRL 1.16 always computes the loss in chunks, from the hidden states, and never holds the logits. Loss path ``full``
     is transformers' own loss over all logits; ``liger`` is Liger's fused loss, which TRL switches off.
@@ -23,14 +26,16 @@ class PlannedTrainer(SFTTrainer):  # type: ignore[misc]
     is logged; what it returns is logged with it, so that every tracker gets it.
     """
 
-    def __init__(self, *, loss_path: str, global_batch: int, **kwargs: object) -> None:
+    def __init__(self, *, config: RunConfig, global_batch: int, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self._chunked = loss_path == "chunked"
+        self._config = config
+        self._chunked = config.loss_path == "chunked"
+        cast_adapters(self.model, config)
         self.seen = Seen()
         self.measure: Callable[[], Mapping[str, float]] | None = None
         self.samples = len(self.train_dataset)
         self.train_dataset: Dataset = fill(self.train_dataset, global_batch, self.args.seed)
-        if loss_path == "liger":
+        if config.loss_path == "liger":
             self.args.liger_kernel_config = None
 
     def compute_loss(
@@ -53,6 +58,11 @@ class PlannedTrainer(SFTTrainer):  # type: ignore[misc]
         if "loss" in logs and self.measure is not None:
             logs = {**logs, **self.measure()}
         super().log(logs, start_time)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Read the weights of a checkpoint; peft makes adapters fp32 while it loads them."""
+        super()._load_from_checkpoint(*args, **kwargs)
+        cast_adapters(self.model, self._config)
 
 
 def fill(dataset: Dataset, global_batch: int, seed: int) -> Dataset:

@@ -49,6 +49,11 @@ def test_under_fsdp2_rank_0_loads_the_model_and_the_others_receive_files():
     assert size_of("loading", model=LARGE, sharding="fsdp2") == whole + 3 * SHARD_FILE_BYTES
 
 
+def test_under_mixed_precision_rank_0_hands_on_what_trains_in_fp32():
+    files = 3 * SHARD_FILE_BYTES
+    assert size_of("loading", model=LARGE, sharding="fsdp2", **FULL) == LARGE.total_params * 4 + files
+
+
 def test_what_is_packed_is_loaded_file_by_file():
     assert size_of("loading", model=LARGE, method="qlora", sharding="ddp") == 4 * SHARD_FILE_BYTES
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -64,13 +65,64 @@ def test_a_damaged_checkpoint_is_absent(tmp_path: Path, damage: str) -> None:
     assert checkpoints.latest_complete(tmp_path) is None
 
 
-def test_large_files_are_compared_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "HASHED_UP_TO_BYTES", 10)
-    folder = save(tmp_path, 10)
-    (folder / "model.safetensors").write_bytes(b"y" * 1000)
-    assert checkpoints.read(folder) is not None
-    (folder / "model.safetensors").write_bytes(b"y" * 999)
-    assert checkpoints.read(folder) is None
+@pytest.fixture
+def sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sealed checkpoint whose weights, 1000 bytes, are large: 4 blocks of 10 bytes are read of them."""
+    monkeypatch.setattr(checkpoints, "HASHED_UP_TO_BYTES", 40)
+    monkeypatch.setattr(checkpoints, "BLOCK_BYTES", 10)
+    return save(tmp_path, 10)
+
+
+@pytest.mark.parametrize("offset", [0, 9, 330, 660, 990, 999])
+def test_damage_in_the_blocks_that_are_read_of_a_large_file_is_seen(sampled: Path, offset: int) -> None:
+    assert checkpoints.read(sampled) is not None
+    with (sampled / "model.safetensors").open("r+b") as file:
+        file.seek(offset)
+        file.write(b"x")
+    assert checkpoints.read(sampled) is None
+
+
+def test_a_hole_in_a_large_file_is_seen(sampled: Path) -> None:
+    with (sampled / "model.safetensors").open("r+b") as file:
+        file.truncate(500)
+        file.truncate(1000)
+    assert checkpoints.read(sampled) is None
+
+
+def test_the_rest_of_a_large_file_is_compared_by_size(sampled: Path) -> None:
+    weights = sampled / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:10] + b"x" + content[11:])
+    assert checkpoints.read(sampled) is not None
+    weights.write_bytes(content[:-1])
+    assert checkpoints.read(sampled) is None
+
+
+def test_a_manifest_without_the_hash_of_a_large_file_is_good(sampled: Path) -> None:
+    manifest = sampled / checkpoints.MANIFEST
+    document = json.loads(manifest.read_text())
+    document["files"]["model.safetensors"]["sha256"] = None
+    manifest.write_text(json.dumps(document))
+    assert checkpoints.read(sampled) is not None
+
+
+def test_an_empty_folder_is_not_sealed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-1").mkdir()
+    with pytest.raises(AssertionError, match="nothing was saved"):
+        checkpoints.seal(tmp_path / "checkpoint-1", step=1, world_size=1, global_batch=1)
+
+
+def test_files_and_folders_are_on_disk_before_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path, 10, sealed=False)
+    flushed: list[Path] = []
+
+    def sync(path: Path) -> None:
+        assert not (folder / checkpoints.MANIFEST).exists() or path in (folder, tmp_path)
+        flushed.append(path)
+
+    monkeypatch.setattr(checkpoints, "sync", sync)
+    checkpoints.seal(folder, step=10, world_size=1, global_batch=1)
+    assert {folder, tmp_path, folder / "global_step", *folder.glob("global_step/*")} <= set(flushed)
 
 
 def test_pruning_counts_complete_checkpoints_only(tmp_path: Path) -> None:
@@ -87,9 +139,31 @@ def test_pruning_counts_complete_checkpoints_only(tmp_path: Path) -> None:
 
 def test_what_a_kill_left_behind_is_discarded(tmp_path: Path) -> None:
     save(tmp_path, 10)
-    unfinished = save(tmp_path, 20, sealed=False)
-    assert checkpoints.discard_incomplete(tmp_path) == [unfinished]
+    save(tmp_path, 20, sealed=False)
+    checkpoints.discard_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10"]
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_not_deleted(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    for number in (1, 2):
+        damaged = save(tmp_path, 20)
+        (damaged / "model.safetensors").write_bytes(b"x")
+        assert checkpoints.set_aside_damaged(tmp_path) == [tmp_path / f"damaged-checkpoint-20-{number}"]
+    assert checkpoints.set_aside_damaged(tmp_path) == []
+    checkpoints.discard_unfinished(tmp_path)
+    checkpoints.prune(tmp_path, keep=1)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint-10", "damaged-checkpoint-20-1", "damaged-checkpoint-20-2"]
+    assert (tmp_path / names[1] / "global_step" / "rank0.pt").read_bytes() == b"state"
+
+
+def test_the_only_good_checkpoint_outlives_newer_damaged_ones(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    for step in (20, 30):
+        (save(tmp_path, step) / "model.safetensors").write_bytes(b"x")
+    checkpoints.prune(tmp_path, keep=1)
+    assert [checkpoint.step for checkpoint in checkpoints.complete(tmp_path)] == [10]
 
 
 def test_a_kill_during_deletion_leaves_no_false_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ import pytest
 from jobs import make_config, make_job
 
 from ftplan.errors import InputError, RunFailedError
-from ftplan.launcher import artifacts, checkpoints, engine, records
-from ftplan.launcher.events import Event, Failed, Finished, RankMemory, Started, Stepped, to_line
+from ftplan.launcher import artifacts, checkpoints, engine, records, resharding
+from ftplan.launcher.checkpoints import Checkpoint
+from ftplan.launcher.events import Event, Failed, Finished, Noted, RankMemory, Started, Stepped, to_line
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.records import RunDir
 from ftplan.launcher.rendezvous import Rendezvous
@@ -123,9 +124,46 @@ def test_a_checkpoint_has_to_fit_the_job(job: TrainJob) -> None:
         engine.launch(
             resumed.model_copy(update={"global_batch": 8, "config": make_config(accumulation=1, sharding="ddp")})
         )
+    run.job.write_text(job.model_dump_json())
+    with pytest.raises(InputError, match="checkpoint of ddp cannot be read by fsdp2") as caught:
+        engine.launch(resumed.model_copy(update={"config": make_config(sharding="fsdp2")}))
+    assert caught.value.field == "sharding"
+
+
+def test_deepspeeds_checkpoint_is_converted_for_another_number_of_processes(
+    job: TrainJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(Path(job.run_dir))
+    leave_checkpoint(run, 1)
+    converted: list[int] = []
+
+    def universal(run: RunDir, checkpoint: Checkpoint, python: str) -> Path:
+        assert python == sys.executable
+        converted.append(checkpoint.step)
+        return run.checkpoints / "universal-1"
+
+    monkeypatch.setattr(resharding, "universal", universal)
     one = {"world_size": 1, "nproc_per_node": 1, "config": make_config(accumulation=4, sharding="zero2")}
-    with pytest.raises(InputError, match="2 processes over 1"):
-        engine.launch(resumed.model_copy(update=one))
+    for ranks, config in ((one, [1]), ({"config": make_config(sharding="zero2")}, [])):
+        worker(monkeypatch, [STARTED, STEPS[0]], exit_code=1)
+        with pytest.raises(RunFailedError):
+            engine.launch(job.model_copy(update={"resume": True, **ranks}))
+        assert converted == config
+        expected = str(run.checkpoints / "universal-1") if config else None
+        assert engine.load_job(run).universal_checkpoint == expected
+        converted.clear()
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_told(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(Path(job.run_dir))
+    leave_checkpoint(run, 1)
+    leave_checkpoint(run, 2)
+    (run.checkpoints / "checkpoint-2" / "weights").write_bytes(b"x")
+    worker(monkeypatch, [STARTED, *STEPS, DONE])
+    seen: list[Event] = []
+    engine.launch(job.model_copy(update={"resume": True}), on_event=seen.append)
+    assert isinstance(seen[0], Noted)
+    assert "damaged-checkpoint-2-1" in seen[0].message
 
 
 def test_a_finished_run_is_not_resumed(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,9 +190,10 @@ def test_two_processes_do_not_train_in_one_folder(job: TrainJob) -> None:
 
 
 def test_what_would_not_train_as_configured_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="needs GPUs") as caught:
-        engine.launch(make_job(make_config(sharding="fsdp2"), run_dir=str(tmp_path / "a")))
-    assert caught.value.field == "sharding"
+    offloaded = make_config(sharding="fsdp2", offload="optimizer+params")
+    with pytest.raises(InputError, match="offloads from GPUs") as caught:
+        engine.launch(make_job(offloaded, run_dir=str(tmp_path / "a")))
+    assert caught.value.field == "offload"
     with pytest.raises(InputError, match="several machines"):
         engine.launch(make_job(make_config(sharding="hsdp"), device="cuda", run_dir=str(tmp_path / "b")))
     assert list(tmp_path.iterdir()) == []

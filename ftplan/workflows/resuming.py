@@ -1,0 +1,97 @@
+"""Resume a run on other devices: the same global batch, method and optimizer, split over another number of ranks.
+
+A step goes on meaning the same: the trainer counts samples in the order of the seed, and a checkpoint of any number of
+ranks can be read by any other (`ftplan.launcher.resharding`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from ftplan.errors import DoesNotFitError, InputError
+from ftplan.estimators.analytic import estimate as analytic_estimate
+from ftplan.launcher.job import TrainJob
+from ftplan.planner import rules
+from ftplan.planner.batch import splits
+from ftplan.planner.inventory import parse_inventory
+from ftplan.profiles.models import load_model
+from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.results import Estimate
+from ftplan.spec import RunConfig, Sharding
+from ftplan.workflows import promises, running
+from ftplan.workflows.clusters import known_cluster
+
+FOR_PLANS: Final = (rules.deepspeed_is_on_gpu, rules.sharding_has_ranks)
+"""Rules about what is worth planning. A sharded run keeps its sharding, on one device and on CPUs too: nothing else
+reads its checkpoints.
+"""
+
+
+def resumed_on(folder: Path | None, gpus: str) -> TrainJob:
+    """The job of the run in ``folder`` (or of the newest that can go on), set to resume on the devices ``gpus``.
+
+    The micro-batch is the largest up to the former one that divides what a rank now takes and fits. Raises InputError
+    if the global batch does not split over the devices or the configuration cannot run on them, DoesNotFitError if no
+    split of the batch fits.
+    """
+    job = running.resumed(folder)
+    cluster = known_cluster(inventory := parse_inventory(gpus))
+    config, estimate = _split(job, cluster)
+    return TrainJob.model_validate(
+        {
+            **job.model_dump(),
+            "config": config,
+            "inventory": inventory.text,
+            **running.ranks_of(config, cluster),
+            **promises.fields(config, estimate, inventory),
+        }
+    )
+
+
+def _split(job: TrainJob, cluster: Cluster) -> tuple[RunConfig, Estimate]:
+    """The configuration of ``job`` with its batch split over ``cluster``, and its estimate there."""
+    model = load_model(job.config.model)
+    per_rank = _samples_per_rank(job.global_batch, cluster.world_size)
+    sharding = _sharding(job.config.sharding, cluster)
+    for micro_batch, accumulation in splits(per_rank, job.config.micro_batch):
+        split = {"sharding": sharding, "micro_batch": micro_batch, "accumulation": accumulation}
+        config = job.config.model_copy(update=split)
+        _check_rules(config, model, cluster)
+        estimate = analytic_estimate(config, model, cluster, replays=True)
+        if estimate.fits:
+            return config, estimate
+    raise DoesNotFitError(
+        f"the run does not fit on {cluster.world_size} of these devices, not even with a micro-batch of 1",
+        hint="resume it on more or larger devices",
+        field="gpus",
+    )
+
+
+def _samples_per_rank(global_batch: int, ranks: int) -> int:
+    """Samples a rank takes in a step; raises InputError with the nearest numbers of devices that split the batch."""
+    if global_batch % ranks == 0:
+        return global_batch // ranks
+    possible = [number for number in range(1, global_batch + 1) if global_batch % number == 0]
+    nearest = [*[number for number in possible if number < ranks][-1:], *[n for n in possible if n > ranks][:1]]
+    raise InputError(
+        f"the run's global batch of {global_batch} does not split evenly over {ranks} devices",
+        hint=f"resume on {' or '.join(map(str, nearest))} devices: a step then goes on meaning the same",
+        field="gpus",
+    )
+
+
+def _sharding(former: Sharding, cluster: Cluster) -> Sharding:
+    """What reads the checkpoints of ``former`` on ``cluster``: those of one kind share their files."""
+    if former in ("none", "ddp"):
+        return "ddp" if cluster.world_size > 1 else "none"
+    if former == "hsdp" and len(cluster.nodes) == 1:
+        return "fsdp2"
+    return former
+
+
+def _check_rules(config: RunConfig, model: ModelProfile, cluster: Cluster) -> None:
+    for rule in rules.RULES:
+        rejection = None if rule in FOR_PLANS else rule(config, model, cluster)
+        if rejection is not None:
+            raise InputError(f"the run cannot go on there: {rejection.reason}", hint=rejection.hint, field="gpus")
