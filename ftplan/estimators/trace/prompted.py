@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from peft import PeftModel
 from torch import nn
 
 
 def follow_base(model: nn.Module) -> None:
-    """Let the prompts' wrapper in ``model`` call its base model's forward as it is now.
+    """Let the prompts' wrapper in ``model`` call its base model's forward as it is at each call.
 
     peft 0.21.2 keeps the forward that the model had when it was wrapped (tuners/adaption_prompt/model.py,
-    AdaptionPromptModel.__init__), and so passes over the one that TRL 1.16 or Liger puts in its place for their losses.
+    AdaptionPromptModel.__init__), and so passes over those that TRL 1.16 and, when training begins, Liger put in its
+    place for their losses.
     """
     assert isinstance(model, PeftModel)
     wrapper = model.base_model
-    wrapper.forward = wrapper.model.forward
+
+    @functools.wraps(wrapper.model.forward)
+    def forward(*given: Any, **named: Any) -> Any:
+        return wrapper.model.forward(*given, **named)
+
+    wrapper.forward = forward

@@ -8,6 +8,7 @@ from datetime import timedelta
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from ftplan.estimators.trace.checkpoints import checkpointing
@@ -16,6 +17,7 @@ from ftplan.launcher.artifacts import ZERO_STAGES, fsdp_config
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.train.arguments import sft_arguments
 from ftplan.launcher.train.control import Control
+from ftplan.launcher.train.packed_rows import PackedRows
 from ftplan.launcher.train.trainer import PlannedTrainer
 from ftplan.profiles.stacks import load_stack
 
@@ -34,6 +36,10 @@ def trainer_arguments(job: TrainJob, **changes: object) -> SFTConfig:
 
 def planned_trainer(job: TrainJob, **given: object) -> PlannedTrainer:
     """The trainer of ``job``; ``given`` are `SFTTrainer`'s arguments."""
+    if job.config.packing and job.config.attention != "flash_attention_2":
+        tokenizer = given["processing_class"]
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        given["data_collator"] = PackedRows(tokenizer.pad_token_id or 0)
     trainer = PlannedTrainer(config=job.config, global_batch=job.global_batch, **given)
     if job.config.trains_prompts:
         follow_base(trainer.model)
