@@ -8,7 +8,6 @@ from datetime import timedelta
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
-from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from ftplan.estimators.trace.checkpoints import checkpointing
@@ -36,11 +35,10 @@ def trainer_arguments(job: TrainJob, **changes: object) -> SFTConfig:
 
 def planned_trainer(job: TrainJob, **given: object) -> PlannedTrainer:
     """The trainer of ``job``; ``given`` are `SFTTrainer`'s arguments."""
-    if job.config.packing and job.config.attention != "flash_attention_2":
-        tokenizer = given["processing_class"]
-        assert isinstance(tokenizer, PreTrainedTokenizerBase)
-        given["data_collator"] = PackedRows(tokenizer.pad_token_id or 0)
     trainer = PlannedTrainer(config=job.config, global_batch=job.global_batch, **given)
+    if job.config.packing and job.config.attention != "flash_attention_2":
+        # TRL takes no collator of others for packed rows.
+        trainer.data_collator = PackedRows(trainer.processing_class.pad_token_id or 0)
     if job.config.trains_prompts:
         follow_base(trainer.model)
     _check_batch(job, trainer)
