@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from typing import Final
 
 from ftplan.launcher.process import LAUNCHER_PID
@@ -49,8 +50,8 @@ class Guard:
 
     def _watch(self) -> None:
         while True:
-            received = signal.sigtimedwait({signal.SIGTERM}, POLL_SECONDS)
-            if received is not None:
+            time.sleep(POLL_SECONDS)
+            if _sigterm_came():
                 if not self._training:
                     os._exit(128 + signal.SIGTERM)
                 self.stop_requested.set()
@@ -67,3 +68,15 @@ class Guard:
 
     def _orphaned(self) -> bool:
         return os.getppid() != self._agent or (self._launcher is not None and not is_alive(self._launcher))
+
+
+def _sigterm_came() -> bool:
+    """Whether SIGTERM, which every thread blocks, has come since the last look.
+
+    ``sigtimedwait`` would wait for it, but in CPython 3.11 it returns unfilled memory in the place of None when another
+    signal interrupts it as the time is up (signal_sigtimedwait_impl): under ZeRO-3 that stopped trainings.
+    """
+    if signal.SIGTERM not in signal.sigpending():
+        return False
+    signal.sigwait({signal.SIGTERM})
+    return True
