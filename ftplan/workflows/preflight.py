@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,7 @@ TOKENIZER_FILES: Final = ("tokenizer*", "vocab*", "merges.txt", "chat_template*"
 def before_run(job: TrainJob, plan: Plan | None) -> tuple[Finding, ...]:
     """What would keep ``job`` from running here and now; without its plan, memory is estimated anew."""
     needs = needs_of_job(job) if plan is None else needs_of_plan(plan, keep=job.save_total_limit, job=job)
+    needs = replace(needs, saves=job.save_steps is not None, foreign=job.engine_env is not None)
     return judge(observed(Path(job.run_dir)), needs)
 
 

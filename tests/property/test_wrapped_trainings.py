@@ -62,7 +62,8 @@ def test_words_reach_the_program_as_they_are(data: str, folder: str, extra: str)
     target = Target(1, 2, output_dir=f"runs/{folder}")
     inner = native(target, [data], options=["--weights", extra])
     script = wrap("slurm", inner, target, Cluster())["launch.sh"]
-    expected = ["run", "plan.json", "--data", data, "--run-dir", target.output_dir, "--weights", extra]
+    expected = ["run", "plan.json", "--data", data, "--run-dir", target.output_dir]
+    expected += ["--resume-or-start", "--weights", extra]
     assert _printed(script, "ftplan") == expected
 
 

@@ -13,10 +13,11 @@ from ftplan.results import Phase, Provenance
 from ftplan.spec import PlanRequest, RunConfig
 
 RUN_CONFIG = """
-    model method lora_rank lora_alpha lora_targets lora_dropout adapter_dtype quantization double_quantization
-    prepare_kbit weights_dtype precision optimizer gradient_checkpointing seq_len micro_batch accumulation
-    padding packing attention kernels loss_path sharding offload zero_reduce_bucket zero_prefetch_bucket
-    zero_persistence_threshold zero_overlap sync_each_batch stack expandable_segments evaluates
+    model method lora_rank lora_alpha lora_targets lora_dropout adapter_len adapter_layers adapter_dtype
+    quantization double_quantization prepare_kbit weights_dtype precision optimizer gradient_checkpointing
+    seq_len micro_batch accumulation padding packing attention kernels loss_path sharding offload
+    zero_reduce_bucket zero_prefetch_bucket zero_persistence_threshold zero_overlap sync_each_batch stack
+    expandable_segments evaluates
 """
 
 PLAN_REQUEST = """
@@ -26,35 +27,32 @@ PLAN_REQUEST = """
 
 COMMANDS = {
     "plan": """
-        --model --gpus --method --global-batch --seq-len --max-seq --objective --margin --host-memory
-        --link --network --was-gpus --was-batch --learning-rate --lora-rank --rank --lora-alpha
-        --lora-targets --lora-dropout --adapter-dtype --quantization --double-quantization
-        --no-double-quantization --prepare-kbit --no-prepare-kbit --weights-dtype --precision
-        --optimizer --gradient-checkpointing --no-gradient-checkpointing --micro-batch --accumulation
-        --padding --no-padding --packing --no-packing --attention --kernels --loss-path --sharding
-        --offload --zero-reduce-bucket --zero-prefetch-bucket --zero-persistence-threshold
-        --zero-overlap --no-zero-overlap --sync-each-batch --no-sync-each-batch --stack
-        --expandable-segments --no-expandable-segments --evaluates --no-evaluates --samples --epochs
-        --mean-tokens --price --confirm --out --format --for-version --dataset --job --json
+        --model --gpus --method --global-batch --seq-len --max-seq --objective --margin --host-memory --link
+        --network --was-gpus --was-batch --learning-rate --lora-rank --rank --lora-alpha --lora-targets
+        --lora-dropout --adapter-len --adapter-layers --adapter-dtype --quantization --double-quantization
+        --no-double-quantization --prepare-kbit --no-prepare-kbit --weights-dtype --precision --optimizer
+        --gradient-checkpointing --no-gradient-checkpointing --micro-batch --accumulation --padding --no-padding
+        --packing --no-packing --attention --kernels --loss-path --sharding --offload --zero-reduce-bucket
+        --zero-prefetch-bucket --zero-persistence-threshold --zero-overlap --no-zero-overlap --sync-each-batch
+        --no-sync-each-batch --stack --expandable-segments --no-expandable-segments --evaluates --no-evaluates
+        --samples --epochs --mean-tokens --price --confirm --out --format --for-version --dataset --job --json
     """,
     "check": """
-        --gpus --from --set --quick --fix --pick --was-gpus --was-batch --learning-rate --margin
-        --host-memory --link --network --model --method --lora-rank --lora-targets --weights-dtype
-        --precision --optimizer --gradient-checkpointing --no-gradient-checkpointing --seq-len
-        --micro-batch --accumulation --padding --no-padding --packing --no-packing --attention --kernels
-        --sharding --offload --stack --expandable-segments --no-expandable-segments --evaluates
-        --no-evaluates --format --json
+        --gpus --from --set --quick --fix --pick --was-gpus --was-batch --learning-rate --margin --host-memory
+        --link --network --model --method --lora-rank --lora-targets --weights-dtype --precision --optimizer
+        --gradient-checkpointing --no-gradient-checkpointing --seq-len --micro-batch --accumulation --padding
+        --no-padding --packing --no-packing --attention --kernels --sharding --offload --stack
+        --expandable-segments --no-expandable-segments --evaluates --no-evaluates --format --json
     """,
     "estimate": """
-        --model --gpus --method --lora-rank --lora-alpha --lora-targets --lora-dropout --adapter-dtype
-        --quantization --double-quantization --no-double-quantization --prepare-kbit --no-prepare-kbit
-        --weights-dtype --precision --optimizer --gradient-checkpointing --no-gradient-checkpointing
-        --seq-len --micro-batch --accumulation --padding --no-padding --packing --no-packing --attention
-        --kernels --loss-path --sharding --offload
-        --zero-reduce-bucket --zero-prefetch-bucket --zero-persistence-threshold --zero-overlap --no-zero-overlap
-        --sync-each-batch --no-sync-each-batch --stack
-        --expandable-segments --no-expandable-segments --evaluates --no-evaluates --samples --epochs
-        --mean-tokens --price --estimator --batch --margin --json
+        --model --gpus --method --lora-rank --lora-alpha --lora-targets --lora-dropout --adapter-len
+        --adapter-layers --adapter-dtype --quantization --double-quantization --no-double-quantization
+        --prepare-kbit --no-prepare-kbit --weights-dtype --precision --optimizer --gradient-checkpointing
+        --no-gradient-checkpointing --seq-len --micro-batch --accumulation --padding --no-padding --packing
+        --no-packing --attention --kernels --loss-path --sharding --offload --zero-reduce-bucket
+        --zero-prefetch-bucket --zero-persistence-threshold --zero-overlap --no-zero-overlap --sync-each-batch
+        --no-sync-each-batch --stack --expandable-segments --no-expandable-segments --evaluates --no-evaluates
+        --samples --epochs --mean-tokens --price --estimator --batch --margin --json
     """,
     "need": """
         --model --method --cards --max-devices --global-batch --seq-len --margin --host-memory --lora-rank
@@ -79,19 +77,19 @@ COMMANDS = {
         --tokenizer --run-dir --json
     """,
     "run": """
-        --demo --resume --model --gpus --data --data-format --eval-fraction --method --global-batch
-        --seq-len --lora-rank --lora-targets --sharding --offload --micro-batch --gradient-checkpointing
+        --demo --resume --model --gpus --data --dataset --data-format --skip-bad-rows --chat-template
+        --no-data-cache --eval-fraction --method --global-batch --seq-len --lora-rank --lora-targets
+        --adapter-len --adapter-layers --sharding --offload --micro-batch --gradient-checkpointing
         --no-gradient-checkpointing --packing --no-packing --epochs --max-steps --learning-rate --save-steps
-        --keep --seed --weights --tokenizer --run-dir --track --count-flops --profile --dry-run --force --tune --json
+        --keep --seed --weights --tokenizer --run-dir --track --count-flops --profile --resume-or-start --nodes
+        --node-rank --rdzv-endpoint --rdzv-id --rdzv-timeout --interface --timeout --cache-dir --engine
+        --engine-env --dry-run --force --tune --rehearse --max-restarts --max-fallbacks --json
     """,
     "report": "--json",
     "merge": "--out --base --max-ram --dtype --max-shard-size --json",
     "predict": """
         --data --data-format --base --metrics --before --no-before --limit --max-new-tokens --seq-len
         --batch-size --out --json
-        --keep --seed --weights --tokenizer --run-dir --resume-or-start --nodes --node-rank --rdzv-endpoint
-        --rdzv-id --rdzv-timeout --interface --timeout --cache-dir --engine --engine-env --dry-run --force
-        --tune --json
     """,
     "calibrate": "--gpus --show --reset --json",
     "models": "--min-params --max-params --json",

@@ -37,6 +37,11 @@ CHECKS: Final[tuple[Check, ...]] = (
 )
 
 
+OF_LIBRARIES: Final = frozenset({check_torch, check_devices, check_packages, check_versions, check_compiler})
+"""Checks of this environment, which a run by another one does not depend on."""
+
+
 def judge(facts: Facts, needs: Needs | None = None) -> tuple[Finding, ...]:
     """What every check finds; without ``needs`` the machine alone is looked at."""
-    return tuple(finding for check in CHECKS for finding in check(facts, needs))
+    skipped = OF_LIBRARIES if needs is not None and needs.foreign else frozenset()
+    return tuple(finding for check in CHECKS if check not in skipped for finding in check(facts, needs))

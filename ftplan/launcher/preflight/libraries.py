@@ -34,7 +34,7 @@ def check_torch(facts: Facts, needs: Needs | None) -> Iterator[Finding]:
         return
     if wants_cards and not cuda:
         message = f"torch {version} is built for CPUs only"
-        fix = "pip install --force-reinstall torch --index-url https://pypi.org/simple, whose Linux wheels have CUDA"
+        fix = "install a torch that was built for CUDA, as pip does by default on Linux"
         yield Finding("torch", Status.ERROR, message, fix)
         return
     nccl = f", NCCL {facts.torch.nccl}" if facts.torch is not None and facts.torch.nccl else ""

@@ -13,7 +13,8 @@ class Needs:
     """A configuration with its figures: bytes that each local rank needs of its card, in rank order, and of the host.
 
     Empty ``card_bytes`` are those of a run on CPUs. ``packages`` are those it needs beside `TRAINING`. ``size`` is what
-    it writes, ``keep`` how many checkpoints it keeps. ``nodes`` are the machines that take part.
+    it writes, ``keep`` how many checkpoints it keeps, ``saves`` whether it writes anything. ``nodes`` are the machines
+    that take part. A ``foreign`` run trains by the libraries of another environment.
     """
 
     config: RunConfig
@@ -23,6 +24,8 @@ class Needs:
     size: CheckpointSize
     keep: int
     nodes: int = 1
+    saves: bool = True
+    foreign: bool = False
 
     @property
     def on_gpus(self) -> bool:

@@ -72,7 +72,7 @@ def launched(monkeypatch):
     """Start nothing: the jobs that would have been launched."""
     jobs = []
 
-    def launch(job, plan, on_event):
+    def launch(job, plan, on_event, patience, *, anew):
         jobs.append(job)
         raise LaunchedError
 

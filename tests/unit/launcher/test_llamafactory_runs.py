@@ -295,7 +295,10 @@ def test_the_command(
     words += ["--engine", "llamafactory", "--engine-env", str(environment), "--run-dir", str(tmp_path / "run")]
     assert cli.run([*words, "--dry-run"]) == 0
     assert "llamafactory-cli train" in capsys.readouterr().out
-    assert cli.run(words) == 0
+    # Without a card preflight finds no driver; of this environment's libraries nothing is asked.
+    assert cli.run(words) == 2
+    assert "the run cannot start here: driver" in " ".join(capsys.readouterr().err.split())
+    assert cli.run([*words, "--force"]) == 0
     assert "finished: 3 steps" in capsys.readouterr().out
     assert cli.run(["run", "--model", "x", "--engine", "llamafactory"]) == 2
     assert "--engine-env DIR" in capsys.readouterr().err

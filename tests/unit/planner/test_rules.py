@@ -40,6 +40,8 @@ REJECTED = [
     ("needs-bf16", "1xT4", "Qwen-7B", {"precision": "bf16"}, "use fp16"),
     ("needs-bf16", "1xRTX2080Ti", "Qwen-7B", {"precision": "none", "weights_dtype": "bf16"}, "use fp16"),
     ("needs-bf16", "1xRTX4090+1xT4", "Qwen-7B", {"sharding": "ddp"}, "use fp16"),
+    ("fp16-adapters", "1xT4", "Qwen-7B", {**FP16, "adapter_dtype": "bf16"}, "fp32 adapters"),
+    ("fp16-adapters", "1xT4", "Qwen-7B", {**FP16, "adapter_dtype": "fp16"}, "fp32 adapters"),
     ("fp16-weights", "1xT4", "Qwen-7B", {**FULL, **FP16}, "fp32 weights"),
     ("attention-kernel", "1xT4", "Qwen-7B", {**FP16, **FLASH}, "use sdpa"),
     ("attention-kernel", "1xH100", "gpt-oss-20b", {"attention": "sdpa"}, "use "),

@@ -12,6 +12,7 @@ from ftplan.launcher import checkpoints, demo, monitor
 from ftplan.launcher.events import Recovering
 from ftplan.launcher.job import DataSource, Source, TrainJob
 from ftplan.launcher.records import RunDir
+from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.launcher.summary import summarise
 from ftplan.spec import RunConfig
 from ftplan.workflows import recovering
@@ -176,7 +177,8 @@ def test_bad_input_is_the_users(run):
 
 
 def test_several_machines_are_not_recovered_from_one(run):
-    attempts, record, _ = run((4, KILLED), nproc_per_node=1)
+    meeting = Rendezvous(nodes=2, min_nodes=2, node_rank=0, host="10.0.0.1", port=29500, id="run", origin="options")
+    attempts, record, _ = run((4, KILLED), nproc_per_node=1, rendezvous=meeting)
     assert (record, len(attempts.jobs)) == (None, 1)
 
 

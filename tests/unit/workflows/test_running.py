@@ -194,6 +194,7 @@ def stopped(run, status, *, step=None):
     if step is not None:
         folder = run.checkpoints / f"checkpoint-{step}"
         folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text("{}")
         checkpoints.seal(folder, step=step, world_size=2, global_batch=demo.GLOBAL_BATCH)
 
 
