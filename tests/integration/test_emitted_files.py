@@ -85,6 +85,9 @@ def for_trl(method, sharding, other):
     fields = {"model": "Qwen2.5-0.5B", "stack": "trl", **METHODS[method], **SHARDINGS[sharding], **OTHERS[other]}
     if fields["method"] == "lora" and fields["sharding"] == "zero3":
         fields["adapter_dtype"] = fields.get("weights_dtype", "bf16")
+    if fields["method"] == "qlora":
+        # What TRL makes of them, whatever the precision; with fp16 no plan has it.
+        fields["adapter_dtype"] = "bf16"
     return RunConfig(**fields)
 
 

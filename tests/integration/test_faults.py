@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,3 +212,49 @@ def test_a_bug_is_not_tried_again(tmp_path, inject):
     state = records.read_state(RunDir(tmp_path / "run"))
     assert state is not None
     assert (state.status, state.attempt) == ("failed", 1)
+
+
+def test_a_rank_that_hangs_is_given_up_and_started_again(tmp_path, inject, reference):
+    inject("hang:5:1", once=True)
+    job = demo_job(tmp_path / "run", ranks=2).model_copy(update={"timeout_seconds": 15})
+    record, _ = launch(job)
+    (recovery,) = record.recoveries
+    assert (record.status, recovery.kind, recovery.from_step) == ("finished", "lost_rank", SAVED_EVERY)
+    assert losses(tmp_path / "run") == pytest.approx(reference, rel=1e-4)
+
+
+def test_a_kill_while_the_result_is_written_leaves_none_and_resuming_writes_it(tmp_path, inject, monkeypatch):
+    inject("export:0")
+    with pytest.raises(RunFailedError):
+        launch(demo_job(tmp_path / "run"), Patience(restarts=0))
+    assert not (tmp_path / "run/final").exists()
+    assert saved_steps(tmp_path / "run")[-1] == STEPS
+    record = resume(tmp_path / "run", monkeypatch)
+    assert (record.status, record.resumed_from_step) == ("finished", STEPS)
+    assert (tmp_path / "run/final/adapter_model.safetensors").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk that holds one checkpoint of the demo and not two."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=7m", "tmpfs", str(folder)], check=False, capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"this user may not mount a small disk: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_really_is_full_ends_the_run_resumable(small_disk, monkeypatch):
+    job = demo_job(small_disk / "run").model_copy(update={"tensorboard": False, "data_cache": None})
+    with pytest.raises(RunFailedError) as failure:
+        launch(job)
+    assert failure.value.kind == "disk_full"
+    run = RunDir(small_disk / "run")
+    assert saved_steps(run.root), "the first checkpoint had room"
+    state = records.read_state(run)
+    assert state is not None
+    assert state.status == "failed"

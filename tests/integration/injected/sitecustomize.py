@@ -56,9 +56,10 @@ def ruin(model):
 
 
 def wrap(module):
-    """Put `fault` before each loss, and a full disk before a save."""
+    """Put `fault` before each loss, a full disk or an end after a save, and an end before the result is written."""
     original = module.PlannedTrainer.compute_loss
     saving = module.PlannedTrainer._save_checkpoint
+    saving_model = module.PlannedTrainer.save_model
 
     def compute_loss(self, model, inputs, *given, **named):
         ruined = fault(self, inputs) if "FTPLAN_FAULT" in os.environ and self.model.training else False
@@ -73,7 +74,13 @@ def wrap(module):
         if kind == "unsealed" and self.state.global_step >= int(step):
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def save_model(self, output_dir=None, *given, **named):
+        if os.environ.get("FTPLAN_FAULT", "").startswith("export") and "final" in Path(output_dir or "").name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        saving_model(self, output_dir, *given, **named)
+
     module.PlannedTrainer.compute_loss = compute_loss
+    module.PlannedTrainer.save_model = save_model
     module.PlannedTrainer._save_checkpoint = save_checkpoint
 
 
