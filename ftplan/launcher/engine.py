@@ -109,7 +109,7 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore, anew: bool = False) ->
         log_start = monitor.size_of(run.log)
         events, outcome, stopped = _follow(run, job, on_event)
         wall_seconds = time.monotonic() - started
-        status = _status(events, outcome, stopped=stopped)
+        status = _status(events, stopped=stopped)
         record = summarise(job, status, events, monitor.read_all(run.metrics), wall_seconds)
         error = failure(job, events, outcome, log_start) if status == "failed" else None
         end_attempt(run, record, attempt, error)
@@ -222,9 +222,10 @@ def _follow(run: RunDir, job: TrainJob, on_event: OnEvent) -> tuple[list[Event],
         return events, outcome, requests.count > 0
 
 
-def _status(events: list[Event], outcome: Outcome, *, stopped: bool) -> Status:
+def _status(events: list[Event], *, stopped: bool) -> Status:
     finished = next((event for event in events if isinstance(event, Finished)), None)
-    if finished is not None and (outcome.ok or finished.status == "interrupted"):
+    if finished is not None:
+        # Everything is on disk by then: what fails while a process exits (a thread of DeepSpeed did) spoils nothing.
         return finished.status
     return "interrupted" if stopped else "failed"
 

@@ -132,6 +132,11 @@ def rules(given: Given, base: Partial, *, fused_head: bool) -> Iterator[Problem]
         yield unmodelled(
             settings, "max_length", "samples are not cut, so that the longest decides", less=False, source=TRAINER
         )
+    attention = settings.text("attn_implementation", "sdpa")
+    if packs(settings) and base.fields["micro_batch"] != 1 and not attention.startswith("flash_attention"):
+        why = f"TRL lays the rows of a batch end to end, for which {attention} takes a mask of all tokens by all"
+        key = "packing" if settings.flag("packing") else "padding_free"
+        yield unmodelled(settings, key, why, less=False, source=TRAINER)
     if fused_head and settings.flag("use_liger_kernel"):
         why = "TRL takes Liger's kernels for the layers only, and computes the loss itself"
         yield unmodelled(settings, "use_liger_kernel", why, more=False, source=TRAINER)

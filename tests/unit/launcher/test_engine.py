@@ -88,6 +88,14 @@ def test_input_that_a_worker_rejects(job: TrainJob, monkeypatch: pytest.MonkeyPa
     assert caught.value.exit_code == 2
 
 
+def test_what_fails_after_the_end_spoils_nothing(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(monkeypatch, [STARTED, FINISHED], exit_code=134)
+    assert engine.launch(job).status == "finished"
+    state = records.read_state(RunDir(Path(job.run_dir)))
+    assert state is not None
+    assert state.status == "finished"
+
+
 def test_success_without_an_end_is_a_failure(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
     worker(monkeypatch, [STARTED])
     with pytest.raises(RunFailedError, match="ended with exit code 0 without a report"):
