@@ -89,7 +89,7 @@ def test_input_that_a_worker_rejects(job: TrainJob, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_fails_after_the_end_spoils_nothing(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker(monkeypatch, [STARTED, FINISHED], exit_code=134)
+    worker(monkeypatch, [STARTED, DONE], exit_code=134)
     assert engine.launch(job).status == "finished"
     state = records.read_state(RunDir(Path(job.run_dir)))
     assert state is not None
