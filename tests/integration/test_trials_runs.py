@@ -144,7 +144,8 @@ def test_a_model_of_random_weights_is_the_one_that_a_run_loads(tmp_path: Path, c
     from ftplan.launcher.train.random_model import random_model
 
     training = as_job(make_trial("a", **changes), tmp_path)
-    loaded = build_model(training, Control())
+    drawn = training.model_copy(update={"model": training.model.model_copy(update={"kind": "config"})})
+    loaded = build_model(drawn, Control())
     made = adapted(random_model(training, torch.device("cpu")), training)
     assert tensors(made) == tensors(loaded)
     assert {name: type(layer) for name, layer in made.named_modules()} == {

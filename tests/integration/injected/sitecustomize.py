@@ -42,17 +42,14 @@ def fault(trainer, inputs):
         raise RuntimeError("a bug of the model's code")
     elif kind == "hang":
         time.sleep(3600)
-    elif kind == "weights":
-        ruin(trainer.model)
     return kind == "nan"
 
 
-def ruin(model):
-    """An optimizer step that makes a weight no number after a loss that was one."""
-    import torch
-
-    with torch.no_grad():
-        next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
+def ruins_weights(trainer):
+    """Whether this is the last micro-batch of the step whose optimizer makes a weight no number."""
+    kind, step = os.environ.get("FTPLAN_FAULT", "none:0").split(":")[:2]
+    last = trainer.accelerator.gradient_state.sync_gradients
+    return kind == "weights" and last and trainer.state.global_step + 1 == int(step)
 
 
 def wrap(module):
@@ -64,6 +61,8 @@ def wrap(module):
     def compute_loss(self, model, inputs, *given, **named):
         ruined = fault(self, inputs) if "FTPLAN_FAULT" in os.environ and self.model.training else False
         result = original(self, model, inputs, *given, **named)
+        if ruins_weights(self):
+            next(p for p in self.model.parameters() if p.requires_grad).data.fill_(float("nan"))
         return result * float("nan") if ruined else result
 
     def save_checkpoint(self, *given, **named):
