@@ -33,9 +33,10 @@ def fallback(
     """The next configuration after ``config``, of which ``told`` was the estimate, has run out of memory.
 
     It trains the same weights with the same global batch, is the fastest of the smallest changes, and needs less by
-    `LESS` at least. With ``same_sharding`` a checkpoint of ``config`` can be resumed with it. It needs none of
-    ``missing_packages``. None if nothing is left.
+    `LESS` at least. With ``same_sharding`` a checkpoint of ``config`` can be resumed with it; one process of several
+    devices stays one. It needs none of ``missing_packages``. None if nothing is left.
     """
+    same_sharding = same_sharding or (config.sharding == "none" and cluster.world_size > 1)
     capacity = min(gpu.usable_bytes for gpu in cluster.gpus)
     room = min((1 - margin) * capacity, (1 - LESS) * told.needed_bytes)
     found = mended(

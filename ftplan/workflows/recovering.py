@@ -119,8 +119,9 @@ def _smaller(job: TrainJob, run: RunDir, step: int | None) -> _Next | None:
 
 
 def _inventory(job: TrainJob, run: RunDir) -> Inventory:
-    """What the job was planned for, with the host memory and links that were stated."""
-    return load_plan(run.plan).request.inventory if run.plan.exists() else parse_inventory(job.inventory)
+    """The devices that the job is for; with the host memory and links that were stated, if its plan was for them."""
+    planned = load_plan(run.plan).request.inventory if run.plan.exists() else None
+    return planned if planned is not None and planned.text == job.inventory else parse_inventory(job.inventory)
 
 
 def _saved_step(run: RunDir) -> int | None:

@@ -45,3 +45,9 @@ def test_where_nothing_is_left_there_is_no_fallback():
     least = SMALL.model_copy(update={"micro_batch": 1, "accumulation": 8, "gradient_checkpointing": True})
     _, found = after(least, same_sharding=True, missing_packages=("liger-kernel", "deepspeed"))
     assert found is None
+
+
+def test_one_process_of_several_devices_stays_one():
+    alone = SMALL.model_copy(update={"sharding": "none", "micro_batch": 1, "accumulation": 16})
+    _, found = after(alone, same_sharding=False)
+    assert found is None or found[0].sharding == "none"

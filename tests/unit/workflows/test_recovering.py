@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from ftplan.errors import InputError, RunFailedError
+from ftplan.files import write_atomic
 from ftplan.launcher import checkpoints, demo, monitor
 from ftplan.launcher.events import Recovering
 from ftplan.launcher.job import DataSource, Source, TrainJob
 from ftplan.launcher.records import RunDir
 from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.launcher.summary import summarise
+from ftplan.results import to_json
 from ftplan.spec import RunConfig
-from ftplan.workflows import recovering
+from ftplan.workflows import planning, recovering
 from ftplan.workflows.recovering import Patience
 
 MEMORY = RunFailedError("rank 0 failed: CUDA out of memory", kind="out_of_memory")
@@ -187,3 +189,12 @@ def test_what_is_recorded_survives_the_process(run, tmp_path):
     (event,) = [each for each in monitor.read_all(RunDir(tmp_path / "run").metrics) if isinstance(each, Recovering)]
     assert event.message == record.recoveries[0].message
     assert replace(record, recoveries=()) != record
+
+
+def test_a_plan_for_other_devices_is_not_asked(tmp_path, monkeypatch):
+    """A run that was resumed elsewhere keeps the plan that it began with."""
+    request = planning.plan_request("1xcpu:4GB", model=str(demo.model_path()), seq_len=128, global_batch=16)
+    run = RunDir(tmp_path / "run")
+    write_atomic(run.plan, to_json(planning.plan(request)))
+    assert recovering._inventory(job_in(run.root), run).text == "2xcpu:4GB"
+    assert recovering._inventory(job_in(run.root, inventory="1xcpu:4GB", world_size=2), run).text == "1xcpu:4GB"
