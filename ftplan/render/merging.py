@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from types import TracebackType
-from typing import Self
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from ftplan.launcher.events import Noted
 from ftplan.launcher.merge_job import MergeEvent, MergeProgressed, MergeStated
 from ftplan.render.console import duration, err, out, size, words
+from ftplan.render.progress import ProgressDisplay
 from ftplan.workflows.merging import Merged
 
 
-class MergeDisplay:
+class MergeDisplay(ProgressDisplay):
     """Progress of a merge on stderr: what it will take, and a bar on a terminal."""
 
     def __init__(self) -> None:
         console = err()
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        super().__init__(Progress(*columns, console=console, disable=not console.is_terminal))
         self._task = self._progress.add_task("reading", total=None)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def show(self, event: MergeEvent) -> None:
         """Show one event."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from types import TracebackType
-from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -12,6 +10,7 @@ from rich.table import Table
 from ftplan.launcher.events import Noted
 from ftplan.launcher.predict_job import PredictEvent, PredictProgressed, Scores
 from ftplan.render.console import duration, err, out, words
+from ftplan.render.progress import ProgressDisplay
 from ftplan.workflows.predicting import Prediction
 
 _FIGURES = (
@@ -25,22 +24,13 @@ _FIGURES = (
 _DONE = {"loss": "losses", "predictions": "predictions"}
 
 
-class PredictDisplay:
+class PredictDisplay(ProgressDisplay):
     """Progress of predictions on stderr: a bar on a terminal, a line for each part elsewhere."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=err(), disable=not err().is_terminal)
+        super().__init__(Progress(*columns, console=err(), disable=not err().is_terminal))
         self._task = self._progress.add_task("loading", total=None)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def show(self, event: PredictEvent) -> None:
         """Show one event."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.table import Table
@@ -29,10 +28,11 @@ from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.render import live
 from ftplan.render.console import count, duration, err, off, out, percent, size, words
 from ftplan.render.live import LiveProgress
+from ftplan.render.progress import ProgressDisplay
 from ftplan.results import RunRecord
 
 
-class RunDisplay:
+class RunDisplay(ProgressDisplay):
     """Progress of a run on stderr: a bar on a terminal, a line now and then elsewhere."""
 
     LINES = 10
@@ -43,7 +43,7 @@ class RunDisplay:
 
     def __init__(self, job: TrainJob) -> None:
         self._job = job
-        self._progress = LiveProgress(
+        self._live = LiveProgress(
             TextColumn("step"),
             MofNCompleteColumn(),
             *([BarColumn(min(40, err().width - 35))] if err().width >= self.BAR_FROM else []),
@@ -51,16 +51,8 @@ class RunDisplay:
             console=err(),
             disable=not err().is_terminal,
         )
+        super().__init__(self._live)
         self._task = self._progress.add_task("starting", total=None)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()
 
     def show(self, event: Event) -> None:
         """Show one event."""
@@ -83,7 +75,7 @@ class RunDisplay:
 
     def _step(self, event: Stepped) -> None:
         left, figures = live.time_left(event), live.figures(event)
-        self._progress.below = (words(figures), *live.memory_lines(event, self._job))
+        self._live.below = (words(figures), *live.memory_lines(event, self._job))
         self._progress.update(self._task, completed=event.step, description=left)
         every = max(1, event.total_steps // self.LINES)
         if self._progress.disable and (event.step % every == 0 or event.step == event.total_steps):
