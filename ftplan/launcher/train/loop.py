@@ -28,6 +28,7 @@ def trainer_arguments(job: TrainJob, **changes: object) -> SFTConfig:
     """
     arguments = SFTConfig(**{**sft_arguments(job), **changes})
     _use_plain_cpu(arguments)
+    _limit_waiting(job)
     _let_fsdp_on_cpu(job)
     _join_deepspeed(job)
     return arguments
@@ -59,6 +60,12 @@ def check_world(job: TrainJob, control: Control) -> None:
             f"{control.world_size} process(es) work together where the job has {job.world_size}: "
             "they were not started by torchrun, or did not find each other"
         )
+
+
+def _limit_waiting(job: TrainJob) -> None:
+    """Give gloo's group the job's timeout: transformers 5.23 hands it to groups of GPUs only (`_setup_devices`)."""
+    if job.device == "cpu" and torch.distributed.is_initialized():
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=job.timeout_seconds))
 
 
 def _use_plain_cpu(arguments: SFTConfig) -> None:
