@@ -216,10 +216,11 @@ def test_a_bug_is_not_tried_again(tmp_path, inject):
 
 def test_a_rank_that_hangs_is_given_up_and_started_again(tmp_path, inject, reference):
     inject("hang:5:1", once=True)
-    job = demo_job(tmp_path / "run", ranks=2).model_copy(update={"timeout_seconds": 15})
-    record, _ = launch(job)
-    (recovery,) = record.recoveries
-    assert (record.status, recovery.kind, recovery.from_step) == ("finished", "lost_rank", SAVED_EVERY)
+    job = demo_job(tmp_path / "run", ranks=2).model_copy(update={"timeout_seconds": 40})
+    # On a busy machine ranks may begin so far apart that one is given up before.
+    record, _ = launch(job, Patience(restarts=4))
+    assert record.status == "finished"
+    assert ("lost_rank", SAVED_EVERY) in [(each.kind, each.from_step) for each in record.recoveries]
     assert losses(tmp_path / "run") == pytest.approx(reference, rel=1e-4)
 
 
