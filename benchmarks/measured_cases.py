@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ftplan.planner.inventory import parse_inventory, resolve_inventory
+from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.hf_config import profile_from_config
-from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.spec import RunConfig
 
 DATA = Path(__file__).parent / "data"

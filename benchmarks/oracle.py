@@ -27,8 +27,9 @@ from ftplan.estimators.trace.running import traced
 from ftplan.estimators.workload import Place
 from ftplan.planner.inventory import parse_inventory, resolve_inventory
 from ftplan.planner.rules import first_rejection
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.models import list_models, load_hf_config, load_model
-from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Estimate, Phase, Timeline
 from ftplan.spec import RunConfig
 

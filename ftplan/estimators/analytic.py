@@ -19,7 +19,8 @@ from ftplan.estimators.step_time import step_time
 from ftplan.estimators.tape.replaying import replayable, replayed
 from ftplan.estimators.timeline import device_terms, evaluation_exceeds, short_lived
 from ftplan.estimators.workload import Place, Workload, once
-from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
+from ftplan.profiles.device_schema import Cluster, GpuProfile
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.results import Estimate, Phase, Provenance, RankEstimate, Term, Timeline
 from ftplan.spec import RunConfig
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
-from ftplan.profiles.schema import LayerProfile, ModelProfile
+from ftplan.profiles.model_schema import LayerProfile, ModelProfile
 from ftplan.units import MIB, ceil_div, round_up
 
 ROUNDING: Final = 512

@@ -7,8 +7,8 @@ from functools import cache
 from typing import Any
 
 from ftplan.estimators.params import total_params
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.packaged import packaged_json
-from ftplan.profiles.schema import ModelProfile
 from ftplan.units import ceil_div
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ftplan.estimators.workload import Workload
-from ftplan.profiles.schema import GpuProfile
+from ftplan.profiles.device_schema import GpuProfile
 
 
 class ForwardFlops(NamedTuple):

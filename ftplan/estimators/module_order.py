@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from ftplan.estimators.targets import expert_targets_named, layer_targets_named
-from ftplan.profiles.schema import LayerProfile, ModelProfile
+from ftplan.profiles.model_schema import LayerProfile, ModelProfile
 
 PERSISTS: Final = 10
 """Times H elements: stage3_param_persistence_threshold as transformers fills in "auto"."""

@@ -18,8 +18,8 @@ from typing import Final
 from ftplan.estimators import sharding, states
 from ftplan.estimators.tape.loading import adapted, layer_parameters
 from ftplan.estimators.workload import FP32, Workload
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.runtime import runtime_figure
-from ftplan.profiles.schema import ModelProfile
 from ftplan.results import Phase, Term
 from ftplan.units import ceil_div
 

@@ -21,7 +21,7 @@ from ftplan.estimators.targets import (
     target_modules,
     targeted_linears,
 )
-from ftplan.profiles.schema import ExpertsProfile, ModelProfile, Part
+from ftplan.profiles.model_schema import ExpertsProfile, ModelProfile, Part
 from ftplan.spec import RunConfig
 
 __all__ = [

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Final
 
 from ftplan.errors import InputError
-from ftplan.profiles.schema import LayerGroup, LayerProfile, ModelProfile
+from ftplan.profiles.model_schema import LayerGroup, LayerProfile, ModelProfile
 from ftplan.spec import RunConfig
 
 MODEL_TYPES: Final = ("llama", "mistral")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ftplan.estimators.workload import Place, Workload
+from ftplan.profiles.device_schema import GpuProfile
 from ftplan.profiles.runtime import Figure, runtime_figure
-from ftplan.profiles.schema import GpuProfile
 
 
 def workspace_bytes(gpu: GpuProfile, work: Workload) -> Figure:

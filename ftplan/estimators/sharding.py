@@ -19,7 +19,7 @@ from ftplan.estimators.states import (
     whole_weight_bytes,
 )
 from ftplan.estimators.workload import Workload
-from ftplan.profiles.schema import LayerProfile
+from ftplan.profiles.model_schema import LayerProfile
 from ftplan.units import DTYPE_BYTES, ceil_div
 
 FP32: Final = 4

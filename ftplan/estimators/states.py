@@ -16,8 +16,9 @@ from ftplan.estimators.blocks import unsplit_bytes
 from ftplan.estimators.params import total_params
 from ftplan.estimators.prompts import GATE, prompt_tensors
 from ftplan.estimators.workload import Workload
+from ftplan.profiles.device_schema import GpuProfile
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.runtime import runtime_figure
-from ftplan.profiles.schema import GpuProfile, ModelProfile
 from ftplan.results import Phase, Term
 
 ALWAYS: Final = tuple(Phase)

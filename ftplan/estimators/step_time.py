@@ -16,8 +16,9 @@ from ftplan.estimators.params import layer_targets, total_params, trainable_tens
 from ftplan.estimators.tape.build import moments_for
 from ftplan.estimators.tape.moments import Batch, Traffic
 from ftplan.estimators.workload import Workload
+from ftplan.profiles.device_schema import GpuProfile
+from ftplan.profiles.model_schema import LayerProfile
 from ftplan.profiles.runtime import runtime_figure
-from ftplan.profiles.schema import GpuProfile, LayerProfile
 from ftplan.results import Provenance, StepTime
 
 OVERLAP_ORDER: Final = 4

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Final
 
 from ftplan.errors import InputError
-from ftplan.profiles.schema import LayerProfile, LinearProfile, ModelProfile
+from ftplan.profiles.model_schema import LayerProfile, LinearProfile, ModelProfile
 from ftplan.spec import RunConfig
 
 ALL_LINEAR: Final = "all-linear"

@@ -11,7 +11,7 @@ from ftplan.estimators.runtime import workspace_bytes
 from ftplan.estimators.tape.build import moments_for
 from ftplan.estimators.tape.moments import Batch, Moment
 from ftplan.estimators.workload import Workload, once
-from ftplan.profiles.schema import GpuProfile
+from ftplan.profiles.device_schema import GpuProfile
 from ftplan.results import Phase, Provenance, RankEstimate, Term, Timeline
 
 FP32: Final = 4

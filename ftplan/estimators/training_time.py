@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from ftplan.estimators.step_time import step_time
 from ftplan.estimators.workload import Place, Workload
-from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
+from ftplan.profiles.device_schema import Cluster, GpuProfile
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.results import Estimate, TrainingTime
 from ftplan.spec import RunConfig, TrainingRequest
 from ftplan.units import HOUR_SECONDS, ceil_div

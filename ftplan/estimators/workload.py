@@ -8,7 +8,8 @@ from typing import Final, TypeVar
 
 from ftplan.estimators.params import trainable_params, untouched_params
 from ftplan.estimators.prompts import with_prompts
-from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
+from ftplan.profiles.device_schema import Cluster, GpuProfile
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.stacks import load_stack
 from ftplan.spec import RunConfig
 from ftplan.units import DTYPE_BYTES, ceil_div

@@ -9,7 +9,8 @@ from typing import Final
 from ftplan.estimators.analytic import estimate
 from ftplan.estimators.training_time import with_training
 from ftplan.planner.ranking import estimate_of
-from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.results import Advice, Candidate
 from ftplan.spec import FormerBatch, PlanRequest, RunConfig
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ftplan.errors import InputError, InventoryError
+from ftplan.profiles.device_schema import Cluster, GpuProfile, HostProfile, Node
 from ftplan.profiles.gpus import load_cpu, load_gpu
 from ftplan.profiles.hosts import default_host, load_host
-from ftplan.profiles.schema import Cluster, GpuProfile, HostProfile, Node
 from ftplan.spec import DeviceGroup, Inventory, Link
 
 

@@ -6,7 +6,8 @@ from typing import Final
 
 from ftplan.planner.ranking import speed
 from ftplan.planner.search import search, without_collections
-from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.results import Candidate, Plan
 from ftplan.spec import PlanRequest, RunConfig
 

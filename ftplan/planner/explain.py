@@ -9,7 +9,7 @@ from typing import Any, Final
 from ftplan.planner.ranking import BY_MEMORY, NEAR_EQUAL, needed, speed
 from ftplan.planner.rules import needed_packages
 from ftplan.planner.space import DEFAULT_PROMPTED_LAYERS, DEFAULT_RANK, HIGHER_RANKS, Tier
-from ftplan.profiles.schema import Cluster
+from ftplan.profiles.device_schema import Cluster
 from ftplan.results import Candidate, Compared, Reason, RejectedGroup
 from ftplan.spec import PlanRequest, RunConfig
 from ftplan.units import GB

@@ -6,7 +6,8 @@ from typing import Final
 
 from ftplan.planner.mending import mended
 from ftplan.planner.rules import package_rejection
-from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.results import Estimate
 from ftplan.spec import RunConfig
 

@@ -22,8 +22,8 @@ from typing import Final
 
 from ftplan.errors import InventoryError, UnknownNameError
 from ftplan.planner.cluster import resolve_inventory
+from ftplan.profiles.device_schema import GpuProfile, Node
 from ftplan.profiles.gpus import list_gpus, load_gpu
-from ftplan.profiles.schema import GpuProfile, Node
 from ftplan.profiles.size_classes import LARGEST_GB, size_class_gb
 from ftplan.spec import DeviceGroup, Inventory
 from ftplan.units import GIB, MIB, parse_size

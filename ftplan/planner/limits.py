@@ -13,7 +13,8 @@ from ftplan.planner.findings import Findings
 from ftplan.planner.ranking import estimate_of, needed, rank
 from ftplan.planner.search import examined, replayed
 from ftplan.planner.space import Tier, tiers
-from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.results import Candidate
 from ftplan.spec import PlanRequest
 

@@ -14,7 +14,8 @@ from typing import Any, Final
 from ftplan.estimators.analytic import estimate, held_bytes
 from ftplan.planner.rules import first_rejection, trains_in_fp16
 from ftplan.planner.search import without_collections
-from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.results import Estimate
 from ftplan.spec import RunConfig
 

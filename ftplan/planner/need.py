@@ -10,7 +10,8 @@ from ftplan.errors import BatchError, InputError
 from ftplan.planner.batch import check_batch
 from ftplan.planner.inventory import parse_inventory, resolve_inventory
 from ftplan.planner.search import plan
-from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.results import Candidate, RejectedGroup
 from ftplan.spec import Inventory, PlanRequest
 from ftplan.units import GIB

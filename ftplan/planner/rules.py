@@ -11,8 +11,9 @@ from typing import Final
 
 from ftplan.estimators.params import expert_targets
 from ftplan.estimators.prompts import unsupported
+from ftplan.profiles.device_schema import Cluster, GpuProfile
 from ftplan.profiles.kernels import liger
-from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.stacks import load_stack
 from ftplan.results import Estimate, Rejection
 from ftplan.spec import PlanRequest, RunConfig

@@ -24,7 +24,8 @@ from ftplan.planner.rules import (
     weights_rejection,
 )
 from ftplan.planner.space import DEFAULT_RANK, DEFAULT_TARGETS, HIGHER_RANKS, Family, Tier, families, tiers
-from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.results import Candidate, Plan, RejectedGroup, SearchStats
 from ftplan.spec import PlanRequest, RunConfig
 

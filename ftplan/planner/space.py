@@ -12,7 +12,8 @@ from itertools import product
 from typing import Any, Final
 
 from ftplan.planner.batch import splits
-from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.spec import PlanRequest, RunConfig
 
 DEFAULT_RANK: Final = 16

@@ -10,7 +10,8 @@ from ftplan.estimators.analytic import estimate
 from ftplan.planner.mending import Allowed, Move
 from ftplan.planner.rules import first_rejection
 from ftplan.planner.search import without_collections
-from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.results import Estimate
 from ftplan.spec import RunConfig
 

@@ -15,9 +15,9 @@ from types import ModuleType
 from typing import Final
 
 from ftplan.errors import InputError, UnknownNameError
+from ftplan.profiles.device_schema import GpuProfile, HostProfile, Node
 from ftplan.profiles.gpus import load_cpu, load_gpu
 from ftplan.profiles.hosts import default_host
-from ftplan.profiles.schema import GpuProfile, HostProfile, Node
 from ftplan.profiles.size_classes import size_class
 from ftplan.units import GIB, MIB
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from ftplan.profiles.device_schema import GpuProfile
 from ftplan.profiles.packaged import packaged_json
-from ftplan.profiles.schema import GpuProfile
 from ftplan.units import GB, MIB
 
 

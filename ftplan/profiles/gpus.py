@@ -8,8 +8,8 @@ from functools import cache
 from typing import Any, Final
 
 from ftplan.errors import UnknownNameError
+from ftplan.profiles.device_schema import GpuProfile
 from ftplan.profiles.gpu_cards import card_at, card_names, gpu_data
-from ftplan.profiles.schema import GpuProfile
 from ftplan.profiles.size_classes import LARGEST_GB, size_class, size_class_gb
 from ftplan.units import GB, MIB
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from ftplan import __version__
 from ftplan.profiles.calibration import RecordedRun
-from ftplan.profiles.schema import Cluster
+from ftplan.profiles.device_schema import Cluster
 from ftplan.results import History
 
 LEAST_RUNS: Final = 3

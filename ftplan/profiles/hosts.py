@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any
 
 from ftplan.errors import UnknownNameError
+from ftplan.profiles.device_schema import GpuProfile, HostProfile
 from ftplan.profiles.packaged import packaged_json
-from ftplan.profiles.schema import GpuProfile, HostProfile
 from ftplan.units import GB, GIB
 
 

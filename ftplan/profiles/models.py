@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from ftplan.errors import InputError, UnknownNameError
 from ftplan.profiles.hf_config import profile_from_config
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.packaged import packaged_json
-from ftplan.profiles.schema import ModelProfile
 
 _HUB_ID: Final = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FILE_HINT: Final = "give a config.json or a folder that holds one"

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ftplan.profiles.calibration import Calibration, DeviceFigures, Kept
+from ftplan.profiles.device_schema import Cluster, GpuProfile, HostProfile, Node
 from ftplan.profiles.runtime import Figure, runtime_figure
-from ftplan.profiles.schema import Cluster, GpuProfile, HostProfile, Node
 from ftplan.results import Calibrated
 
 

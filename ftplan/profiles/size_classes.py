@@ -11,8 +11,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Final
 
+from ftplan.profiles.device_schema import GpuProfile
 from ftplan.profiles.gpu_cards import card_at, card_names, gpu_data
-from ftplan.profiles.schema import GpuProfile
 from ftplan.units import GIB
 
 LARGEST_GB: Final = 1024

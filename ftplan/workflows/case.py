@@ -10,7 +10,8 @@ from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.given import Target
 from ftplan.launcher.formats.partial import Partial
 from ftplan.launcher.formats.sources import Source
-from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.spec import Inventory, RunConfig
 
 UNCHANGED_RATE: Final = 1e-4

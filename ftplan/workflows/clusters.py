@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ftplan.planner.inventory import resolve_inventory
 from ftplan.profiles.data_folder import is_anything_kept
-from ftplan.profiles.schema import Cluster
+from ftplan.profiles.device_schema import Cluster
 from ftplan.spec import Inventory
 
 

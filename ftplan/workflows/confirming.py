@@ -7,8 +7,8 @@ from typing import Final
 
 from ftplan.errors import InputError
 from ftplan.planner.search import plan as search_plan
+from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.models import load_hf_config, load_model
-from ftplan.profiles.schema import Cluster
 from ftplan.results import Estimate, Plan, Reason, RejectedGroup, Rejection
 from ftplan.spec import PlanRequest, RunConfig
 from ftplan.workflows.clusters import known_cluster

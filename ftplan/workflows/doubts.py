@@ -10,9 +10,10 @@ from ftplan.estimators.targets import targeted_linears
 from ftplan.launcher.formats.partial import Partial
 from ftplan.launcher.formats.sources import Source
 from ftplan.planner.rules import first_rejection
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.models import catalogued_namesake, load_model
 from ftplan.profiles.runtime import runtime_figure
-from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Estimate
 from ftplan.spec import Inventory, RunConfig
 from ftplan.verdicts import NOWHERE, Problem, Severity

@@ -12,8 +12,9 @@ from ftplan.estimators.analytic import estimate as analytic_estimate
 from ftplan.estimators.training_time import with_training
 from ftplan.planner.inventory import parse_inventory
 from ftplan.planner.rules import first_rejection
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.models import load_hf_config, load_model
-from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Estimate, to_jsonable
 from ftplan.spec import RunConfig, TrainingRequest
 from ftplan.workflows.clusters import known_cluster

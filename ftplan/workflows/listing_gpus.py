@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from ftplan.errors import InputError, UnknownNameError
+from ftplan.profiles.device_schema import GpuProfile
 from ftplan.profiles.gpus import list_gpus, load_gpu
-from ftplan.profiles.schema import GpuProfile
 from ftplan.results import Calibrated, to_jsonable
 from ftplan.spec import DeviceGroup, Inventory
 from ftplan.units import MIB, parse_size

@@ -11,8 +11,8 @@ from ftplan.estimators.params import active_params
 from ftplan.estimators.states import whole_weight_bytes
 from ftplan.estimators.workload import Workload
 from ftplan.planner.inventory import parse_inventory, resolve_inventory
+from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.models import ModelEntry, list_models, load_model
-from ftplan.profiles.schema import Cluster
 from ftplan.results import to_jsonable
 from ftplan.spec import RunConfig
 from ftplan.units import DTYPE_BYTES, parse_count

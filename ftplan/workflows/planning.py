@@ -17,8 +17,8 @@ from ftplan.planner.inventory import parse_inventory, part_of, smaller_inventori
 from ftplan.planner.limits import longest_sequence
 from ftplan.planner.ranking import NEAR_EQUAL
 from ftplan.planner.search import plan as search_plan
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.models import load_model
-from ftplan.profiles.schema import ModelProfile
 from ftplan.results import Advice, Estimate, Plan, from_json, to_json
 from ftplan.spec import Inventory, Link, PlanRequest, RunConfig
 from ftplan.units import HOUR_SECONDS, parse_size

@@ -22,8 +22,8 @@ from ftplan.launcher.preflight.needs import Needs
 from ftplan.planner.inventory import parse_inventory
 from ftplan.planner.rules import needed_packages
 from ftplan.profiles.cards_now import cards_now
+from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.models import load_model
-from ftplan.profiles.schema import Cluster
 from ftplan.results import Estimate, Plan
 from ftplan.spec import RunConfig
 from ftplan.workflows.clusters import known_cluster

@@ -9,8 +9,8 @@ from ftplan.estimators.model_flops import TokenFlops, peak_flops_per_second, tok
 from ftplan.estimators.workload import Workload
 from ftplan.launcher.events import RankMemory
 from ftplan.planner.inventory import resolve_inventory
+from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.models import load_model
-from ftplan.profiles.schema import Cluster
 from ftplan.results import Estimate, Measured
 from ftplan.spec import Inventory, RunConfig
 

@@ -15,8 +15,9 @@ from ftplan.launcher.job import TrainJob
 from ftplan.planner import rules
 from ftplan.planner.batch import splits
 from ftplan.planner.inventory import parse_inventory
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.models import load_model
-from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Estimate
 from ftplan.spec import RunConfig, Sharding
 from ftplan.workflows import promises, running

@@ -23,8 +23,8 @@ from ftplan.launcher.records import RunDir
 from ftplan.launcher.timeouts import collective_seconds
 from ftplan.profiles.data_folder import cache_folder
 from ftplan.profiles.detect import detect_gpus, detect_node
+from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.models import hub_id, load_hf_config, load_model
-from ftplan.profiles.schema import Cluster
 from ftplan.results import Estimate, Plan, RunRecord, to_json
 from ftplan.spec import RunConfig
 from ftplan.workflows import promises, recording, recovering

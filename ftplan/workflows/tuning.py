@@ -20,8 +20,8 @@ from ftplan.launcher.trials import Trial, Trialled, TrialsSetup, run_trials
 from ftplan.planner.contenders import ALIKE, contenders
 from ftplan.profiles import store
 from ftplan.profiles.calibration import RecordedRun, RunFigures
+from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.models import load_hf_config, load_model
-from ftplan.profiles.schema import Cluster
 from ftplan.results import Candidate, Compared, Plan, Reason, to_json
 from ftplan.spec import Inventory
 from ftplan.workflows.clusters import known_cluster

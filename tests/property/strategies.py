@@ -13,8 +13,9 @@ from ftplan.estimators.states import OPTIMIZERS
 from ftplan.planner.batch import check_global_batch
 from ftplan.planner.inventory import parse_inventory, resolve_inventory
 from ftplan.planner.rules import first_rejection
+from ftplan.profiles.device_schema import Cluster
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.models import load_model
-from ftplan.profiles.schema import Cluster, ModelProfile
 from ftplan.results import Estimate
 from ftplan.spec import PlanRequest, RunConfig
 

@@ -12,7 +12,7 @@ from ftplan.estimators.tape.moments import Moments, moments_of
 from ftplan.estimators.tape.step import record
 from ftplan.estimators.targets import expert_targets_named, layer_targets_named
 from ftplan.estimators.workload import Workload, once
-from ftplan.profiles.schema import LayerProfile, ModelProfile
+from ftplan.profiles.model_schema import LayerProfile, ModelProfile
 
 
 def adapter_element(work: Workload) -> int:

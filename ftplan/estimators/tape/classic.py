@@ -12,7 +12,7 @@ from ftplan.estimators.tape.machine import Tape
 from ftplan.estimators.tape.modules import Options, Targets
 from ftplan.estimators.tape.rotary import rotary
 from ftplan.estimators.tape.sizes import Size
-from ftplan.profiles.schema import LayerProfile
+from ftplan.profiles.model_schema import LayerProfile
 
 
 class GptJ(Parallel, PartlyRotary):

@@ -9,7 +9,7 @@ from ftplan.estimators.tape.families import FourNorms, GptOss, Latent, LatentCom
 from ftplan.estimators.tape.layer import Layer
 from ftplan.estimators.tape.modules import Options, Targets
 from ftplan.estimators.tape.prompted import Prompted
-from ftplan.profiles.schema import LayerProfile
+from ftplan.profiles.model_schema import LayerProfile
 
 LAYERS: Final[dict[str, type[Layer]]] = {
     "gemma2": FourNorms,

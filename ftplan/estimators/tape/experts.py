@@ -10,7 +10,7 @@ from ftplan.estimators.tape.machine import Tape
 from ftplan.estimators.tape.modules import Options
 from ftplan.estimators.tape.operations import FP32
 from ftplan.estimators.tape.sizes import BACKWARD, GRADIENTS, Size
-from ftplan.profiles.schema import ExpertsProfile, LayerProfile
+from ftplan.profiles.model_schema import ExpertsProfile, LayerProfile
 
 INDEX = 8
 

@@ -10,7 +10,7 @@ from ftplan.estimators.tape.machine import Tape
 from ftplan.estimators.tape.modules import Norm, Options
 from ftplan.estimators.tape.operations import FP32
 from ftplan.estimators.tape.sizes import GRADIENTS, Rule, Size
-from ftplan.profiles.schema import ModelProfile
+from ftplan.profiles.model_schema import ModelProfile
 
 INDEX: int = 8
 """Bytes of a token id, label or position."""

@@ -15,7 +15,7 @@ from ftplan.estimators.tape.machine import Tape
 from ftplan.estimators.tape.modules import Norm, Options, Projection, Targets
 from ftplan.estimators.tape.rotary import rotary, rotary_in_place
 from ftplan.estimators.tape.sizes import Size
-from ftplan.profiles.schema import LayerProfile
+from ftplan.profiles.model_schema import LayerProfile
 
 
 class Layer:

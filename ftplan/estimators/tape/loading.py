@@ -15,7 +15,7 @@ from ftplan.estimators.sharding import offloads_parameters
 from ftplan.estimators.tape.build import targets_of
 from ftplan.estimators.tape.log import Log
 from ftplan.estimators.workload import FP32, Workload
-from ftplan.profiles.schema import LayerProfile, ModelProfile
+from ftplan.profiles.model_schema import LayerProfile, ModelProfile
 from ftplan.spec import RunConfig
 from ftplan.units import ceil_div
 

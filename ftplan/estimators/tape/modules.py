@@ -12,7 +12,7 @@ from ftplan.estimators.tape.graph import Parameter, Tensor
 from ftplan.estimators.tape.machine import Reduction, Tape
 from ftplan.estimators.tape.operations import FP32
 from ftplan.estimators.tape.sizes import GRADIENTS, Size
-from ftplan.profiles.schema import LinearProfile, NormProfile
+from ftplan.profiles.model_schema import LinearProfile, NormProfile
 
 NO_REDUCTION: Final = Reduction()
 

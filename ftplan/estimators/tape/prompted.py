@@ -10,7 +10,7 @@ from ftplan.estimators.tape.modules import Options, Targets
 from ftplan.estimators.tape.operations import FP32
 from ftplan.estimators.tape.rotary import rotary
 from ftplan.estimators.tape.sizes import Size
-from ftplan.profiles.schema import LayerProfile
+from ftplan.profiles.model_schema import LayerProfile
 
 
 class Prompted(Layer):

@@ -29,8 +29,9 @@ from ftplan.estimators.trace import stream as simulated
 from ftplan.estimators.trace.addresses import usual_order
 from ftplan.estimators.trace.replay import needed, replay
 from ftplan.estimators.workload import FP32, Workload
+from ftplan.profiles.device_schema import GpuProfile
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.runtime import runtime_figure
-from ftplan.profiles.schema import GpuProfile, ModelProfile
 
 STEPS: Final = 4
 """Optimizer states are there from the second step on; under a limit runs were seen to fail in the third."""

@@ -15,7 +15,7 @@ from ftplan.estimators.tape.layer import Layer
 from ftplan.estimators.tape.machine import Tape
 from ftplan.estimators.tape.modules import Options, Targets
 from ftplan.estimators.tape.sizes import Event, Mark, Size
-from ftplan.profiles.schema import LayerGroup, LayerProfile, ModelProfile
+from ftplan.profiles.model_schema import LayerGroup, LayerProfile, ModelProfile
 
 OUTSIDE = 0
 FORWARD, LOSS, LOSS_BACKWARD, BACKWARD = "forward", "loss", "loss backward", "backward"

@@ -16,8 +16,9 @@ from ftplan.estimators.trace.running import traced
 from ftplan.estimators.trace.settings import TraceSettings, worst_rank
 from ftplan.estimators.trace.time import traced_step_time
 from ftplan.estimators.workload import Place
+from ftplan.profiles.device_schema import Cluster, GpuProfile
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.runtime import runtime_figure
-from ftplan.profiles.schema import Cluster, GpuProfile, ModelProfile
 from ftplan.profiles.stacks import load_stack
 from ftplan.results import Estimate, HostEstimate, Phase, Provenance, RankEstimate, StepTime, Term, Timeline
 from ftplan.spec import RunConfig

@@ -6,8 +6,8 @@ from typing import Final
 
 from ftplan.estimators.trace.digest import Digest, Work
 from ftplan.estimators.workload import Place
+from ftplan.profiles.device_schema import GpuProfile
 from ftplan.profiles.runtime import runtime_figure
-from ftplan.profiles.schema import GpuProfile
 from ftplan.results import Phase, Provenance, StepTime
 
 OF_A_STEP: Final = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER)

@@ -15,7 +15,7 @@ from ftplan.errors import ModelConfigError
 from ftplan.profiles.hf_config import classic, llama, mla, moe, remote, unknown, vision
 from ftplan.profiles.hf_config.blocks import Body
 from ftplan.profiles.hf_config.fields import Fields
-from ftplan.profiles.schema import DropoutProfile, ModelProfile
+from ftplan.profiles.model_schema import DropoutProfile, ModelProfile
 
 __all__ = ["FAMILIES", "Family", "profile_from_config"]
 

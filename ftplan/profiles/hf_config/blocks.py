@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from ftplan.profiles.hf_config.fields import Fields
-from ftplan.profiles.schema import (
+from ftplan.profiles.model_schema import (
     LayerGroup,
     LayerProfile,
     LinearProfile,

@@ -22,7 +22,7 @@ from ftplan.profiles.hf_config.blocks import (
     separate_qkv,
 )
 from ftplan.profiles.hf_config.fields import Fields
-from ftplan.profiles.schema import (
+from ftplan.profiles.model_schema import (
     AttentionProfile,
     LayerGroup,
     LayerProfile,

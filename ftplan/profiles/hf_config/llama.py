@@ -28,7 +28,7 @@ from ftplan.profiles.hf_config.blocks import (
     windows_from_types,
 )
 from ftplan.profiles.hf_config.fields import Fields
-from ftplan.profiles.schema import AttentionProfile, LayerProfile, LinearProfile, MlpProfile, NormProfile
+from ftplan.profiles.model_schema import AttentionProfile, LayerProfile, LinearProfile, MlpProfile, NormProfile
 
 Windows = Callable[[Fields, int], Sequence[int | None]]
 REQUIRED: Final = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")

@@ -8,7 +8,7 @@ from typing import Final
 from ftplan.profiles.hf_config.blocks import Body, gated_mlp, group, linear, rms
 from ftplan.profiles.hf_config.fields import Fields
 from ftplan.profiles.hf_config.moe import CORE, LAYER_NORMS, QWEN_NAMES, outer_body, read_experts, shadowed
-from ftplan.profiles.schema import (
+from ftplan.profiles.model_schema import (
     AttentionProfile,
     ExpertsProfile,
     LayerProfile,

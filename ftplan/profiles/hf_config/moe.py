@@ -31,13 +31,7 @@ from ftplan.profiles.hf_config.llama import (
     window_everywhere,
     window_if_used,
 )
-from ftplan.profiles.schema import (
-    ExpertsProfile,
-    LayerGroup,
-    LayerProfile,
-    LinearProfile,
-    MlpProfile,
-)
+from ftplan.profiles.model_schema import ExpertsProfile, LayerGroup, LayerProfile, LinearProfile, MlpProfile
 
 CORE: Final = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 LAYER_NORMS: Final = ("input_layernorm", "post_attention_layernorm")

@@ -21,7 +21,14 @@ from ftplan.profiles.hf_config.blocks import (
     rms,
 )
 from ftplan.profiles.hf_config.fields import Fields
-from ftplan.profiles.schema import AttentionProfile, LayerGroup, LayerProfile, LinearProfile, MlpProfile, NormProfile
+from ftplan.profiles.model_schema import (
+    AttentionProfile,
+    LayerGroup,
+    LayerProfile,
+    LinearProfile,
+    MlpProfile,
+    NormProfile,
+)
 
 _CORE: Final = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
 

@@ -12,7 +12,7 @@ from typing import Final
 from ftplan.profiles.hf_config.blocks import Body, linear
 from ftplan.profiles.hf_config.fields import Fields
 from ftplan.profiles.hf_config.llama import TRAITS, build
-from ftplan.profiles.schema import LinearProfile, Reads, VisionProfile
+from ftplan.profiles.model_schema import LinearProfile, Reads, VisionProfile
 
 _SIGLIP_DEFAULTS: Final[Mapping[str, object]] = {"in_channels": 3, "vision_use_head": True}
 _QWEN2_DEFAULTS: Final[Mapping[str, object]] = {

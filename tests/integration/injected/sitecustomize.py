@@ -17,6 +17,8 @@ from pathlib import Path
 
 TRAINER = "ftplan.launcher.train.trainer"
 SAMPLES_THAT_FIT = 4
+LOOKED_FOR = 1.0
+"""Seconds in which a worker certainly looks for SIGTERM: its guard does so several times a second."""
 
 
 def fault(trainer, inputs):
@@ -37,7 +39,7 @@ def fault(trainer, inputs):
         Path(once).touch()
     if kind.startswith("SIG"):
         os.kill(os.getpid(), getattr(signal, kind))
-        time.sleep(0 if kind == "SIGTERM" else 60)
+        time.sleep(LOOKED_FOR if kind == "SIGTERM" else 60)
     elif kind == "bug":
         raise RuntimeError("a bug of the model's code")
     elif kind == "hang":

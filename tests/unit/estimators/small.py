@@ -11,8 +11,9 @@ from typing import Any
 
 from ftplan.estimators.workload import Workload
 from ftplan.planner.inventory import parse_inventory, resolve_inventory
+from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.hf_config import profile_from_config
-from ftplan.profiles.schema import Cluster, ModelProfile
+from ftplan.profiles.model_schema import ModelProfile
 from ftplan.spec import RunConfig
 
 HIDDEN, MLP, LAYERS, HEADS, VOCABULARY = 64, 256, 3, 4, 1000

@@ -4,8 +4,8 @@ import pytest
 from small import SMALL, cluster, small_config
 
 from ftplan.estimators.analytic import estimate
+from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.runtime import runtime_figure
-from ftplan.profiles.schema import Cluster
 from ftplan.results import Basis, Calibrated, History, Provenance
 from ftplan.units import GIB
 

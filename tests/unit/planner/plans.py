@@ -7,8 +7,8 @@ from typing import Any
 from ftplan.estimators.analytic import estimate
 from ftplan.planner.inventory import parse_inventory, resolve_inventory
 from ftplan.planner.search import plan as search_plan
+from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.models import load_model
-from ftplan.profiles.schema import Cluster
 from ftplan.results import Candidate, Plan, Reason
 from ftplan.spec import PlanRequest, RunConfig
 

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from ftplan.errors import FtplanError, InventoryError
 from ftplan.planner.inventory import MAX_DEVICES, format_inventory, parse_inventory, resolve_inventory
 from ftplan.profiles import detect
+from ftplan.profiles.device_schema import Node
 from ftplan.profiles.gpus import list_gpus, load_cpu, load_gpu
 from ftplan.profiles.hosts import default_host
-from ftplan.profiles.schema import Node
 from ftplan.profiles.size_classes import LARGEST_GB
 from ftplan.spec import DeviceGroup
 from ftplan.units import GIB, MIB

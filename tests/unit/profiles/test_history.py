@@ -2,11 +2,11 @@ import pytest
 from kept_parts import WHEN, calibration, run
 
 from ftplan.profiles.calibration import Kept, RunFigures
+from ftplan.profiles.device_schema import Cluster, Node
 from ftplan.profiles.gpus import load_gpu
 from ftplan.profiles.history import with_history
 from ftplan.profiles.hosts import load_host
 from ftplan.profiles.overlay import calibrated
-from ftplan.profiles.schema import Cluster, Node
 from ftplan.results import History
 from ftplan.units import GIB
 

@@ -12,8 +12,8 @@ from meta_parts import DATA, catalogue
 
 from ftplan.errors import InputError, ModelConfigError, UnknownNameError
 from ftplan.profiles import hub
+from ftplan.profiles.model_schema import PARTS
 from ftplan.profiles.models import ModelEntry, hub_id, list_models, load_model
-from ftplan.profiles.schema import PARTS
 
 ROWS = catalogue()
 PARTS_OF = json.loads(DATA.read_text("utf-8"))["parts"]

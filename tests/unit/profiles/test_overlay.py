@@ -4,11 +4,11 @@ import pytest
 from kept_parts import WHEN, calibration
 
 from ftplan.profiles.calibration import Kept
+from ftplan.profiles.device_schema import Cluster, Node
 from ftplan.profiles.gpus import load_cpu, load_gpu
 from ftplan.profiles.hosts import load_host
 from ftplan.profiles.overlay import calibrated
 from ftplan.profiles.runtime import runtime_figure
-from ftplan.profiles.schema import Cluster, Node
 from ftplan.units import GIB, MIB
 
 H100 = load_gpu("H100-SXM")
