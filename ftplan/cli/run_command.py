@@ -148,14 +148,14 @@ def command(
 
 
 def _resume(given: Mapping[str, Any]) -> int:
-    from ftplan.workflows import resuming, running
+    from ftplan.workflows import resuming
 
     _only_resume(given)
     folder = given.get("run_dir")
     if "gpus" in given:
         job = resuming.resumed_on(folder, given["gpus"])
     else:
-        job = running.resumed(folder, _nodes(given), waits=not given["dry_run"])
+        job = resuming.resumed(folder, _nodes(given), waits=not given["dry_run"])
     if not (given["dry_run"] or job.engine_env):
         require_training_libraries()
     return _go(job, None, given)
@@ -240,7 +240,7 @@ def _confirmed(chosen: Plan, *, made_before: bool, skip: bool) -> Plan:
 
 def _start(chosen: Plan, given: dict[str, Any]) -> int:
     from ftplan.results import RunRecord
-    from ftplan.workflows import running
+    from ftplan.workflows import resuming, running
 
     settings = running.RunSettings(
         data=tuple(given.get("data", ())),
@@ -268,7 +268,7 @@ def _start(chosen: Plan, given: dict[str, Any]) -> int:
         print_choice(ready.plan)
     if not given["resume_or_start"]:
         return _go(ready.job, ready.plan, given)
-    found = running.going_on(ready.job)
+    found = resuming.going_on(ready.job)
     if isinstance(found, RunRecord):
         return _finish(found, ready.job, as_json=given["as_json"])
     return _go(found, None if found.resume else ready.plan, given)

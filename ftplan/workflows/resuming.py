@@ -1,32 +1,79 @@
-"""Resume a run on other devices: the same global batch, method and optimizer, split over another number of ranks.
+"""Resume a run that stopped, where it was or on other devices.
 
-A step goes on meaning the same: the trainer counts samples in the order of the seed, and a checkpoint of any number of
-ranks can be read by any other (`ftplan.launcher.resharding`).
+On other devices it keeps its global batch, method and optimizer, split over another number of ranks. A step goes on
+meaning the same: the trainer counts samples in the order of the seed, and a checkpoint of any number of ranks can be
+read by any other (`ftplan.launcher.resharding`).
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
 from ftplan.errors import DoesNotFitError, InputError
 from ftplan.estimators.analytic import estimate as analytic_estimate
+from ftplan.launcher import checkpoints, engine, records
 from ftplan.launcher.job import TrainJob
+from ftplan.launcher.records import RunDir
 from ftplan.planner import rules
 from ftplan.planner.batch import splits
 from ftplan.planner.inventory import parse_inventory
 from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.models import load_model
-from ftplan.results import Estimate
+from ftplan.results import Estimate, RunRecord
 from ftplan.spec import RunConfig, Sharding
 from ftplan.workflows import promises, running
 from ftplan.workflows.clusters import known_cluster
+from ftplan.workflows.nodes import NodeOptions, meeting
+from ftplan.workflows.running import DEFAULT_RUNS
 
 FOR_PLANS: Final = (rules.deepspeed_is_on_gpu, rules.sharding_has_ranks)
 """Rules about what is worth planning. A sharded run keeps its sharding, on one device and on CPUs too: nothing else
 reads its checkpoints.
 """
+
+
+def resumed(folder: Path | None, asked: NodeOptions | None = None, *, waits: bool = True) -> TrainJob:
+    """The job of the run in ``folder`` (or of the newest that can go on), set to resume.
+
+    Several nodes may meet elsewhere than before. Raises InputError if there is no run.
+    """
+    newest = _kept_in(folder) if folder is not None else None
+    if newest is None:
+        runs = folder or DEFAULT_RUNS
+        newest = records.newest_resumable(runs)
+        if newest is None:
+            raise InputError(
+                f"no run to resume in {runs}", hint="name its folder: ftplan run --resume --run-dir DIR", field="resume"
+            )
+    job = engine.resume_job(newest)
+    rendezvous = meeting(asked or NodeOptions(), os.environ, run_dir=newest.root, run_id=job.run_id, waits=waits)
+    return job if rendezvous is None else job.model_copy(update={"rendezvous": rendezvous})
+
+
+def _kept_in(folder: Path) -> RunDir | None:
+    """The run in ``folder``; where machines have disks of their own, only the first has the run's own job file."""
+    if RunDir(folder).job.exists():
+        return RunDir(folder)
+    own = next(iter(folder.glob("nodes/*/job.json")), None)
+    return RunDir(folder, int(own.parent.name)) if own is not None and own.parent.name.isdecimal() else None
+
+
+def going_on(job: TrainJob) -> TrainJob | RunRecord:
+    """``job`` as it is, where its folder holds no checkpoint; else the run there, set to resume, or its record.
+
+    Of several nodes the first one's folder counts, and the others follow it.
+    """
+    first = RunDir(Path(job.run_dir))
+    state = records.read_state(first)
+    record = records.read_record(first)
+    if state is not None and state.status == "finished" and record is not None:
+        return record
+    if job.folder.node or checkpoints.latest_complete(first.checkpoints) is None:
+        return job
+    return engine.resume_job(first).model_copy(update={"rendezvous": job.rendezvous})
 
 
 def resumed_on(folder: Path | None, gpus: str) -> TrainJob:
@@ -36,7 +83,7 @@ def resumed_on(folder: Path | None, gpus: str) -> TrainJob:
     if the global batch does not split over the devices or the configuration cannot run on them, DoesNotFitError if no
     split of the batch fits.
     """
-    job = running.resumed(folder)
+    job = resumed(folder)
     cluster = known_cluster(inventory := parse_inventory(gpus))
     config, estimate = _split(job, cluster)
     return TrainJob.model_validate(

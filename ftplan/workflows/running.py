@@ -1,4 +1,4 @@
-"""Run a plan: a job from it, launched and recorded; resume one that stopped."""
+"""Run a plan: a job from it, launched and recorded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from ftplan.errors import DoesNotFitError, InputError
 from ftplan.estimators.analytic import estimate as analytic_estimate
 from ftplan.files import write_atomic
-from ftplan.launcher import chat_templates, checkpoints, data, data_sources, demo, engine, records, trackers
+from ftplan.launcher import chat_templates, data, data_sources, demo, engine, records, trackers
 from ftplan.launcher.engine import OnEvent, Prepared
 from ftplan.launcher.events import Noted
 from ftplan.launcher.job import DataSource, Source, TrainJob
@@ -247,47 +247,6 @@ def ranks_of(config: RunConfig, cluster: Cluster) -> dict[str, Any]:
 def cpu_threads(ranks: int) -> int:
     """Threads of each rank's CPU libraries: the cores, shared."""
     return max(1, len(os.sched_getaffinity(0)) // ranks)
-
-
-def resumed(folder: Path | None, asked: NodeOptions | None = None, *, waits: bool = True) -> TrainJob:
-    """The job of the run in ``folder`` (or of the newest that can go on), set to resume.
-
-    Several nodes may meet elsewhere than before. Raises InputError if there is no run.
-    """
-    newest = _kept_in(folder) if folder is not None else None
-    if newest is None:
-        runs = folder or DEFAULT_RUNS
-        newest = records.newest_resumable(runs)
-        if newest is None:
-            raise InputError(
-                f"no run to resume in {runs}", hint="name its folder: ftplan run --resume --run-dir DIR", field="resume"
-            )
-    job = engine.resume_job(newest)
-    rendezvous = meeting(asked or NodeOptions(), os.environ, run_dir=newest.root, run_id=job.run_id, waits=waits)
-    return job if rendezvous is None else job.model_copy(update={"rendezvous": rendezvous})
-
-
-def _kept_in(folder: Path) -> RunDir | None:
-    """The run in ``folder``; where machines have disks of their own, only the first has the run's own job file."""
-    if RunDir(folder).job.exists():
-        return RunDir(folder)
-    own = next(iter(folder.glob("nodes/*/job.json")), None)
-    return RunDir(folder, int(own.parent.name)) if own is not None and own.parent.name.isdecimal() else None
-
-
-def going_on(job: TrainJob) -> TrainJob | RunRecord:
-    """``job`` as it is, where its folder holds no checkpoint; else the run there, set to resume, or its record.
-
-    Of several nodes the first one's folder counts, and the others follow it.
-    """
-    first = RunDir(Path(job.run_dir))
-    state = records.read_state(first)
-    record = records.read_record(first)
-    if state is not None and state.status == "finished" and record is not None:
-        return record
-    if job.folder.node or checkpoints.latest_complete(first.checkpoints) is None:
-        return job
-    return engine.resume_job(first).model_copy(update={"rendezvous": job.rendezvous})
 
 
 def prepare(job: TrainJob) -> Prepared:

@@ -6,11 +6,15 @@ import pytest
 
 from ftplan import cli
 from ftplan.errors import DoesNotFitError, InputError
-from ftplan.launcher import checkpoints, demo
+from ftplan.files import write_atomic
+from ftplan.launcher import checkpoints, demo, records
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.records import RunDir
+from ftplan.launcher.summary import summarise
 from ftplan.spec import RunConfig
-from ftplan.workflows import resuming
+from ftplan.workflows import resuming, running
+from ftplan.workflows.nodes import NodeOptions
+from ftplan.workflows.running import demo_plan
 
 
 @pytest.fixture
@@ -95,3 +99,71 @@ def test_the_command_takes_devices_with_resume(stopped, capsys):
     shown = capsys.readouterr().out
     assert "--nproc_per_node 3" in shown
     assert checkpoints.latest_complete(RunDir(folder).checkpoints) is None
+
+
+SECOND = NodeOptions(nodes="2", node_rank=1, endpoint="127.0.0.1:4000")
+
+
+def settings(tmp_path, **changes):
+    return running.demo_settings(running.RunSettings(run_dir=tmp_path / "run", **changes))
+
+
+def leave(run, status, *, step=None):
+    """Leave a run in this state, with a checkpoint or none."""
+    records.write_state(run, status, 1)
+    if step is not None:
+        folder = run.checkpoints / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text("{}")
+        checkpoints.seal(folder, step=step, world_size=2, global_batch=demo.GLOBAL_BATCH)
+
+
+def test_a_requeued_run_goes_on_begins_anew_or_is_done(tmp_path):
+    ready = running.ready(demo_plan(), settings(tmp_path))
+    run = RunDir(tmp_path / "run")
+    assert resuming.going_on(ready.job) == ready.job
+    write_atomic(run.job, ready.job.model_dump_json())
+    leave(run, "failed")
+    assert resuming.going_on(ready.job) == ready.job
+    leave(run, "failed", step=20)
+    assert resuming.going_on(ready.job) == ready.job.model_copy(update={"resume": True})
+    record = summarise(ready.job, "finished", [], [], 1.0)
+    records.write_record(run, record)
+    leave(run, "finished")
+    assert resuming.going_on(ready.job) == record
+
+
+def test_resume_or_start_of_a_finished_run_shows_its_record(tmp_path, capsys):
+    ready = running.ready(demo_plan(), settings(tmp_path))
+    run = RunDir(tmp_path / "run")
+    records.write_record(run, summarise(ready.job, "finished", [], [], 1.0))
+    leave(run, "finished")
+    words = ["run", "--demo", "--run-dir", str(tmp_path / "run"), "--resume-or-start", "--dry-run"]
+    assert cli.run(words) == 0
+    assert "finished: 0 steps" in capsys.readouterr().out
+
+
+def test_a_second_node_follows_the_first(tmp_path):
+    ready = running.ready(demo_plan("2x1xcpu"), settings(tmp_path, nodes=SECOND))
+    assert ready.job.folder.home == tmp_path / "run" / "nodes" / "1"
+    assert (ready.job.run_id, ready.job.nodes, ready.job.nproc_per_node) == ("run", 2, 1)
+    leave(RunDir(tmp_path / "run"), "failed", step=20)
+    assert resuming.going_on(ready.job) == ready.job
+
+
+def test_nodes_that_resume_may_meet_elsewhere(tmp_path):
+    ready = running.ready(demo_plan("2x1xcpu"), settings(tmp_path, nodes=SECOND))
+    write_atomic(tmp_path / "run" / "job.json", ready.job.model_dump_json())
+    moved = NodeOptions(nodes="2", node_rank=0, endpoint="127.0.0.1:4001")
+    resumed = resuming.resumed(tmp_path / "run", moved)
+    assert resumed.resume
+    assert resumed.rendezvous is not None
+    assert (resumed.rendezvous.node_rank, resumed.rendezvous.port, resumed.rendezvous.id) == (0, 4001, "run")
+    assert resuming.resumed(tmp_path / "run").rendezvous == ready.job.rendezvous
+
+
+def test_a_second_node_with_a_disk_of_its_own_resumes_its_own_part(tmp_path):
+    ready = running.ready(demo_plan("2x1xcpu"), settings(tmp_path, nodes=SECOND))
+    write_atomic(ready.job.folder.job, ready.job.model_dump_json())
+    resumed = resuming.resumed(tmp_path / "run", SECOND)
+    assert resumed == ready.job.model_copy(update={"resume": True})
