@@ -28,6 +28,9 @@ Objective = Literal["throughput", "memory", "headroom", "cost"]
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 Elements = Annotated[int, Field(ge=0, lt=2**63)]
 
+DEFAULT_MARGIN: Final = 0.03
+"""Part of each card that plans keep free."""
+
 
 class Spec(BaseModel):
     """Base of all inputs: immutable, no unknown fields, no silent conversion between types."""
@@ -251,7 +254,7 @@ class PlanRequest(Spec):
     seq_len_is_limit: bool = Field(default=False, description="samples may be cut shorter where nothing fits")
     highest_rank: bool = Field(default=False, description="take the highest rank that costs little speed")
     objective: Objective = "throughput"
-    margin: float = Field(default=0.03, ge=0.0, lt=0.5, description="part of the card kept free")
+    margin: float = Field(default=DEFAULT_MARGIN, ge=0.0, lt=0.5, description="part of the card kept free")
     pins: Mapping[str, Any] = Field(default_factory=dict)
     training: TrainingRequest | None = Field(default=None, description="tell time and cost of this training, too")
     missing_packages: tuple[str, ...] = Field(default=(), strict=False)

@@ -159,6 +159,7 @@ def _show(check: Any, output: str) -> None:
 
 
 def _write(checked: Any, pick: int) -> None:
+    from ftplan.render.console import err, words
     from ftplan.workflows import checking, fixing
 
     found = checked.check.fixes
@@ -171,6 +172,6 @@ def _write(checked: Any, pick: int) -> None:
         raise InputError(f"there are {len(found)} fixes, not {pick}", hint=f"--pick 1 to {len(found)}", field="pick")
     written = checking.write(checked, found[pick - 1])
     for path in written:
-        typer.echo(f"wrote {path}", err=True)
+        err().print(words(f"wrote {path}"), soft_wrap=True)
     for line in fixing.by_hand(found[pick - 1]):
-        typer.echo(f"by hand: {line}", err=True)
+        err().print(words(f"by hand: {line}"), soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ftplan.cli import options
+from ftplan.cli.options import refuse
 from ftplan.cli.run_options import Data, DataForm, Demo, Keep, Method, RunDir, Tokenizer, Weights
 from ftplan.errors import InputError
 
@@ -62,6 +63,9 @@ def command(
 def _subject(values: dict[str, Any]) -> Subject:
     from ftplan.workflows import examining, planning, running
 
+    if "data" not in values and not values["demo"]:
+        unread = ("data_format", "weights", "tokenizer")
+        refuse(values, unread, "without --data nothing is tokenized, which takes", hint="--data FILE")
     if "given" in values:
         _alone(values)
         folder = values["given"]
@@ -82,10 +86,10 @@ def _subject(values: dict[str, Any]) -> Subject:
 
 def _alone(values: dict[str, Any]) -> None:
     """A plan or a run says itself what it is of: raise InputError for an option that would say otherwise."""
-    others = [name for name in (*ASKED, "gpus", "demo") if values.get(name)]
-    if others:
-        option = "--" + others[0].replace("_", "-")
-        raise InputError(f"{values['given']} needs no {option}", hint="leave it out", field=others[0])
+    is_run = (values["given"] / "job.json").exists()
+    of_a_run = ("data", "data_format", "keep", "weights", "tokenizer", "run_dir") if is_run else ()
+    demo = ("demo",) if values["demo"] else ()
+    refuse(values, (*ASKED, "gpus", *demo, *of_a_run), f"{values['given']} takes no", hint="leave it out")
 
 
 def _settings(values: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final
 
 import typer
@@ -143,6 +144,13 @@ def given_pins(values: dict[str, Any], *others: str) -> dict[str, Any]:
 def given_training(values: dict[str, Any]) -> dict[str, Any]:
     """The `TrainingRequest` fields that were given on the command line, from a command's ``locals()``."""
     return {name: values[name] for name in TRAINING if values[name] is not None}
+
+
+def refuse(given: Mapping[str, Any], names: Iterable[str], why: str, hint: str) -> None:
+    """Raise InputError for the first of the options ``names`` that was ``given`` anything but ``auto``."""
+    name = next((name for name in names if given.get(name) not in (None, "auto")), None)
+    if name is not None:
+        raise InputError(f"{why} --{name.replace('_', '-')}", hint=hint, field=name)
 
 
 def missing_model_or_gpus(model: str | None, example: str) -> InputError:

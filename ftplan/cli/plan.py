@@ -155,12 +155,17 @@ def _asked(values: dict[str, Any]) -> dict[str, Any]:
     pins = options.given_pins(values, "max_seq", *EMISSION, *WAS)
     asked = {name: values[name] for name in ASKED if values[name] is not None}
     was = {field: values[name] for name, field in WAS.items() if values[name] is not None}
-    return {**asked, "pins": pins, "training": options.given_training(values), "was": was}
+    training = options.given_training(values)
+    if values["formats"] and values["samples"] is None:
+        training.pop("epochs", None)  # then they are for the files alone
+    return {**asked, "pins": pins, "training": training, "was": was}
 
 
 def _emission(values: dict[str, Any]) -> Any:
     """What files are asked for beside ours; None for ours alone."""
+    own = ("for_version", "dataset", "job")
     if not values["formats"]:
+        options.refuse(values, own, "our own files take no", hint="--format NAME says whose files take it")
         return None
     from ftplan.workflows import emitting
 
@@ -168,6 +173,7 @@ def _emission(values: dict[str, Any]) -> Any:
     if values["out"] is None:
         raise InputError("--format says whose files --out writes, and there is no --out", hint="--out DIR", field="out")
     if names == (emitting.NATIVE,):
+        options.refuse(values, own, "our own files take no", hint="--format NAME says whose files take it")
         return None
     from ftplan.cli.check import key_values
 

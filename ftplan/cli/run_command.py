@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ftplan.cli import options
+from ftplan.cli.options import refuse
 from ftplan.cli.run_options import (
     HYPERPARAMETERS,
     NODE_OPTIONS,
     PINS,
+    PLANNED,
     RESUME_OPTIONS,
     CacheDir,
     ChatTemplate,
@@ -61,7 +63,9 @@ from ftplan.cli.run_options import (
 from ftplan.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
+    from ftplan.launcher.engine import Replaces
     from ftplan.launcher.job import TrainJob
+    from ftplan.launcher.records import RunDir as Folder
     from ftplan.results import Plan, RunRecord
     from ftplan.workflows.nodes import NodeOptions
 
@@ -129,12 +133,14 @@ def command(
     given = {name: value for name, value in locals().items() if value is not None}
     if count_flops and profile:
         raise InputError("--count-flops and --profile disturb each other", hint="give one of the two", field="profile")
-    foreign = _is_foreign(engine, engine_env)
+    foreign = _is_foreign(engine, engine_env, tune=tune)
     gc.enable()  # this command lives for hours (see ftplan.__main__)
-    if not (dry_run or foreign or resume):
-        require_training_libraries()
     if resume:
         return _resume(given)
+    if resume_or_start and (code := _gone_on(given)) is not None:
+        return code
+    if not (dry_run or foreign):
+        require_training_libraries()
     # A trace runs in this environment's libraries, LLaMA-Factory in those of its own.
     chosen = _confirmed(_plan(given), made_before="plan_file" in given, skip=dry_run or foreign)
     if chosen.config is None:
@@ -153,12 +159,26 @@ def _resume(given: Mapping[str, Any]) -> int:
     _only_resume(given)
     folder = given.get("run_dir")
     if "gpus" in given:
-        job = resuming.resumed_on(folder, given["gpus"])
+        job = resuming.resumed_on(folder, given["gpus"], _nodes(given), waits=not given["dry_run"])
     else:
         job = resuming.resumed(folder, _nodes(given), waits=not given["dry_run"])
-    if not (given["dry_run"] or job.engine_env):
-        require_training_libraries()
     return _go(job, None, given)
+
+
+def _gone_on(given: Mapping[str, Any]) -> int | None:
+    """The end of a run that is there and goes on, or has ended; None where it is still to begin."""
+    from ftplan.render.console import err, words
+    from ftplan.results import RunRecord
+    from ftplan.workflows import resuming
+
+    folder, found = resuming.going_on(given.get("run_dir"), _nodes(given), waits=not given["dry_run"])
+    if isinstance(found, RunRecord):
+        return _finish(found, folder, as_json=given["as_json"])
+    if found is None:
+        return None
+    note = f"note: going on with the run in {folder.root}, with the options it was started with"
+    err().print(words(note), soft_wrap=True)
+    return _go(found, None, given)
 
 
 def _tuned(chosen: Plan) -> Plan:
@@ -172,20 +192,26 @@ def _tuned(chosen: Plan) -> Plan:
 
 def _only_resume(given: Mapping[str, Any]) -> None:
     """A resumed run goes on as it began: raise InputError for an option that would change it."""
-    others = sorted(name for name, value in given.items() if value is not False and name not in RESUME_OPTIONS)
+    others = sorted(
+        name
+        for name, value in given.items()
+        if name not in RESUME_OPTIONS and (value is not False or name in PINS)  # a flag that is not given is False
+    )
     if others:
         shown = ", ".join("--" + name.replace("_", "-") for name in others)
         hint = "a resumed run goes on with the options it was started with; leave them out"
         raise InputError(f"--resume takes no {shown}", hint=hint, field=others[0])
 
 
-def _is_foreign(engine: str | None, engine_env: Path | None) -> bool:
+def _is_foreign(engine: str | None, engine_env: Path | None, *, tune: bool) -> bool:
     """Whether LLaMA-Factory's loop trains; raises InputError for another engine, or one without its environment."""
     if engine not in (None, "ftplan", "llamafactory"):
         raise UnknownNameError("engine", engine, ("ftplan", "llamafactory"), field="engine")
     if (engine == "llamafactory") != (engine_env is not None):
         hint = "--engine llamafactory --engine-env DIR, with DIR/bin/llamafactory-cli in it"
         raise InputError("--engine llamafactory and --engine-env go together", hint=hint, field="engine_env")
+    if engine_env is not None and tune:
+        raise InputError("--tune measures ftplan's own engine", hint="leave --tune out", field="tune")
     return engine_env is not None
 
 
@@ -199,15 +225,19 @@ def require_training_libraries() -> None:
 def _plan(given: dict[str, Any]) -> Plan:
     from ftplan.workflows import planning, running
 
+    evaluates = bool(given.get("eval_fraction")) and not given["rehearse"]
     if "plan_file" in given:
-        if given.get("demo") or "model" in given:
-            raise InputError("a plan file needs no --demo or --model", hint="ftplan run PLAN.json --data FILE")
-        return planning.load_plan(given["plan_file"])
+        refuse(
+            given,
+            (*(["demo"] if given["demo"] else []), *PLANNED),
+            "a plan file says all that is planned, and takes no",
+            hint="leave it out",
+        )
+        chosen = planning.load_plan(given["plan_file"])
+        return running.with_evaluations(chosen) if evaluates and chosen.config is not None else chosen
     if given.get("demo"):
-        if "engine_env" in given:
-            raise InputError("--demo trains by ftplan's own engine", hint="leave --engine out", field="engine")
-        if "model" in given:
-            raise InputError("--demo brings its own model", hint="leave --model out", field="model")
+        own = ("model", "method", "global_batch", "seq_len", *sorted(PINS), "engine_env")
+        refuse(given, own, "--demo brings its own plan and engine, and takes no", hint="leave it out")
         return running.demo_plan(given.get("gpus", running.DEMO_GPUS))
     if "model" not in given:
         raise InputError(
@@ -215,7 +245,7 @@ def _plan(given: dict[str, Any]) -> Plan:
         )
     asked = {name: given[name] for name in ("model", "method", "global_batch", "seq_len") if name in given}
     pins = {name: value for name, value in given.items() if name in PINS}
-    if given.get("eval_fraction"):
+    if evaluates:
         pins["evaluates"] = True
     request = planning.plan_request(given.get("gpus", "local"), pins=pins, **asked)
     if "engine_env" in given:
@@ -239,8 +269,7 @@ def _confirmed(chosen: Plan, *, made_before: bool, skip: bool) -> Plan:
 
 
 def _start(chosen: Plan, given: dict[str, Any]) -> int:
-    from ftplan.results import RunRecord
-    from ftplan.workflows import resuming, running
+    from ftplan.workflows import running
 
     settings = running.RunSettings(
         data=tuple(given.get("data", ())),
@@ -266,12 +295,7 @@ def _start(chosen: Plan, given: dict[str, Any]) -> int:
         from ftplan.render.plans import print_choice
 
         print_choice(ready.plan)
-    if not given["resume_or_start"]:
-        return _go(ready.job, ready.plan, given)
-    found = resuming.going_on(ready.job)
-    if isinstance(found, RunRecord):
-        return _finish(found, ready.job, as_json=given["as_json"])
-    return _go(found, None if found.resume else ready.plan, given)
+    return _go(ready.job, ready.plan, given)
 
 
 def _nodes(given: Mapping[str, Any]) -> NodeOptions:
@@ -296,11 +320,14 @@ def _go(job: TrainJob, chosen: Plan | None, given: Mapping[str, Any]) -> int:
         else:
             print_prepared(prepared)
         return 0
+    if not job.engine_env:
+        require_training_libraries()
     _preflight(job, chosen, force=given["force"])
     patience = Patience(fallbacks=given["max_fallbacks"], restarts=given["max_restarts"])
+    replaces: Replaces = "unsaved" if given["resume_or_start"] else "nothing"
     with RunDisplay(job) as display:
-        record = running.launch(job, chosen, display.show, patience, anew=given["resume_or_start"])
-    return _finish(record, job, as_json=given["as_json"])
+        record = running.launch(job, chosen, display.show, patience, replaces=replaces)
+    return _finish(record, job.folder, as_json=given["as_json"])
 
 
 def _preflight(job: TrainJob, chosen: Plan | None, *, force: bool) -> None:
@@ -314,12 +341,13 @@ def _preflight(job: TrainJob, chosen: Plan | None, *, force: bool) -> None:
         preflight.refuse(findings)
 
 
-def _finish(record: RunRecord, job: TrainJob, *, as_json: bool) -> int:
+def _finish(record: RunRecord, folder: Folder, *, as_json: bool) -> int:
     from ftplan.render.runs import print_record
     from ftplan.results import to_json
+    from ftplan.workflows import reporting
 
     if as_json:
         typer.echo(to_json(record), nl=False)
     else:
-        print_record(record, job.run_dir)
+        print_record(record, folder.record, reporting.way_on(folder, record.status, record.config))
     return 0 if record.status == "finished" else 3

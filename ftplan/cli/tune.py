@@ -20,6 +20,9 @@ Folder = Annotated[
     typer.Option("--folder", help="Keeps the results (default ftplan-tune): the same call goes on there."),
 ]
 
+OWN = ("plan_file", "trials", "budget", "folder", "out", "as_json")
+"""Options that say how to measure, not what."""
+
 
 def command(
     plan_file: PlanFile = None,
@@ -70,13 +73,13 @@ def command(
     from ftplan.workflows import planning, tuning
 
     if plan_file is not None:
-        if model is not None:
-            raise InputError("a plan file needs no --model", hint="ftplan tune PLAN.json", field="model")
+        planned = [name for name in values if name not in OWN]
+        options.refuse(values, planned, "a plan file says all that is planned, and takes no", hint="leave it out")
         chosen = planning.load_plan(plan_file)
     else:
         if model is None:
             raise InputError("--model is missing", hint="ftplan tune --model Qwen2.5-7B --gpus local", field="model")
-        pins = options.given_pins(values, "plan_file", "trials", "budget", "folder")
+        pins = options.given_pins(values, *OWN)
         names = ("model", "method", "global_batch", "seq_len", "margin", "host_memory", "lora_rank")
         asked = {name: values[name] for name in names if values[name] is not None}
         chosen = planning.plan(planning.plan_request(gpus or "local", pins=pins, **asked))

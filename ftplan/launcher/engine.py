@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final, cast
+from types import MappingProxyType
+from typing import Final, Literal, cast
 
 from ftplan.errors import FtplanError, InputError, RunFailedError
 from ftplan.files import write_atomic
@@ -28,6 +29,10 @@ from ftplan.results import RunRecord
 POLL_SECONDS: Final = 0.2
 NO_SPACE_BYTES: Final = 2**20
 """With less a disk counts as full: a report and a record take some KB."""
+
+Replaces = Literal["nothing", "unsaved", "everything"]
+"""What an attempt may take the place of in its folder: no former one, one that saved nothing, or any, whose checkpoints
+are then set aside."""
 
 OnEvent = Callable[[Event], None]
 
@@ -89,10 +94,16 @@ def resume_job(run: RunDir) -> TrainJob:
     return load_job(run).model_copy(update={"resume": True, "run_dir": str(run.root)})
 
 
-def launch(job: TrainJob, *, on_event: OnEvent = _ignore, anew: bool = False) -> RunRecord:
+def launch(
+    job: TrainJob,
+    *,
+    on_event: OnEvent = _ignore,
+    replaces: Replaces = "nothing",
+    kept: Mapping[str, str] = MappingProxyType({}),
+) -> RunRecord:
     """Train ``job`` and return its record, with status ``finished`` or ``interrupted``.
 
-    With ``anew`` an attempt in the same folder that saved nothing is set aside.
+    ``kept`` are files, by name, that are put into the run's folder before it begins.
 
     The first SIGINT or SIGTERM to this process asks the workers to save a checkpoint and stop, the second ends them.
     Raises InputError if the run's folder, the data or the tokenizer cannot be used, RunFailedError if the run failed
@@ -102,9 +113,9 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore, anew: bool = False) ->
     job = job.absolute()
     run = job.folder
     with locked(run):
-        admit(run, job, on_event, anew=anew)
+        admit(run, job, on_event, replaces=replaces)
         job = _readable(run, job)
-        attempt = open_attempt(run, artifacts.files(job))
+        attempt = open_attempt(run, artifacts.files(job), kept)
         started = time.monotonic()
         log_start = monitor.size_of(run.log)
         events, outcome, stopped = _follow(run, job, on_event)
@@ -130,8 +141,8 @@ def end_attempt(run: RunDir, record: RunRecord, attempt: int, error: FtplanError
         raise error
 
 
-def admit(run: RunDir, job: TrainJob, on_event: OnEvent, *, anew: bool) -> None:
-    """Make sure that the folder is one ``job`` can begin or go on in, and clear it of what a kill left there.
+def admit(run: RunDir, job: TrainJob, on_event: OnEvent, *, replaces: Replaces) -> None:
+    """Make sure that the folder is one ``job`` can begin or go on in, and clear it of what is in the way there.
 
     Of several machines the first decides whether a run begins or goes on; the others follow it. Raises InputError for a
     folder that holds a run already, or none to go on with.
@@ -141,19 +152,28 @@ def admit(run: RunDir, job: TrainJob, on_event: OnEvent, *, anew: bool) -> None:
     state = records.read_state(run)
     if job.resume:
         _check_resumable(run, job, state)
-    elif (state is not None and not anew) or checkpoints.latest_complete(run.checkpoints) is not None:
-        raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
+    elif state is not None and state.status == "finished":
+        raise InputError(f"{run.root} already holds a run", hint="choose another folder", field="run_dir")
+    elif checkpoints.latest_complete(run.checkpoints) is not None:
+        if replaces != "everything":
+            hint = "resume it, or choose another folder"
+            raise InputError(f"{run.root} already holds a run", hint=hint, field="run_dir")
+        checkpoints.set_aside(run.checkpoints)
+    elif state is not None and replaces == "nothing":
+        hint = "--resume-or-start begins it anew there, or choose another folder"
+        raise InputError(f"{run.root} holds a run that saved nothing", hint=hint, field="run_dir")
     checkpoints.discard_unfinished(run.checkpoints)
     for aside in checkpoints.set_aside_damaged(run.checkpoints):
         on_event(Noted(f"a checkpoint does not match its manifest and is not used: see {aside}"))
 
 
-def open_attempt(run: RunDir, files: Mapping[str, str]) -> int:
-    """Put ``files`` in the run's folder, say that it is running, and return the number of this attempt."""
+def open_attempt(run: RunDir, files: Mapping[str, str], kept: Mapping[str, str]) -> int:
+    """Write this machine's ``files`` and the run's, say that it is running, and return the number of this attempt."""
     state = records.read_state(run)
     run.stop_request.unlink(missing_ok=True)
-    for name, text in files.items():
-        write_atomic(run.home / name, text)
+    for folder, texts in ((run.home, files), (run.root, kept)):
+        for name, text in texts.items():
+            write_atomic(folder / name, text)
     attempt = state.attempt + 1 if state else 1
     records.write_state(run, "running", attempt)
     return attempt
@@ -165,7 +185,9 @@ def _check_resumable(run: RunDir, job: TrainJob, state: records.RunState | None)
     last = checkpoints.latest_complete(run.checkpoints)
     if last is None:
         raise InputError(
-            f"no complete checkpoint in {run.checkpoints}", hint="start the run again from its plan", field="resume"
+            f"no complete checkpoint in {run.checkpoints}",
+            hint="start it again from its plan, with --resume-or-start in the same folder",
+            field="resume",
         )
     if last.global_batch != job.global_batch:
         raise InputError(
@@ -251,9 +273,12 @@ def failure(job: TrainJob, events: list[Event], outcome: Outcome, log_start: int
 
 @contextmanager
 def locked(run: RunDir) -> Iterator[None]:
-    """Hold the run's folder against other launches; raises InputError if one has it."""
-    run.home.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    """Hold the run's folder against other launches; raises InputError if one has it, or it cannot be written."""
+    try:
+        run.home.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise _unwritable(run, error) from error
     try:
         _lock(descriptor, run)
         yield
@@ -267,3 +292,10 @@ def _lock(descriptor: int, run: RunDir) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise InputError(f"another process is training in {run.root}", field="run_dir") from error
+    except OSError as error:  # a file system without locks
+        raise _unwritable(run, error) from error
+
+
+def _unwritable(run: RunDir, error: OSError) -> InputError:
+    hint = "name a folder that can be made, written and locked"
+    return InputError(f"cannot write to {run.root}: {error.strerror}", hint=hint, field="run_dir")

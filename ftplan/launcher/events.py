@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from ftplan.errors import FailureKind
-from ftplan.results import CountedFlops, RunWarning
+from ftplan.results import CountedFlops, Measured, RunWarning
 
 Value = str | bool | int | float | None
 
@@ -140,13 +140,16 @@ class Profiled:
 class Recovering:
     """The run failed and goes on by itself, from ``from_step`` (None: from its start).
 
-    ``changed`` maps the fields of the configuration that are different from now on to their old and new values.
+    ``changed`` maps the fields of the configuration that are different from now on to their old and new values;
+    ``predicted`` and ``predicted_ranks`` are what is expected of it.
     """
 
     kind: FailureKind
     message: str
     from_step: int | None
     changed: Mapping[str, tuple[Value, Value]] = field(default_factory=dict)
+    predicted: Measured = field(default_factory=Measured)
+    predicted_ranks: tuple[RankMemory, ...] = ()
     event: Literal["recovering"] = "recovering"
 
 

@@ -6,7 +6,7 @@ Light to import. The parent writes it as ``job.json``; every rank reads the same
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,22 +15,12 @@ from ftplan.launcher.events import RankMemory
 from ftplan.launcher.records import RunDir
 from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.results import Basis, Measured
-from ftplan.spec import PositiveInt, RunConfig, Spec
+from ftplan.spec import DEFAULT_MARGIN, PositiveInt, RunConfig, Spec
 
 DataForm = Literal["alpaca", "sharegpt", "chat", "prompt-completion", "text"]
 FormChoice = Literal["auto", "alpaca", "sharegpt", "chat", "prompt-completion", "text"]
 SourceKind = Literal["config", "random", "folder", "hub"]
 DeviceKind = Literal["cpu", "cuda"]
-
-NOT_MEASURED: Final = Measured(
-    peak_allocated_bytes=None,
-    peak_reserved_bytes=None,
-    peak_process_bytes=None,
-    host_bytes=None,
-    step_seconds=None,
-    tokens_per_second=None,
-)
-"""Every figure unknown."""
 
 
 class Source(Spec):
@@ -167,6 +157,7 @@ class TrainJob(Spec):
     save_total_limit: PositiveInt = 2
     threads_per_process: PositiveInt = 1
     cap_bytes: Annotated[int, Field(gt=0)] | None = None
+    margin: float = Field(default=DEFAULT_MARGIN, ge=0, lt=0.5, description="part of each card kept free")
     tensorboard: bool = True
     resume: bool = False
     universal_checkpoint: str | None = Field(
@@ -181,7 +172,7 @@ class TrainJob(Spec):
     engine_env: str | None = Field(
         default=None, min_length=1, description="environment of LLaMA-Factory, whose loop then trains; None: our own"
     )
-    predicted: Measured = NOT_MEASURED
+    predicted: Measured = Measured()
     predicted_ranks: tuple[RankMemory, ...] = Field(default=(), strict=False)
     model_flops_per_token: float | None = Field(default=None, ge=0)
     score_flops_per_token: float | None = Field(default=None, ge=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from ftplan.planner.mending import mended
@@ -30,12 +31,13 @@ def fallback(
     margin: float,
     same_sharding: bool,
     missing_packages: tuple[str, ...] = (),
+    allowed: Callable[[RunConfig], bool] = lambda _: True,
 ) -> Fallback | None:
     """The next configuration after ``config``, of which ``told`` was the estimate, has run out of memory.
 
     It trains the same weights with the same global batch, is the fastest of the smallest changes, and needs less by
     `LESS` at least. With ``same_sharding`` a checkpoint of ``config`` can be resumed with it; one process of several
-    devices stays one. It needs none of ``missing_packages``. None if nothing is left.
+    devices stays one. It needs none of ``missing_packages`` and is ``allowed``. None if nothing is left.
     """
     same_sharding = same_sharding or (config.sharding == "none" and cluster.world_size > 1)
     capacity = min(gpu.usable_bytes for gpu in cluster.gpus)
@@ -46,7 +48,9 @@ def fallback(
         cluster,
         margin=min(LARGEST_MARGIN, 1 - room / capacity),
         allowed=lambda other: (
-            package_rejection(other, missing_packages) is None and (not same_sharding or _sharded_alike(other, config))
+            package_rejection(other, missing_packages) is None
+            and (not same_sharding or _sharded_alike(other, config))
+            and allowed(other)
         ),
     )
     return next(((one.config, one.estimate) for one in found if one.keeps_result), None)

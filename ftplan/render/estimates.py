@@ -161,7 +161,9 @@ def batch_line(document: Mapping[str, Any]) -> str:
     if "error" in document:
         problem = document["error"]
         hint = f" (hint: {problem['hint']})" if problem["hint"] else ""
-        return plain(f"{document['id']}: error: {problem['message']}{hint}").replace("\n", " ")
-    fits = "fits" if document["fits"] else "does not fit"
-    peak, step = size(document["peak_allocated_bytes"]), duration(document["step_seconds"])
-    return f"{document['id']}: {fits}, peak {peak}, step {step}"
+        told = f"error: {problem['message']}{hint}"
+    else:
+        fits = "fits" if document["fits"] else "does not fit"
+        peak, step = size(document["peak_allocated_bytes"]), duration(document["step_seconds"])
+        told = f"{fits}, peak {peak}, step {step}"
+    return plain(f"{document['id']}: {told}").replace("\n", " ")

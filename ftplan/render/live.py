@@ -108,7 +108,10 @@ def _beside(measured: int, predicted: int | None, tolerance: float) -> Part:
         return size(measured), ""
     difference = measured / predicted - 1
     above = difference > tolerance
-    pair = f"{size(measured).removesuffix(' GiB')} / {size(predicted)} {difference:+.1%}"
+    found, expected = size(measured), size(predicted)
+    if found[-3:] == expected[-3:]:
+        found = found[:-4]  # one unit for both
+    pair = f"{found} / {expected} {difference:+.1%}"
     return pair + (" !" if above else ""), "bold red" if above else ""
 
 

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
 from ftplan.launcher.history import Curve
-from ftplan.render.console import bar, duration, number, off, out, size, words
+from ftplan.render.console import bar, duration, out, size, words
 from ftplan.render.curves import plot, sparkline
 from ftplan.render.estimates import summary
-from ftplan.results import Measured
+from ftplan.render.figures import figures_table
 from ftplan.workflows.reporting import RunLine, RunReport
 
 PLOT_HEIGHT: Final = 6
 NAME_WIDTH: Final = 15
 RANGE_WIDTH: Final = 30
 STYLES: Final = {"finished": "bold green", "running": "bold cyan"}
-FIGURES: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
-    ("peak allocated", "peak_allocated_bytes", size),
-    ("peak reserved", "peak_reserved_bytes", size),
-    ("peak process", "peak_process_bytes", size),
-    ("host RAM", "host_bytes", size),
-    ("step", "step_seconds", duration),
-    ("tokens/s", "tokens_per_second", number),
-)
 
 
 def print_report(report: RunReport) -> None:
     """Everything the folder tells, most asked first."""
     console = out()
     _head(console, report)
-    _figures(console, report.predicted, report.measured)
+    console.print()
+    console.print(figures_table(report.predicted, report.measured))
     _phases(console, report)
     _ranks(console, report)
     _curves(console, report)
@@ -57,19 +49,6 @@ def _head(console: Console, report: RunReport) -> None:
         times.append(f"the newest attempt {duration(report.wall_seconds)} with its start")
     if report.steps:
         console.print(words(", ".join(times)))
-
-
-def _figures(console: Console, predicted: Measured, measured: Measured) -> None:
-    table = _table("", "predicted", "measured", "predicted is")
-    for name, field, show in FIGURES:
-        expected, found = getattr(predicted, field), getattr(measured, field)
-        if expected is None and found is None:
-            continue
-        shown = [show(value) if value is not None else "-" for value in (expected, found)]
-        table.add_row(name, *shown, off(expected, found) if found is not None else "")
-    if table.row_count:
-        console.print()
-        console.print(table)
 
 
 def _phases(console: Console, report: RunReport) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.table import Table
 
 from ftplan.launcher.engine import Prepared
 from ftplan.launcher.events import (
@@ -26,7 +26,8 @@ from ftplan.launcher.events import (
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.render import live
-from ftplan.render.console import count, duration, err, off, out, percent, size, words
+from ftplan.render.console import count, duration, err, out, words
+from ftplan.render.figures import figures_table
 from ftplan.render.live import LiveProgress
 from ftplan.render.progress import ProgressDisplay
 from ftplan.results import RunRecord
@@ -60,6 +61,8 @@ class RunDisplay(ProgressDisplay):
             self._step(event)
         elif isinstance(event, Started):
             self._started(event)
+        elif isinstance(event, Recovering):
+            self._recovering(event)
         elif isinstance(event, Warned):
             err().print(live.warning(event), soft_wrap=True)
         elif type(event) in _LINES:
@@ -72,6 +75,11 @@ class RunDisplay(ProgressDisplay):
             f"samples, {event.world_size} process(es), global batch {event.global_batch}{resumed}"
         )
         self._progress.update(self._task, total=event.total_steps, completed=event.resumed_from_step or 0)
+
+    def _recovering(self, event: Recovering) -> None:
+        self._line(recovery_line(event.kind, event.message, event.from_step, event.changed))
+        expected = {"predicted": event.predicted, "predicted_ranks": event.predicted_ranks}
+        self._job = self._job.model_copy(update=expected)
 
     def _step(self, event: Stepped) -> None:
         left, figures = live.time_left(event), live.figures(event)
@@ -100,7 +108,6 @@ _LINES: Final[Mapping[type, Callable[[Any], str]]] = {
     Noted: lambda event: f"note: {event.message}",
     FlopsCounted: live.counted_flops,
     Profiled: lambda event: f"profile of steps {event.first_step} to {event.last_step}: {', '.join(event.paths)}",
-    Recovering: lambda event: recovery_line(event.kind, event.message, event.from_step, event.changed),
     Failed: lambda event: f"rank {event.rank} failed: {event.message}",
 }
 """Events that are one line."""
@@ -133,8 +140,8 @@ def print_prepared(prepared: Prepared) -> None:
         console.print(words(text), soft_wrap=True)
 
 
-def print_record(record: RunRecord, folder: str) -> None:
-    """The end of a run: loss, and every figure predicted beside measured."""
+def print_record(record: RunRecord, path: Path, way_on: str) -> None:
+    """The end of a run: loss, and every figure predicted beside measured; ``way_on`` is the command that goes on."""
     console = out()
     loss = ""
     if record.first_loss is not None and record.last_loss is not None:
@@ -142,33 +149,13 @@ def print_record(record: RunRecord, folder: str) -> None:
     style = "bold green" if record.status == "finished" else "bold yellow"
     steps = f": {record.steps} steps in {duration(record.wall_seconds)}{loss}"
     console.print(words((record.status, style), steps))
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("", "predicted", "measured", "predicted is"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, of, show in _FIGURES:
-        predicted, measured = getattr(record.predicted, of), getattr(record.measured, of)
-        if measured is not None:
-            expected = show(predicted) if predicted is not None else "-"
-            table.add_row(name, expected, show(measured), off(predicted, measured))
-    console.print(table)
+    console.print(figures_table(record.predicted, record.measured))
     for each in record.recoveries:
         console.print(words(recovery_line(each.kind, each.message, each.from_step, each.changed)), soft_wrap=True)
     for warned in record.warnings:
         console.print(live.warning(warned), soft_wrap=True)
     if record.measured.tokens_per_second is not None:
-        console.print(
-            f"{record.measured.tokens_per_second:,.0f} tokens/s (the prediction is for samples of full length)"
-        )
-    console.print(words(f"record: {folder}/record.json"), soft_wrap=True)
-    if record.status == "interrupted":
-        console.print(words(f"resume: ftplan run --resume --run-dir {shlex.quote(folder)}"), soft_wrap=True)
-
-
-_FIGURES = (
-    ("peak allocated", "peak_allocated_bytes", size),
-    ("peak reserved", "peak_reserved_bytes", size),
-    ("peak process", "peak_process_bytes", size),
-    ("host RAM", "host_bytes", size),
-    ("step", "step_seconds", duration),
-    ("MFU", "mfu", percent),
-)
+        console.print("tokens/s are predicted for samples of full length")
+    console.print(words(f"record: {path}"), soft_wrap=True)
+    if way_on:
+        console.print(words(f"go on: {way_on}"), soft_wrap=True)

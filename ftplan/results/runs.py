@@ -12,18 +12,18 @@ from ftplan.spec import RunConfig
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run really cost. A figure that could not be measured is None, never 0.
+    """What a run costs, predicted or measured. A figure that is not known is None, never 0.
 
     ``peak_process_bytes`` is a device's whole use on a GPU and the largest rank's resident memory on a CPU. ``mfu`` is
     model FLOPs utilisation, 0 to 1, as `ftplan.estimators.model_flops` counts it.
     """
 
-    peak_allocated_bytes: int | None
-    peak_reserved_bytes: int | None
-    peak_process_bytes: int | None
-    host_bytes: int | None
-    step_seconds: float | None
-    tokens_per_second: float | None
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    peak_process_bytes: int | None = None
+    host_bytes: int | None = None
+    step_seconds: float | None = None
+    tokens_per_second: float | None = None
     mfu: float | None = None
 
 

@@ -51,7 +51,6 @@ class Emission:
     version: str = ""
     dataset: str = ""
     output_dir: str = "output"
-    learning_rate: float | None = None
     epochs: float | None = None
     job: Mapping[str, Any] = field(default_factory=dict)
 
@@ -133,7 +132,6 @@ def emitted(chosen: Plan, asked: Emission) -> dict[str, str]:
         per_node=1 if alone else len(estimate.ranks) // inventory.nodes,
         dataset=asked.dataset,
         output_dir=asked.output_dir,
-        learning_rate=asked.learning_rate,
         epochs=DEFAULT_EPOCHS if asked.epochs is None else asked.epochs,
     )
     files: dict[str, str] = {}

@@ -20,8 +20,7 @@ from ftplan.launcher.preflight.installed import COMPILED
 from ftplan.launcher.preflight.needs import Needs
 from ftplan.launcher.records import RunDir
 from ftplan.results import Plan
-from ftplan.workflows import preflight, running
-from ftplan.workflows.planning import load_plan
+from ftplan.workflows import preflight, promises, running
 
 DEFAULT_KEEP: Final[int] = TrainJob.model_fields["save_total_limit"].default
 _CHECK_OF_FIELD: Final[Mapping[str, str]] = {"data": DATA, "model": "weights"}
@@ -65,17 +64,14 @@ def of_plan(plan: Plan, settings: running.RunSettings) -> Subject:
     except InputError as error:
         check = _CHECK_OF_FIELD.get(error.field, error.field or "plan")
         return replace(subject, problems=(Finding(check, Status.ERROR, error.message, error.hint),))
-    return replace(subject, job=ready.job, needs=preflight.needs_of_plan(ready.plan, keep=keep, job=ready.job))
+    return replace(subject, job=ready.job, needs=preflight.needs_of_job(ready.job, ready.plan.estimate))
 
 
 def of_run(folder: Path) -> Subject:
     """A run that was launched, as it would be resumed."""
     run = RunDir(folder)
     job = engine.load_job(run)
-    if not run.plan.exists():
-        return Subject(folder, preflight.needs_of_job(job), job)
-    needs = preflight.needs_of_plan(load_plan(run.plan), keep=job.save_total_limit, job=job)
-    return Subject(folder, needs, job)
+    return Subject(folder, preflight.needs_of_job(job, promises.kept(job)), job)
 
 
 def examine(subject: Subject) -> Examination:

@@ -10,8 +10,8 @@ from typing import Final
 
 from ftplan.errors import DoesNotFitError, InputError
 from ftplan.estimators.analytic import estimate as analytic_estimate
-from ftplan.estimators.checkpoint_size import checkpoint_size
-from ftplan.estimators.workload import Workload
+from ftplan.estimators.checkpoint_size import CheckpointSize, checkpoint_size
+from ftplan.estimators.workload import Place, Workload
 from ftplan.launcher.job import Source, TrainJob
 from ftplan.launcher.preflight import machine
 from ftplan.launcher.preflight.checks import judge
@@ -34,9 +34,7 @@ TOKENIZER_FILES: Final = ("tokenizer*", "vocab*", "merges.txt", "chat_template*"
 
 def before_run(job: TrainJob, plan: Plan | None) -> tuple[Finding, ...]:
     """What would keep ``job`` from running here and now; without its plan, memory is estimated anew."""
-    needs = needs_of_job(job) if plan is None else needs_of_plan(plan, keep=job.save_total_limit, job=job)
-    needs = replace(needs, saves=job.save_steps is not None, foreign=job.engine_env is not None)
-    return judge(observed(Path(job.run_dir)), needs)
+    return judge(observed(Path(job.run_dir)), needs_of_job(job, plan.estimate if plan is not None else None))
 
 
 def refuse(findings: Sequence[Finding]) -> None:
@@ -62,30 +60,40 @@ def observed(run_dir: Path) -> Facts:
     )
 
 
-def needs_of_plan(plan: Plan, *, keep: int, job: TrainJob | None = None) -> Needs:
+def needs_of_plan(plan: Plan, *, keep: int) -> Needs:
     """What a plan needs that keeps ``keep`` checkpoints; raises DoesNotFitError for a plan without a configuration."""
     config, estimate = require_config(plan)
-    return _needs(config, estimate, known_cluster(plan.request.inventory), keep, job.tokenizer if job else None)
+    return _needs(config, estimate, known_cluster(plan.request.inventory), keep, tokenizer=None)
 
 
-def needs_of_job(job: TrainJob) -> Needs:
-    """What a job needs whose plan is not at hand."""
+def needs_of_job(job: TrainJob, told: Estimate | None) -> Needs:
+    """What a job needs, of which ``told`` is the estimate; None: estimated anew."""
     cluster = known_cluster(parse_inventory(job.inventory))
-    estimate = analytic_estimate(job.config, load_model(job.config.model), cluster, replays=True)
-    return _needs(job.config, estimate, cluster, job.save_total_limit, job.tokenizer)
+    if told is None:
+        told = analytic_estimate(job.config, load_model(job.config.model), cluster, replays=True)
+    needs = _needs(job.config, told, cluster, job.save_total_limit, job.tokenizer)
+    return replace(needs, saves=job.save_steps is not None, foreign=job.engine_env is not None)
 
 
-def _needs(config: RunConfig, estimate: Estimate, cluster: Cluster, keep: int, tokenizer: Source | None) -> Needs:
-    work = Workload(config, load_model(config.model), cluster)
+def _needs(config: RunConfig, told: Estimate, cluster: Cluster, keep: int, tokenizer: Source | None) -> Needs:
+    place = Place(config, cluster)
     return Needs(
         config=config,
-        card_bytes=() if work.on_cpu else tuple(rank.needed_bytes for rank in estimate.ranks[: work.ranks_per_node]),
-        host_bytes=estimate.host.needed_bytes,
+        card_bytes=() if place.on_cpu else tuple(rank.needed_bytes for rank in told.ranks[: place.ranks_per_node]),
+        host_bytes=told.host.needed_bytes,
         packages=needed_packages(config),
-        size=checkpoint_size(work, tokenizer_bytes=_tokenizer_bytes(tokenizer)),
+        size=_checkpoint_size(config, cluster, tokenizer),
         keep=keep,
         nodes=len(cluster.nodes),
     )
+
+
+def _checkpoint_size(config: RunConfig, cluster: Cluster, tokenizer: Source | None) -> CheckpointSize | None:
+    try:
+        model = load_model(config.model)
+    except InputError:  # the plan was made where the model's config.json lay, and trains here from --weights
+        return None
+    return checkpoint_size(Workload(config, model, cluster), tokenizer_bytes=_tokenizer_bytes(tokenizer))
 
 
 def _tokenizer_bytes(source: Source | None) -> int | None:

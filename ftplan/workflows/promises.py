@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ftplan.errors import InputError
 from ftplan.estimators.model_flops import TokenFlops, peak_flops_per_second, token_flops
 from ftplan.estimators.workload import Workload
 from ftplan.launcher.events import RankMemory
+from ftplan.launcher.job import TrainJob
+from ftplan.launcher.records import RunDir
 from ftplan.planner.inventory import resolve_inventory
 from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.models import load_model
-from ftplan.results import Estimate, Measured
+from ftplan.results import Estimate, Measured, Plan, from_json
 from ftplan.spec import Inventory, RunConfig
 
 
@@ -32,6 +35,18 @@ def fields(config: RunConfig, estimate: Estimate, inventory: Inventory) -> dict[
         "peak_flops_per_second": peak,
         "basis": estimate.basis,
     }
+
+
+def kept(job: TrainJob) -> Estimate | None:
+    """What the plan beside the run says of ``job``; None where there is none that can be read, or it is of another
+    configuration: the run fell back, or moved to other devices.
+    """
+    try:
+        plan = from_json(Plan, RunDir(Path(job.run_dir)).plan.read_bytes())
+    except (OSError, ValueError):
+        return None
+    is_of_job = plan.config == job.config and plan.request.inventory.text == job.inventory
+    return plan.estimate if is_of_job else None
 
 
 def _worst(estimate: Estimate, *, on_cpu: bool, mfu: float | None) -> Measured:

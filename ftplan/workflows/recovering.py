@@ -6,22 +6,25 @@ recorded. What would only fail again ends the run in a state from which it can b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Protocol
 
-from ftplan.errors import RunFailedError
+from ftplan.errors import InputError, RunFailedError
 from ftplan.estimators.analytic import estimate
 from ftplan.files import append_line
 from ftplan.launcher import checkpoints, engine
-from ftplan.launcher.engine import OnEvent
+from ftplan.launcher.engine import OnEvent, Replaces
 from ftplan.launcher.events import Recovering, Value, to_line
 from ftplan.launcher.job import TrainJob
+from ftplan.launcher.llamafactory.files import can_say
 from ftplan.launcher.records import RunDir
 from ftplan.planner.falling_back import fallback
 from ftplan.planner.inventory import parse_inventory
 from ftplan.profiles.models import load_model
 from ftplan.results import RunRecord
-from ftplan.spec import Inventory, PlanRequest, RunConfig
+from ftplan.spec import Inventory, RunConfig
 from ftplan.workflows import promises
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.moving import missing_packages
@@ -29,7 +32,6 @@ from ftplan.workflows.planning import load_plan
 
 PASSING: Final = frozenset({"killed", "lost_rank"})
 """What may not happen again: a worker that something killed, a connection that broke."""
-MARGIN: Final[float] = PlanRequest.model_fields["margin"].default
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class _Next:
 class Start(Protocol):
     """How an attempt is launched."""
 
-    def __call__(self, job: TrainJob, *, on_event: OnEvent, anew: bool) -> RunRecord:
+    def __call__(self, job: TrainJob, *, on_event: OnEvent, replaces: Replaces, kept: Mapping[str, str]) -> RunRecord:
         """As `engine.launch` does it."""
 
 
@@ -61,11 +63,13 @@ def launch(
     patience: Patience = Patience(),
     *,
     start: Start = engine.launch,
-    anew: bool = False,
+    replaces: Replaces = "nothing",
+    kept: Mapping[str, str] = MappingProxyType({}),
 ) -> RunRecord:
     """``start``, and again after what can be recovered from; raises RunFailedError for the rest.
 
-    A job on several machines is not recovered here: each of them would have to take the same decision.
+    ``replaces`` is for the first attempt. A job on several machines is not recovered here: each of them would have to
+    take the same decision.
     """
     job = job.absolute()
     run = job.folder
@@ -73,7 +77,7 @@ def launch(
     reached = None
     while True:
         try:
-            return start(job, on_event=on_event, anew=anew)
+            return start(job, on_event=on_event, replaces=replaces, kept=kept)
         except RunFailedError as error:
             step = _saved_step(run)
             restarts = 0 if step != reached else restarts
@@ -89,30 +93,42 @@ def launch(
             if following is None:
                 raise
             changed = _changed(job.config, following.job.config)
-            told = Recovering(error.kind, error.message, following.from_step, changed)
+            ahead = following.job
+            told = Recovering(
+                error.kind, error.message, following.from_step, changed, ahead.predicted, ahead.predicted_ranks
+            )
             append_line(run.metrics, to_line(told).decode().rstrip())
             on_event(told)
-            reached, anew = step, True
-            job = following.job.model_copy(update={"resume": following.from_step is not None})
+            reached, replaces = step, "everything"
+            job = ahead.model_copy(update={"resume": following.from_step is not None})
 
 
 def _smaller(job: TrainJob, run: RunDir, step: int | None) -> _Next | None:
-    """The job with the next plan: one that can resume the checkpoint at ``step``, else one that begins anew."""
-    config = job.config
-    inventory = _inventory(job, run)
-    model, cluster = load_model(config.model), known_cluster(inventory)
-    told = estimate(config, model, cluster, margin=MARGIN, replays=True)
-    missing = missing_packages()
-    found, from_step = None, None
-    if step is not None:
-        found = fallback(config, told, model, cluster, margin=MARGIN, same_sharding=True, missing_packages=missing)
-        from_step = step if found else None
-    if found is None:
-        found = fallback(config, told, model, cluster, margin=MARGIN, same_sharding=False, missing_packages=missing)
-    if found is None:
+    """The job with the next plan: one that can resume the checkpoint at ``step``, else one that begins anew.
+
+    None where there is none, or where it cannot be told: the model's config.json may be on another machine.
+    """
+    try:
+        inventory = _inventory(job, run)
+        model, cluster = load_model(job.config.model), known_cluster(inventory)
+    except InputError:
         return None
-    if step is not None and from_step is None:
-        checkpoints.set_aside(run.checkpoints)
+    told = estimate(job.config, model, cluster, margin=job.margin, replays=True)
+    for from_step in dict.fromkeys((step, None)):
+        found = fallback(
+            job.config,
+            told,
+            model,
+            cluster,
+            margin=job.margin,
+            same_sharding=from_step is not None,
+            missing_packages=() if job.engine_env else missing_packages(),
+            allowed=lambda config: not job.engine_env or can_say(job.model_copy(update={"config": config})),
+        )
+        if found is not None:
+            break
+    else:
+        return None
     smaller, expected = found
     promised = promises.fields(smaller, expected, inventory)
     return _Next(job.model_copy(update={"config": smaller, **promised}), from_step)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from ftplan.errors import InputError
 from ftplan.launcher import checkpoints, engine, history, monitor, records
@@ -16,13 +16,12 @@ from ftplan.launcher.history import Attempt, Curve
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.records import RunDir, RunState
 from ftplan.launcher.summary import measure
-from ftplan.results import Measured, Phase, Plan, Timeline, from_json
+from ftplan.results import Measured, Phase, Timeline
 from ftplan.spec import RunConfig
+from ftplan.workflows import promises
 from ftplan.workflows.running import DEFAULT_RUNS
 
 State = Literal["not started", "running", "abandoned", "interrupted", "failed", "finished"]
-
-MERGEABLE: Final = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,7 @@ def _of_run(run: RunDir) -> RunReport:
         total_steps=_total_steps(events) or job.max_steps,
         predicted=job.predicted,
         measured=_measured(tries, job),
-        phases=_phases(run),
+        phases=_phases(job),
         memory=history.worst_memory(events),
         curves=history.curves(events),
         attempts=_attempts(tries, state),
@@ -201,7 +200,7 @@ def _of_run(run: RunDir) -> RunReport:
         wall_seconds=record.wall_seconds if record is not None and ended else None,
         notes=tuple(dict.fromkeys(event.message for event in events if isinstance(event, Noted))),
         final=str(run.final) if run.final.is_dir() else "",
-        way_on=_way_on(run, state, has_checkpoint=bool(saved)),
+        way_on=way_on(run, state, job.config),
         unreadable_lines=following.unreadable_lines,
     )
 
@@ -225,13 +224,10 @@ def _measured(tries: Sequence[Attempt], job: TrainJob) -> Measured:
     return measure(trained[-1].events if trained else (), job.nproc_per_node)
 
 
-def _phases(run: RunDir) -> Mapping[Phase, int]:
-    """What the plan says of each phase; a run that was not made from a plan, or by another version, has none."""
-    try:
-        plan = from_json(Plan, run.plan.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return Timeline(plan.estimate.terms).by_phase if plan.estimate is not None else {}
+def _phases(job: TrainJob) -> Mapping[Phase, int]:
+    """What the plan says of each phase; empty where it is not what the job now trains."""
+    told = promises.kept(job)
+    return Timeline(told.terms).by_phase if told is not None else {}
 
 
 def _attempts(tries: Sequence[Attempt], state: State) -> tuple[AttemptReport, ...]:
@@ -270,9 +266,11 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _way_on(run: RunDir, state: State, *, has_checkpoint: bool) -> str:
+def way_on(run: RunDir, state: str, config: RunConfig) -> str:
+    """The command that goes on from a run in ``state``, empty where there is none."""
     folder = shlex.quote(str(run.root))
     if state == "finished":
-        return f"ftplan merge {folder} --out DIR" if (run.final / MERGEABLE).exists() else ""
+        return f"ftplan merge {folder} --out DIR" if config.trains_lora and run.final.is_dir() else ""
     stopped = state in ("failed", "interrupted", "abandoned")
-    return f"ftplan run --resume --run-dir {folder}" if stopped and has_checkpoint else ""
+    can_go_on = stopped and checkpoints.latest_complete(run.checkpoints) is not None
+    return f"ftplan run --resume --run-dir {folder}" if can_go_on else ""

@@ -49,8 +49,10 @@ def resumed(folder: Path | None, asked: NodeOptions | None = None, *, waits: boo
                 f"no run to resume in {runs}", hint="name its folder: ftplan run --resume --run-dir DIR", field="resume"
             )
     job = engine.resume_job(newest)
-    rendezvous = meeting(asked or NodeOptions(), os.environ, run_dir=newest.root, run_id=job.run_id, waits=waits)
-    return job if rendezvous is None else job.model_copy(update={"rendezvous": rendezvous})
+    asked = asked or NodeOptions()
+    rendezvous = meeting(asked, os.environ, run_dir=newest.root, run_id=job.run_id, waits=waits)
+    says_nothing = rendezvous is None and asked.nodes is None
+    return job if says_nothing else job.model_copy(update={"rendezvous": rendezvous})
 
 
 def _kept_in(folder: Path) -> RunDir | None:
@@ -61,29 +63,39 @@ def _kept_in(folder: Path) -> RunDir | None:
     return RunDir(folder, int(own.parent.name)) if own is not None and own.parent.name.isdecimal() else None
 
 
-def going_on(job: TrainJob) -> TrainJob | RunRecord:
-    """``job`` as it is, where its folder holds no checkpoint; else the run there, set to resume, or its record.
+def going_on(
+    folder: Path | None, asked: NodeOptions, *, waits: bool = True
+) -> tuple[RunDir, TrainJob | RunRecord | None]:
+    """The run in ``folder``: its job, set to resume, or its record if it is finished; None where it is to begin.
 
-    Of several nodes the first one's folder counts, and the others follow it.
+    Of several nodes the first one's folder counts, and the others follow it. Raises InputError where nothing names the
+    run's folder.
     """
-    first = RunDir(Path(job.run_dir))
+    rendezvous = meeting(asked, os.environ, run_dir=folder, waits=waits)
+    if folder is None:
+        if rendezvous is None:
+            hint = "--run-dir DIR, the same each time"
+            raise InputError("--resume-or-start needs the folder of the run", hint=hint, field="run_dir")
+        folder = DEFAULT_RUNS / rendezvous.id
+    first = RunDir(folder.absolute())
     state = records.read_state(first)
     record = records.read_record(first)
     if state is not None and state.status == "finished" and record is not None:
-        return record
-    if job.folder.node or checkpoints.latest_complete(first.checkpoints) is None:
-        return job
-    return engine.resume_job(first).model_copy(update={"rendezvous": job.rendezvous})
+        return first, record
+    is_first = rendezvous is None or rendezvous.node_rank == 0
+    if not is_first or checkpoints.latest_complete(first.checkpoints) is None:
+        return first, None
+    return first, engine.resume_job(first).model_copy(update={"rendezvous": rendezvous})
 
 
-def resumed_on(folder: Path | None, gpus: str) -> TrainJob:
+def resumed_on(folder: Path | None, gpus: str, asked: NodeOptions | None = None, *, waits: bool = True) -> TrainJob:
     """The job of the run in ``folder`` (or of the newest that can go on), set to resume on the devices ``gpus``.
 
     The micro-batch is the largest up to the former one that divides what a rank now takes and fits. Raises InputError
     if the global batch does not split over the devices or the configuration cannot run on them, DoesNotFitError if no
     split of the batch fits.
     """
-    job = resumed(folder)
+    job = resumed(folder, asked, waits=waits)
     cluster = known_cluster(inventory := parse_inventory(gpus))
     config, estimate = _split(job, cluster)
     return TrainJob.model_validate(
@@ -91,6 +103,7 @@ def resumed_on(folder: Path | None, gpus: str) -> TrainJob:
             **job.model_dump(),
             "config": config,
             "inventory": inventory.text,
+            "rendezvous": job.rendezvous if len(cluster.nodes) > 1 else None,
             **running.ranks_of(config, cluster),
             **promises.fields(config, estimate, inventory),
         }
@@ -106,7 +119,7 @@ def _split(job: TrainJob, cluster: Cluster) -> tuple[RunConfig, Estimate]:
         split = {"sharding": sharding, "micro_batch": micro_batch, "accumulation": accumulation}
         config = job.config.model_copy(update=split)
         _check_rules(config, model, cluster)
-        estimate = analytic_estimate(config, model, cluster, replays=True)
+        estimate = analytic_estimate(config, model, cluster, margin=job.margin, replays=True)
         if estimate.fits:
             return config, estimate
     raise DoesNotFitError(

@@ -13,9 +13,8 @@ from pydantic import ValidationError
 
 from ftplan.errors import DoesNotFitError, InputError
 from ftplan.estimators.analytic import estimate as analytic_estimate
-from ftplan.files import write_atomic
 from ftplan.launcher import chat_templates, data, data_sources, demo, engine, records, trackers
-from ftplan.launcher.engine import OnEvent, Prepared
+from ftplan.launcher.engine import OnEvent, Prepared, Replaces
 from ftplan.launcher.events import Noted
 from ftplan.launcher.job import DataSource, Source, TrainJob
 from ftplan.launcher.llamafactory import engine as factory
@@ -90,14 +89,14 @@ def demo_plan(gpus: str = DEMO_GPUS) -> Plan:
 
 
 def demo_settings(settings: RunSettings) -> RunSettings:
-    """``settings`` with the demo's data, weights and hyperparameters where none were given."""
-    hyperparameters = {**demo.LEARNING, **_length_replaces(settings.hyperparameters)}
+    """``settings`` with the demo's data and hyperparameters where none were given; a rehearsal has its own."""
+    if settings.rehearse:
+        return settings
+    learning = dict(demo.LEARNING)
+    if "epochs" in settings.hyperparameters:
+        del learning["max_steps"]
+    hyperparameters = {**learning, **settings.hyperparameters}
     return replace(settings, data=settings.data or demo.data().paths, hyperparameters=hyperparameters)
-
-
-def _length_replaces(given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given``, where a number of epochs takes the place of the demo's number of steps."""
-    return {**given, "max_steps": None} if "epochs" in given else dict(given)
 
 
 def ready(chosen: Plan, settings: RunSettings, *, force: bool = False, waits: bool = True) -> Ready:
@@ -108,8 +107,8 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False, waits: bo
     """
     trackers.check_names(settings.hyperparameters.get("trackers", ()))
     cluster = known_cluster(chosen.request.inventory)
-    if settings.eval_fraction:
-        chosen = _with_evaluations(chosen, cluster)
+    if settings.eval_fraction and not settings.rehearse:
+        chosen = with_evaluations(chosen)
     config, estimate = require_config(chosen)
     if not estimate.fits and not force:
         raise DoesNotFitError(
@@ -132,6 +131,7 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False, waits: bo
         "rendezvous": rendezvous,
         "cache_dir": str(settings.cache_dir.absolute()) if settings.cache_dir else None,
         "engine_env": str(settings.engine_env.absolute()) if settings.engine_env else None,
+        "margin": chosen.request.margin,
         "timeout_seconds": collective_seconds(estimate.total_params, estimate.trainable_params),
         **promises.fields(config, estimate, chosen.request.inventory),
         "learning_rate": DEFAULT_LEARNING_RATES[config.method],
@@ -200,11 +200,12 @@ def _data_cache() -> str | None:
         return None
 
 
-def _with_evaluations(chosen: Plan, cluster: Cluster) -> Plan:
+def with_evaluations(chosen: Plan) -> Plan:
     """The plan of a run that evaluates, estimated anew if it was made for one that does not."""
     config, _ = require_config(chosen)
     if config.evaluates:
         return chosen
+    cluster = known_cluster(chosen.request.inventory)
     config = config.model_copy(update={"evaluates": True})
     estimated = analytic_estimate(config, load_model(config.model), cluster, margin=chosen.request.margin, replays=True)
     return replace(chosen, config=config, estimate=estimated)
@@ -260,11 +261,9 @@ def launch(
     on_event: OnEvent,
     patience: Patience = Patience(),  # noqa: B008 - immutable
     *,
-    anew: bool = False,
+    replaces: Replaces = "nothing",
 ) -> RunRecord:
     """Start the job, follow it to its end and return its record; the plan is kept beside it.
-
-    With ``anew`` it takes the place of an attempt that saved nothing.
 
     Later plans for the same devices go by the record of a finished run, too. Raises RunFailedError if the run failed
     and could not recover.
@@ -273,12 +272,9 @@ def launch(
     trackers.check_installed(job.trackers)
     check_devices(job)
     is_first = job.folder.node == 0
-    if chosen is not None and is_first:
-        _keep_plan(job, chosen, anew=anew)
-    if job.model.kind == "random":
-        _keep_architecture(job)
     start = factory.launch if job.engine_env else engine.launch
-    record = recovering.launch(job, on_event, patience, start=start, anew=anew)
+    kept = _kept(job, chosen if is_first else None)
+    record = recovering.launch(job, on_event, patience, start=start, replaces=replaces, kept=kept)
     if is_first and (note := recording.recorded(record, ranks=job.world_size)):
         on_event(Noted(note))
     return record
@@ -301,18 +297,15 @@ def require_gpus(inventory: str, count: int) -> None:
         )
 
 
-def _keep_architecture(job: TrainJob) -> None:
-    """Write the config.json that random weights are made from, where the job looks for it."""
-    content = json.dumps(load_hf_config(job.config.model), indent=2) + "\n"
-    write_atomic(Path(job.model.location) / "config.json", content)
-
-
-def _keep_plan(job: TrainJob, chosen: Plan, *, anew: bool) -> None:
+def _kept(job: TrainJob, chosen: Plan | None) -> dict[str, str]:
+    """Files that are put into the run's folder: the plan, and the config.json that random weights are made from."""
     run = RunDir(Path(job.run_dir))
-    if run.job.exists() and not anew:
-        raise InputError(f"{run.root} already holds a run", hint="resume it, or choose another folder", field="run_dir")
-    try:
-        write_atomic(run.plan, to_json(chosen))
-    except OSError as error:
-        hint = "name a folder that can be made or written"
-        raise InputError(f"cannot write to {run.root}: {error.strerror}", hint=hint, field="run_dir") from error
+    kept = {} if chosen is None else {run.plan.name: to_json(chosen)}
+    if job.model.kind == "random":
+        kept[f"{run.architecture.name}/config.json"] = architecture(job.config.model)
+    return kept
+
+
+def architecture(model: str) -> str:
+    """The config.json that random weights of ``model`` are made from."""
+    return json.dumps(load_hf_config(model), indent=2) + "\n"

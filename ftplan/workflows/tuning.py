@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,12 +20,12 @@ from ftplan.planner.contenders import ALIKE, contenders
 from ftplan.profiles import store
 from ftplan.profiles.calibration import RecordedRun, RunFigures
 from ftplan.profiles.device_schema import Cluster
-from ftplan.profiles.models import load_hf_config, load_model
+from ftplan.profiles.models import load_model
 from ftplan.results import Candidate, Compared, Plan, Reason, to_json
 from ftplan.spec import Inventory
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.planning import require_config
-from ftplan.workflows.running import require_gpus
+from ftplan.workflows.running import architecture, cpu_threads, require_gpus
 
 TRIALS: Final = 4
 BUDGET_SECONDS: Final = 110.0
@@ -113,17 +112,16 @@ def require_devices(inventory: Inventory, cluster: Cluster) -> None:
 
 
 def _setup(model: str, folder: Path, cluster: Cluster) -> TrialsSetup:
-    architecture = folder / "architecture"
-    architecture.mkdir(parents=True, exist_ok=True)
-    write_atomic(architecture / "config.json", json.dumps(load_hf_config(model), indent=2) + "\n")
+    config = folder / "architecture" / "config.json"
+    write_atomic(config, architecture(model))
     ranks = cluster.world_size
     return TrialsSetup(
-        architecture=str(architecture.absolute()),
+        architecture=str(config.parent.absolute()),
         world_size=ranks,
         device="cpu" if cluster.gpus[0].kind == "cpu" else "cuda",
         warmup_steps=STEPS,
         steps=STEPS,
-        threads_per_process=max(1, len(os.sched_getaffinity(0)) // ranks),
+        threads_per_process=cpu_threads(ranks),
     )
 
 

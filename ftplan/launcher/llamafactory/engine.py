@@ -8,13 +8,15 @@ complete when training has gone on after it, or has ended well.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
+from ftplan.errors import InputError
 from ftplan.files import append_line, end_line
-from ftplan.launcher import checkpoints, diagnosis, monitor
-from ftplan.launcher.engine import Prepared, admit, end_attempt, failure, locked, open_attempt
+from ftplan.launcher import checkpoints, diagnosis, monitor, resharding
+from ftplan.launcher.engine import Prepared, Replaces, admit, end_attempt, failure, locked, open_attempt
 from ftplan.launcher.events import Event, Finished, Noted, Saved, Started, Stepped, to_line
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.llamafactory import files
@@ -41,17 +43,29 @@ def prepare(job: TrainJob) -> Prepared:
     return Prepared(start.argv, start.env, {str(job.folder.root / name): text for name, text in start.files.items()})
 
 
-def launch(job: TrainJob, *, on_event: OnEvent, anew: bool = False) -> RunRecord:
+def launch(
+    job: TrainJob,
+    *,
+    on_event: OnEvent,
+    replaces: Replaces = "nothing",
+    kept: Mapping[str, str] = MappingProxyType({}),
+) -> RunRecord:
     """Train ``job`` and return its record, as `ftplan.launcher.engine.launch` does, with the same errors."""
     files.check(job)
     job = job.absolute()
     run = job.folder
     data, samples, left_out = files.data_files(job)
     with locked(run):
-        admit(run, job, on_event, anew=anew)
+        admit(run, job, on_event, replaces=replaces)
         last = checkpoints.latest_complete(run.checkpoints) if job.resume else None
+        if last is not None and resharding.is_needed(last, job):
+            raise InputError(
+                f"LLaMA-Factory goes on from DeepSpeed's checkpoint of {last.world_size} processes with as many",
+                hint=f"resume on {last.world_size} devices",
+                field="gpus",
+            )
         start = files.launch(job, resume_from=last.path if last else None)
-        attempt = open_attempt(run, {**start.files, **data})
+        attempt = open_attempt(run, {**start.files, **data}, kept)
         following = _Following(job, samples, last.step if last else None, on_event)
         if left_out:
             following.tell(

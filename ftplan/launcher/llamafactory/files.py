@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ftplan.errors import InputError
+from ftplan.errors import CannotExpressError, InputError
 from ftplan.launcher import data
 from ftplan.launcher.artifacts import cache_variables, device_environment, explained, worker_environment
 from ftplan.launcher.data import TrainingData
@@ -57,6 +57,15 @@ def check(job: TrainJob) -> None:
         raise InputError(
             "LLaMA-Factory takes the tokenizer from the model's folder", hint="leave --tokenizer out", field="tokenizer"
         )
+
+
+def can_say(job: TrainJob) -> bool:
+    """Whether LLaMA-Factory has words for the configuration of ``job``."""
+    try:
+        launch(job)
+    except CannotExpressError:
+        return False
+    return True
 
 
 def launch(job: TrainJob, *, resume_from: Path | None = None) -> Launch:

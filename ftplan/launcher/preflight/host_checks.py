@@ -41,7 +41,7 @@ def check_disk(facts: Facts, needs: Needs | None) -> Iterator[Finding]:
     if disk is None:
         return
     free = disk.free_bytes + disk.held_bytes
-    if needs is None or not needs.saves:
+    if needs is None or needs.size is None or not needs.saves:
         yield Finding(DISK, Status.OK, disk.folder, "", {"free_bytes": disk.free_bytes})
         return
     needed = needs.size.run_bytes(needs.keep)

@@ -13,15 +13,16 @@ class Needs:
     """A configuration with its figures: bytes that each local rank needs of its card, in rank order, and of the host.
 
     Empty ``card_bytes`` are those of a run on CPUs. ``packages`` are those it needs beside `TRAINING`. ``size`` is what
-    it writes, ``keep`` how many checkpoints it keeps, ``saves`` whether it writes anything. ``nodes`` are the machines
-    that take part. A ``foreign`` run trains by the libraries of another environment.
+    it writes, None where that is not known, ``keep`` how many checkpoints it keeps, ``saves`` whether it writes
+    anything. ``nodes`` are the machines that take part. A ``foreign`` run trains by the libraries of another
+    environment.
     """
 
     config: RunConfig
     card_bytes: tuple[int, ...]
     host_bytes: int
     packages: tuple[str, ...]
-    size: CheckpointSize
+    size: CheckpointSize | None
     keep: int
     nodes: int = 1
     saves: bool = True

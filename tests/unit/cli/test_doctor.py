@@ -41,8 +41,8 @@ def test_a_plan_that_is_none(cli, tmp_path, text):
     [
         (("nowhere.json",), "cannot read nowhere.json"),
         (("--data", "train.jsonl"), "data is checked against a plan"),
-        (("plan.json", "--model", "Qwen-7B"), "needs no --model"),
-        (("plan.json", "--demo"), "needs no --demo"),
+        (("plan.json", "--model", "Qwen-7B"), "takes no --model"),
+        (("plan.json", "--demo"), "takes no --demo"),
         (("--model", "no-such-model", "--gpus", "1x24GB"), "no-such-model"),
     ],
 )
@@ -72,7 +72,7 @@ def launched(monkeypatch):
     """Start nothing: the jobs that would have been launched."""
     jobs = []
 
-    def launch(job, plan, on_event, patience, *, anew):
+    def launch(job, plan, on_event, patience, *, replaces):
         jobs.append(job)
         raise LaunchedError
 

@@ -102,6 +102,15 @@ def test_ids_of_a_batch_are_text(cli):
     assert "\x1b" not in answer.out
 
 
+def test_ids_of_a_batch_that_is_answered_are_text(cli, tmp_path):
+    case = {"id": ESCAPE + "\nx", "model": "gpt2", "gpus": "1x24GB", "seq_len": 128}
+    (tmp_path / "cases.jsonl").write_text(json.dumps(case))
+    answer = cli("estimate", "--batch", "cases.jsonl")
+    assert answer.out.count("\n") == 1
+    assert not set("\x1b") & set(names(answer))
+    assert "fits" in answer.out
+
+
 def test_json_carries_any_name_unchanged(cli, model_folder):
     model_folder(ESCAPE)
     answer = cli("plan", "--model", f"./{ESCAPE}", "--gpus", "1x24GB", "--json")

@@ -219,16 +219,29 @@ def test_an_attempt_that_saved_nothing_is_begun_anew(job: TrainJob, monkeypatch:
     worker(monkeypatch, [STARTED, Failed(0, "error", "broke")], exit_code=1)
     with pytest.raises(RunFailedError, match="broke"):
         engine.launch(job)
-    with pytest.raises(InputError, match="already holds a run"):
+    with pytest.raises(InputError, match="holds a run that saved nothing") as caught:
         engine.launch(job)
+    assert "--resume-or-start" in caught.value.hint
     worker(monkeypatch, [STARTED, *STEPS, DONE])
-    assert engine.launch(job, anew=True).status == "finished"
+    assert engine.launch(job, replaces="unsaved", kept={"plan.json": "{}"}).status == "finished"
+    assert (Path(job.run_dir) / "plan.json").read_text() == "{}"
     state = records.read_state(RunDir(Path(job.run_dir)))
     assert state is not None
     assert (state.status, state.attempt) == ("finished", 2)
     leave_checkpoint(RunDir(Path(job.run_dir)), 2)
     with pytest.raises(InputError, match="already holds a run"):
-        engine.launch(job, anew=True)
+        engine.launch(job, replaces="unsaved", kept={"plan.json": "other"})
+    assert (Path(job.run_dir) / "plan.json").read_text() == "{}"
+    records.write_state(RunDir(Path(job.run_dir)), "failed", 2)
+    assert engine.launch(job, replaces="everything").status == "finished"
+    assert [one.step for one in checkpoints.complete(Path(job.run_dir) / "checkpoints-before-1")] == [2]
+
+
+def test_a_folder_that_cannot_be_written_is_told(job: TrainJob, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write to") as caught:
+        engine.launch(job.model_copy(update={"run_dir": str(tmp_path / "file" / "run")}))
+    assert caught.value.field == "run_dir"
 
 
 def test_a_second_node_leaves_what_the_first_keeps(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from ftplan.launcher.events import FlopsCounted, RankMemory, Started, Stepped, Warned
+from ftplan.launcher.events import FlopsCounted, RankMemory, Recovering, Started, Stepped, Warned
 from ftplan.launcher.job import DataSource, Source, TrainJob
 from ftplan.render import live, runs
 from ftplan.spec import RunConfig
@@ -95,6 +95,25 @@ def test_of_many_gpus_those_show_that_are_farthest_above():
     assert len(lines) == live.SHOWN_RANKS + 2
     assert any(line.startswith("GPU 13") and "+5.0% !" in line for line in lines)
     assert lines[-1] == "and 8 ranks that are nearer to their prediction or below it"
+
+
+def test_after_a_recovery_memory_is_beside_the_new_prediction(shown):
+    smaller = (rank(0, 19, 21), rank(1, 19, 21))
+    lines = shown(
+        80, STARTED, Recovering("out_of_memory", "", 4, {"micro_batch": (8, 4)}, predicted_ranks=smaller), STEP
+    )
+    assert "out of memory: going on from step 4 with micro batch 8 -> 4" in lines
+    assert any(line.startswith("GPU 0  allocated 19.90 / 19.00 GiB +4.7% !") for line in lines)
+
+
+def test_figures_of_two_units_each_have_theirs():
+    small = replace(STEP, memory=(RankMemory(0, None, None, 120 * 2**20, None),))
+    predicted = job(device="cpu").model_copy(
+        update={"predicted_ranks": (RankMemory(0, None, None, 95 * 2**20, None),) * 2}
+    )
+    assert [line.plain for line in live.memory_lines(small, predicted)][1:] == [
+        "process 0  resident 0.12 GiB / 95.0 MiB +26.3% !"
+    ]
 
 
 def test_a_cpu_process_is_marked_where_it_is_far_above():

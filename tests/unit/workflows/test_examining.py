@@ -3,9 +3,10 @@
 import pytest
 
 from ftplan.errors import DataError
+from ftplan.files import write_atomic
 from ftplan.launcher.preflight.findings import Status
 from ftplan.results import to_json
-from ftplan.workflows import examining, planning, running
+from ftplan.workflows import examining, planning, resuming, running
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,25 @@ def test_a_run_is_looked_at_as_it_would_be_resumed(plan, tmp_path):
     with_plan = examining.of_run(tmp_path / "run")
     assert alone.job == with_plan.job == job
     assert alone.needs == with_plan.needs
+
+
+def test_a_run_that_moved_is_no_longer_its_plan(plan, tmp_path):
+    """It was resumed on one device, and its plan is for two."""
+    job = running.ready(plan, demo_settings(run_dir=tmp_path / "run")).job
+    write_atomic(tmp_path / "run" / "job.json", job.model_dump_json())
+    write_atomic(tmp_path / "run" / "plan.json", to_json(plan))
+    before = examining.of_run(tmp_path / "run").needs
+    moved = resuming.resumed_on(tmp_path / "run", "1xcpu:4GB")
+    write_atomic(tmp_path / "run" / "job.json", moved.model_dump_json())
+    after = examining.of_run(tmp_path / "run").needs
+    assert (before.config.sharding, after.config.sharding) == ("ddp", "none")
+    assert after.host_bytes < before.host_bytes
+
+
+def test_a_rehearsal_saves_nothing(plan, tmp_path):
+    job = running.ready(plan, running.RunSettings(run_dir=tmp_path / "run", rehearse=True)).job
+    write_atomic(tmp_path / "run" / "job.json", job.model_dump_json())
+    assert not examining.of_run(tmp_path / "run").needs.saves
 
 
 def test_data_that_cannot_be_read_is_a_finding(plan, tmp_path):

@@ -1,5 +1,7 @@
 """Preflight of jobs on an injected machine; `tests/unit/launcher/preflight` holds each check."""
 
+from dataclasses import replace
+
 import pytest
 
 from ftplan.errors import DoesNotFitError, InputError
@@ -87,6 +89,12 @@ def test_without_a_plan_memory_is_estimated_anew(machine, tmp_path):
     told = {finding.check: finding for finding in preflight.before_run(job, None)}
     assert told["host RAM"].status is Status.ERROR
     assert told["host RAM"].figures["needed_bytes"] == plan.estimate.host.needed_bytes
+
+
+def test_a_model_that_is_known_where_it_was_planned_alone_can_start(machine, plan, tmp_path):
+    machine()
+    config = plan.config.model_copy(update={"model": str(tmp_path / "elsewhere" / "config.json")})
+    assert refused(replace(plan, config=config), tmp_path) == []
 
 
 def test_the_tokenizer_s_files_count_where_they_are():

@@ -9,7 +9,7 @@ import pytest
 
 from ftplan.errors import InputError, RunFailedError
 from ftplan.files import write_atomic
-from ftplan.launcher import checkpoints, demo, monitor
+from ftplan.launcher import checkpoints, demo, engine, monitor
 from ftplan.launcher.events import Recovering
 from ftplan.launcher.job import DataSource, Source, TrainJob
 from ftplan.launcher.records import RunDir
@@ -59,13 +59,14 @@ class Attempts:
     def __init__(self, *ends: tuple[int | None, Exception | None]) -> None:
         self.ends = list(ends)
         self.jobs: list[TrainJob] = []
-        self.anew: list[bool] = []
+        self.replaces: list[str] = []
 
-    def launch(self, job, *, on_event, anew=False):
+    def launch(self, job, *, on_event, replaces, kept):
         self.jobs.append(job)
-        self.anew.append(anew)
+        self.replaces.append(replaces)
         step, error = self.ends.pop(0)
         run = RunDir(Path(job.run_dir))
+        engine.admit(run, job, on_event, replaces=replaces)
         if step is not None:
             folder = run.checkpoints / f"checkpoint-{step}"
             folder.mkdir(parents=True)
@@ -109,12 +110,31 @@ def test_out_of_memory_needs_less_and_keeps_what_is_trained(run):
         name: value for name, value in after.model_dump().items() if value != before.model_dump()[name]
     }
     assert record.recoveries[0].changed == told.changed
+    assert (told.predicted, told.predicted_ranks) == (attempts.jobs[1].predicted, attempts.jobs[1].predicted_ranks)
+
+
+def test_where_the_model_is_not_known_it_ends_as_it_failed(run):
+    """The plan was made where the model's config.json lay."""
+    elsewhere = job_in(Path("run")).config.model_copy(update={"model": "/elsewhere/config.json"})
+    attempts, record, events = run((4, MEMORY), config=elsewhere)
+    assert (record, len(attempts.jobs), events) == (None, 1, [])
+
+
+def test_the_margin_that_was_asked_for_is_kept_free(run, monkeypatch):
+    margins = []
+
+    def asked(*_given, margin, **_named):
+        margins.append(margin)
+
+    monkeypatch.setattr(recovering, "fallback", asked)
+    run((None, MEMORY), margin=0.2)
+    assert margins == [0.2]
 
 
 def test_without_a_checkpoint_it_begins_anew(run):
     attempts, record, _ = run((None, MEMORY), (None, None))
     assert [job.resume for job in attempts.jobs] == [False, False]
-    assert attempts.anew == [False, True]
+    assert attempts.replaces == ["nothing", "everything"]
     assert record.recoveries[0].from_step is None
 
 

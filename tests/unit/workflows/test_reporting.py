@@ -14,7 +14,7 @@ from ftplan.errors import InputError
 from ftplan.launcher import records
 from ftplan.launcher.events import Event, Failed, Finished
 from ftplan.render import console
-from ftplan.workflows.reporting import RunReport, Runs, report
+from ftplan.workflows.reporting import RunReport, Runs, report, way_on
 
 STEPS: list[Event] = [started(), *map(stepped, range(1, 31)), save(20)]
 ON: list[Event] = [started(1, 20), *map(stepped, range(21, 61)), save(40), save(60)]
@@ -47,6 +47,13 @@ def test_a_run_that_was_killed_and_resumed(tmp_path: Path) -> None:
     assert told.measured.step_seconds == pytest.approx(0.3)
     assert told.curves[0].steps == tuple(range(1, 61))
     assert told.way_on == f"ftplan merge {run.root} --out DIR"
+
+
+def test_what_cannot_be_merged_is_not_to_be_merged(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", [*STEPS, DONE], "finished")
+    run.final.mkdir()
+    config = of(run.root).config.model_copy(update={"method": "llama-adapter"})
+    assert way_on(run, "finished", config) == ""
 
 
 @pytest.mark.parametrize(

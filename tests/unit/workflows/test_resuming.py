@@ -121,16 +121,31 @@ def leave(run, status, *, step=None):
 def test_a_requeued_run_goes_on_begins_anew_or_is_done(tmp_path):
     ready = running.ready(demo_plan(), settings(tmp_path))
     run = RunDir(tmp_path / "run")
-    assert resuming.going_on(ready.job) == ready.job
+    assert resuming.going_on(run.root, NodeOptions()) == (run, None)
     write_atomic(run.job, ready.job.model_dump_json())
     leave(run, "failed")
-    assert resuming.going_on(ready.job) == ready.job
+    assert resuming.going_on(run.root, NodeOptions()) == (run, None)
     leave(run, "failed", step=20)
-    assert resuming.going_on(ready.job) == ready.job.model_copy(update={"resume": True})
+    assert resuming.going_on(run.root, NodeOptions()) == (run, ready.job.model_copy(update={"resume": True}))
     record = summarise(ready.job, "finished", [], [], 1.0)
     records.write_record(run, record)
     leave(run, "finished")
-    assert resuming.going_on(ready.job) == record
+    assert resuming.going_on(run.root, NodeOptions()) == (run, record)
+
+
+def test_a_run_that_goes_on_needs_its_folder(tmp_path, capsys):
+    assert cli.run(["run", "--demo", "--resume-or-start"]) == 2
+    assert "--run-dir" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_is_not_planned_again(tmp_path, capsys, monkeypatch):
+    ready = running.ready(demo_plan(), settings(tmp_path))
+    run = RunDir(tmp_path / "run")
+    write_atomic(run.job, ready.job.model_dump_json())
+    leave(run, "failed", step=20)
+    monkeypatch.setattr(running, "demo_plan", lambda gpus: pytest.fail("planned"))
+    assert cli.run(["run", "--demo", "--run-dir", str(run.root), "--resume-or-start", "--dry-run"]) == 0
+    assert "with the options it was started with" in capsys.readouterr().err
 
 
 def test_resume_or_start_of_a_finished_run_shows_its_record(tmp_path, capsys):
@@ -148,7 +163,7 @@ def test_a_second_node_follows_the_first(tmp_path):
     assert ready.job.folder.home == tmp_path / "run" / "nodes" / "1"
     assert (ready.job.run_id, ready.job.nodes, ready.job.nproc_per_node) == ("run", 2, 1)
     leave(RunDir(tmp_path / "run"), "failed", step=20)
-    assert resuming.going_on(ready.job) == ready.job
+    assert resuming.going_on(tmp_path / "run", SECOND) == (RunDir(tmp_path / "run"), None)
 
 
 def test_nodes_that_resume_may_meet_elsewhere(tmp_path):
@@ -160,6 +175,20 @@ def test_nodes_that_resume_may_meet_elsewhere(tmp_path):
     assert resumed.rendezvous is not None
     assert (resumed.rendezvous.node_rank, resumed.rendezvous.port, resumed.rendezvous.id) == (0, 4001, "run")
     assert resuming.resumed(tmp_path / "run").rendezvous == ready.job.rendezvous
+
+
+def test_a_run_of_two_machines_goes_on_with_one(tmp_path):
+    ready = running.ready(demo_plan("2x1xcpu"), settings(tmp_path, nodes=SECOND))
+    write_atomic(tmp_path / "run" / "job.json", ready.job.model_dump_json())
+    moved = resuming.resumed_on(tmp_path / "run", "2xcpu:4GB")
+    assert (moved.rendezvous, moved.nproc_per_node) == (None, 2)
+    assert resuming.resumed(tmp_path / "run", NodeOptions(nodes="1")).rendezvous is None
+
+
+def test_a_run_of_one_machine_goes_on_with_two(stopped):
+    moved = resuming.resumed_on(stopped(), "2x1xcpu:4GB", SECOND)
+    assert moved.rendezvous is not None
+    assert (moved.nodes, moved.rendezvous.node_rank, moved.nproc_per_node) == (2, 1, 1)
 
 
 def test_a_second_node_with_a_disk_of_its_own_resumes_its_own_part(tmp_path):

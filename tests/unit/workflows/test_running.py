@@ -124,7 +124,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_starts(tmp_path
 
 
 def test_a_finished_run_teaches_later_plans(tmp_path, monkeypatch):
-    monkeypatch.setattr(running.engine, "launch", lambda job, on_event, anew: finished(job, on_event))
+    monkeypatch.setattr(running.engine, "launch", lambda job, on_event, replaces, kept: finished(job, on_event))
     steps = []
     for number in range(4):
         plan = plan_for("2xcpu")
@@ -136,7 +136,7 @@ def test_a_finished_run_teaches_later_plans(tmp_path, monkeypatch):
 
 
 def test_a_run_that_cannot_be_recorded_says_so_and_is_finished(tmp_path, monkeypatch):
-    monkeypatch.setattr(running.engine, "launch", lambda job, on_event, anew: finished(job, on_event))
+    monkeypatch.setattr(running.engine, "launch", lambda job, on_event, replaces, kept: finished(job, on_event))
     ready = running.ready(plan_for("2xcpu"), settings(tmp_path))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FTPLAN_DATA", str(tmp_path / "file" / "folder"))

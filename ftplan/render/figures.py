@@ -1,0 +1,35 @@
+"""Predicted beside measured: the figures of a run as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from rich.table import Table
+
+from ftplan.render.console import duration, number, off, percent, size
+from ftplan.results import Measured
+
+FIGURES: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
+    ("peak allocated", "peak_allocated_bytes", size),
+    ("peak reserved", "peak_reserved_bytes", size),
+    ("peak process", "peak_process_bytes", size),
+    ("host RAM", "host_bytes", size),
+    ("step", "step_seconds", duration),
+    ("MFU", "mfu", percent),
+    ("tokens/s", "tokens_per_second", number),
+)
+
+
+def figures_table(predicted: Measured, measured: Measured) -> Table:
+    """A row for each figure that is known on either side."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("", "predicted", "measured", "predicted is"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, field, show in FIGURES:
+        expected, found = getattr(predicted, field), getattr(measured, field)
+        if expected is None and found is None:
+            continue
+        shown = [show(value) if value is not None else "-" for value in (expected, found)]
+        table.add_row(name, *shown, off(expected, found) if found is not None else "")
+    return table
