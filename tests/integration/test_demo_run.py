@@ -236,7 +236,7 @@ def test_full_fine_tuning_in_bf16_on_one_process(tmp_path: Path) -> None:
     job = demo_job(
         tmp_path / "full",
         1,
-        {"max_steps": 25, "learning_rate": 3e-3, "threads_per_process": 2},
+        {"max_steps": 10, "learning_rate": 3e-3, "threads_per_process": 2},
         method="full",
         weights_dtype="bf16",
         precision="bf16",
@@ -248,7 +248,7 @@ def test_full_fine_tuning_in_bf16_on_one_process(tmp_path: Path) -> None:
     assert started.trainable_params == started.total_params
     assert record.first_loss is not None
     assert record.last_loss is not None
-    assert record.last_loss < record.first_loss - 2.5
+    assert record.last_loss < record.first_loss - 1.5
     assert (tmp_path / "full" / "final" / "model.safetensors").exists()
     assert list((tmp_path / "full" / "tensorboard").iterdir())
 
