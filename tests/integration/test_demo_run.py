@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_facts import losses, wait_until
 
 from ftplan.errors import InputError, RunFailedError
 from ftplan.launcher import chat_templates, checkpoints, demo, engine, monitor, records
@@ -60,32 +61,10 @@ def launch(job: TrainJob, react: Callable[[Event], None] = lambda event: None) -
     return engine.launch(job, on_event=take), events
 
 
-def losses(run_dir: Path) -> dict[int, float]:
-    """The loss of each step; of a step trained twice, the later one."""
-    events = monitor.read_all(RunDir(run_dir).metrics)
-    return {event.step: event.loss for event in events if isinstance(event, Stepped)}
-
-
 def seen(run_dir: Path) -> dict[int, tuple[int | None, int | None]]:
     """Tokens and samples seen at each step; of a step trained twice, by the later count."""
     events = monitor.read_all(RunDir(run_dir).metrics)
     return {event.step: (event.tokens_seen, event.samples_seen) for event in events if isinstance(event, Stepped)}
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +163,7 @@ def test_a_killed_worker_ends_the_run_and_resuming_changes_nothing(
         launch(demo_job(folder, 2), kill_one)
     assert time.monotonic() - killed_at[0] < 20
     assert "step 20 is saved" in caught.value.hint
-    assert all(map(gone, pids))
+    assert not any(map(runs, pids))
 
     run = records.newest_resumable(tmp_path)
     assert run == RunDir(folder)
@@ -336,7 +315,7 @@ def test_workers_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
         launcher.kill()
     assert training
     started = next(event for event in monitor.read_all(metrics) if isinstance(event, Started))
-    assert wait_until(lambda: all(map(gone, started.pids)), 15)
+    assert wait_until(lambda: not any(map(runs, started.pids)), 15)
     state = records.read_state(RunDir(tmp_path / "run"))
     assert state is not None
     assert state.abandoned

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from run_facts import losses
 
 from ftplan.errors import RunFailedError
-from ftplan.launcher import checkpoints, demo, engine, monitor, records
-from ftplan.launcher.events import Event, Recovering, Saved, Started, Stepped
+from ftplan.launcher import checkpoints, demo, engine, records
+from ftplan.launcher.events import Event, Recovering, Saved, Started
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.records import RunDir
 from ftplan.results import RunRecord
@@ -79,12 +80,6 @@ def launch(job: TrainJob, patience: Patience = Patience()) -> tuple[RunRecord, l
 def resume(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
     monkeypatch.delenv("FTPLAN_FAULT", raising=False)
     return recovering.launch(engine.resume_job(RunDir(run_dir)), lambda event: None)
-
-
-def losses(run_dir: Path) -> dict[int, float]:
-    """The loss of each step; of a step trained twice, the later one."""
-    events = monitor.read_all(RunDir(run_dir).metrics)
-    return {event.step: event.loss for event in events if isinstance(event, Stepped)}
 
 
 def saved_steps(run_dir: Path) -> list[int]:

@@ -10,13 +10,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_facts import losses, runs, wait_until
 
 from ftplan.errors import RunFailedError
 from ftplan.launcher import checkpoints, demo, engine, monitor
@@ -159,29 +159,6 @@ def kill_the_launcher(job: TrainJob, job_file: Path) -> None:
     assert reached
     started = next(event for event in monitor.read_all(run.metrics) if isinstance(event, Started))
     assert wait_until(lambda: not any(map(runs, started.pids)), 20)
-
-
-def runs(pid: int) -> bool:
-    """Whether a process is there and not only waits for its parent to notice its end."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-def losses(run_dir: Path) -> dict[int, float]:
-    """The loss of each step; of a step trained twice, the later one."""
-    events = monitor.read_all(RunDir(run_dir).metrics)
-    return {event.step: event.loss for event in events if isinstance(event, Stepped)}
 
 
 def resume(folder: Path, ranks: int) -> tuple[RunRecord, list[int]]:

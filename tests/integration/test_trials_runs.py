@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_facts import wait_until
 
 from ftplan.launcher import demo, trials
 from ftplan.launcher.trials import Trial, Trialled, TrialsJob, TrialsSetup, run_trials, training_job
@@ -111,15 +112,6 @@ def mentions(pid: int, folder: Path) -> bool:
         return str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def wait_until(condition: Any, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def as_job(trial: Trial, folder: Path) -> Any:
