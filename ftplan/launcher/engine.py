@@ -16,7 +16,7 @@ from typing import Final, cast
 from ftplan.errors import FtplanError, InputError, RunFailedError
 from ftplan.files import write_atomic
 from ftplan.launcher import artifacts, checkpoints, diagnosis, monitor, records, resharding
-from ftplan.launcher.environment import settled
+from ftplan.launcher.environment import make_private, settled
 from ftplan.launcher.events import Event, Finished, Noted, Started
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.process import Child, Outcome
@@ -101,6 +101,7 @@ def launch(job: TrainJob, *, on_event: OnEvent = _ignore, anew: bool = False) ->
     check(job)
     job = job.absolute()
     run = job.folder
+    make_private(artifacts.cache_variables(job, os.environ), os.environ)
     with locked(run):
         admit(run, job, on_event, anew=anew)
         job = _readable(run, job)

@@ -7,6 +7,7 @@ complete when training has gone on after it, or has ended well.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Final
 
 from ftplan.files import append_line, end_line
 from ftplan.launcher import checkpoints, diagnosis, monitor
+from ftplan.launcher.artifacts import cache_variables
 from ftplan.launcher.engine import Prepared, admit, end_attempt, failure, locked, open_attempt
+from ftplan.launcher.environment import make_private
 from ftplan.launcher.events import Event, Finished, Noted, Saved, Started, Stepped, to_line
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.llamafactory import files
@@ -46,6 +49,7 @@ def launch(job: TrainJob, *, on_event: OnEvent, anew: bool = False) -> RunRecord
     files.check(job)
     job = job.absolute()
     run = job.folder
+    make_private(cache_variables(job, os.environ), os.environ)
     data, samples, left_out = files.data_files(job)
     with locked(run):
         admit(run, job, on_event, anew=anew)
