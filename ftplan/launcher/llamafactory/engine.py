@@ -41,7 +41,8 @@ def prepare(job: TrainJob) -> Prepared:
     files.check(job)
     job = job.absolute()
     start = files.launch(job)
-    return Prepared(start.argv, start.env, {str(job.folder.root / name): text for name, text in start.files.items()})
+    named = {str(job.folder.root / name): text for name, text in start.files.items()}
+    return Prepared(start.argv, start.env, named, notes=start.notes)
 
 
 def launch(job: TrainJob, *, on_event: OnEvent, anew: bool = False) -> RunRecord:
@@ -50,17 +51,15 @@ def launch(job: TrainJob, *, on_event: OnEvent, anew: bool = False) -> RunRecord
     job = job.absolute()
     run = job.folder
     make_private(cache_variables(job, os.environ), os.environ)
-    data, samples, left_out = files.data_files(job)
+    data = files.rows(job)
     with locked(run):
         admit(run, job, on_event, anew=anew)
         last = checkpoints.latest_complete(run.checkpoints) if job.resume else None
         start = files.launch(job, resume_from=last.path if last else None)
-        attempt = open_attempt(run, {**start.files, **data})
-        following = _Following(job, samples, last.step if last else None, on_event)
-        if left_out:
-            following.tell(
-                Noted(f"LLaMA-Factory leaves out {left_out} of {samples} rows: their turns do not alternate")
-            )
+        attempt = open_attempt(run, {**start.files, **data.files})
+        following = _Following(job, data.count, last.step if last else None, on_event)
+        for note in (*start.notes, *data.notes):
+            following.tell(Noted(note))
         began, log_start = time.monotonic(), monitor.size_of(run.log)
         outcome, stopped = _run(start, run, following)
         status: Status = "finished" if outcome.ok else "interrupted" if stopped else "failed"
