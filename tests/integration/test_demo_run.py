@@ -337,6 +337,7 @@ def test_workers_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
     assert training
     started = next(event for event in monitor.read_all(metrics) if isinstance(event, Started))
     assert wait_until(lambda: all(map(gone, started.pids)), 15)
-    state = records.read_state(RunDir(tmp_path / "run"))
+    run = RunDir(tmp_path / "run")
+    state = records.read_state(run)
     assert state is not None
-    assert state.abandoned
+    assert records.is_abandoned(run, state)
