@@ -2,7 +2,8 @@
 
 LLaMA-Factory knows no request to save: a signal ends it, and a run goes on from its last checkpoint. The trainer writes
 ``trainer_state.json`` last into a checkpoint, the ranks' random state a moment before, so that a checkpoint is declared
-complete when training has gone on after it, or has ended well.
+complete when training has gone on after it, or has ended well. Older ones are deleted here alone: the trainer, given a
+limit of its own, would delete what is being sealed.
 """
 
 from __future__ import annotations
@@ -155,6 +156,7 @@ class _Following:
                 continue
             began = time.monotonic()
             checkpoints.seal(folder, step=step, world_size=job.world_size, global_batch=job.global_batch)
+            checkpoints.prune(job.folder.checkpoints, keep=job.save_total_limit)
             self._saved.add(folder)
             self.tell(Saved(step=step, path=str(folder), seconds=time.monotonic() - began))
 

@@ -165,7 +165,6 @@ def _settings(job: TrainJob, emitted: Emitted, resume_from: Path | None) -> dict
         "seed": job.seed,
         "logging_steps": job.logging_steps,
         "save_steps": job.save_steps,
-        "save_total_limit": job.save_total_limit,
         "ddp_timeout": job.timeout_seconds,
         "report_to": "none",
         # The log then tells tokens, and the time that they took.

@@ -138,7 +138,7 @@ def test_a_run_is_followed_and_recorded_like_our_own(environment: Path, tmp_path
     assert monitor.read_all(run.metrics) == events
     assert records.read_record(run) == record
     assert (run.final / "adapter_model.safetensors").read_bytes() == b"adapter"
-    assert [each.step for each in checkpoints.complete(run.checkpoints)] == [6, 4, 2]
+    assert [each.step for each in checkpoints.complete(run.checkpoints)] == [6, 4]
 
 
 def test_what_it_is_started_with(environment: Path, tmp_path: Path) -> None:
@@ -150,6 +150,7 @@ def test_what_it_is_started_with(environment: Path, tmp_path: Path) -> None:
     expected = {"dataset": "ftplan", "max_steps": 6, "save_steps": 2, "val_size": 0.1, "ddp_timeout": 1800}
     assert expected.items() <= settings.items()
     assert settings["train_from_scratch"] is True
+    assert "save_total_limit" not in settings
     assert (variables["FORCE_TORCHRUN"], variables["NPROC_PER_NODE"], variables["RECORD_VRAM"]) == ("1", "2", "1")
     assert variables["PATH"].startswith(f"{environment}/bin:")
     assert variables["PYTHONPATH"] == ""
