@@ -67,6 +67,9 @@ def test_checkpoints_of_a_run_are_what_it_holds(tmp_path):
     folder = tmp_path / "checkpoints" / "checkpoint-1"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"x" * 1000)
+    aside = folder.with_name("damaged-checkpoint-1-1")
+    aside.mkdir()
+    (aside / "model.safetensors").write_bytes(b"x" * 500)
     assert machine.disk(tmp_path).held_bytes == 1000
 
 
