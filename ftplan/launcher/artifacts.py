@@ -178,7 +178,7 @@ def launch_script(job: TrainJob, job_file: str = "job.json", python: str = "pyth
         "set -euo pipefail",
         'cd "$(dirname "$0")"',
         *(f"export {name}={shlex.quote(value)}" for name, value in environment(job).items()),
-        f"exec {_wrapped(argv(job, job_file, python))}",
+        f"exec {shlex.join(argv(job, job_file, python))}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -250,7 +250,3 @@ def _or_auto(elements: int | None) -> int | str:
 
 def _needs_hub(job: TrainJob) -> bool:
     return bool(job.data.hub_sets) or "hub" in (job.model.kind, job.tokenizer.kind)
-
-
-def _wrapped(command: Sequence[str]) -> str:
-    return " ".join(shlex.quote(word) for word in command)
