@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import urllib.parse
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -33,8 +34,10 @@ def check_reachable(name: str) -> None:
 def is_cached(name: str) -> bool:
     """Whether anything of the data set was ever downloaded here."""
     prepared = Path(os.environ.get("HF_DATASETS_CACHE") or hub_home() / "datasets").expanduser()
-    flat = name.replace("/", "___")
-    return (hub_cache() / f"datasets--{name.replace('/', '--')}").is_dir() or (prepared / flat).is_dir()
+    folders = (hub_cache() / f"datasets--{name.replace('/', '--')}", prepared / name.replace("/", "___"))
+    with suppress(OSError):  # a name may be too long for a folder
+        return any(folder.is_dir() for folder in folders)
+    return False
 
 
 def _unavailable(name: str, reason: str) -> DataError:

@@ -9,6 +9,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -115,14 +116,14 @@ def is_offline() -> bool:
 def cached_config(repository: str) -> Path | None:
     """Return the config.json of the cached snapshot: the one ``main`` points to, or else the newest."""
     folder = hub_cache() / f"models--{repository.replace('/', '--')}"
-    try:
+    with suppress(OSError):  # a name may be too long for a folder
         main = folder / "snapshots" / (folder / "refs" / "main").read_text(encoding="utf-8").strip() / "config.json"
-    except OSError:
-        main = folder / "missing"
-    if main.is_file():
-        return main
-    found = [path for path in folder.glob("snapshots/*/config.json") if path.is_file()]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+        if main.is_file():
+            return main
+    with suppress(OSError):
+        found = [path for path in folder.glob("snapshots/*/config.json") if path.is_file()]
+        return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return None
 
 
 def _reason(error: HubError, repository: str) -> str:

@@ -126,3 +126,17 @@ def test_a_prepared_set_is_cached_too(tmp_path: Path) -> None:
     assert not data_hub.is_cached("owner/there")
     (tmp_path / "hf" / "datasets" / "owner___there").mkdir(parents=True)
     assert data_hub.is_cached("owner/there")
+
+
+@pytest.mark.parametrize("text", ["~nobody-of-that-name/x.jsonl", "x" * 5000, "owner/" + "x" * 5000, "rows\0.jsonl"])
+def test_what_cannot_be_a_path_is_bad_input(text: str) -> None:
+    with pytest.raises(DataError, match="is no file that can be read") as caught:
+        data_source((text,))
+    assert caught.value.field == "data"
+    assert len(caught.value.message) < 250
+
+
+def test_a_name_too_long_for_a_folder_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "hf" / "hub").mkdir(parents=True)
+    with pytest.raises(DataError, match="does not exist there"):
+        data_source(("owner/" + "x" * 250,))

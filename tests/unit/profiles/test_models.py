@@ -315,3 +315,7 @@ def test_the_cache_is_that_of_huggingface_hub(monkeypatch, tmp_path):
     assert hub.hub_cache() == Path("/older")
     monkeypatch.setenv("HF_HUB_CACHE", "$XDG_CACHE_HOME/named")
     assert hub.hub_cache() == tmp_path / "named"
+
+
+def test_a_name_too_long_for_a_folder_is_not_cached():
+    assert hub.cached_config("owner/" + "x" * 5000) is None
