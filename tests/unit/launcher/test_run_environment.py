@@ -42,6 +42,22 @@ def test_every_variable_of_a_run_has_a_reason() -> None:
     assert names == {"PYTORCH_ALLOC_CONF"}
 
 
+@pytest.mark.parametrize("expandable", [False, True])
+def test_the_allocator_is_that_of_the_plan_under_either_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, expandable: bool
+) -> None:
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", f"expandable_segments:{not expandable}")
+    config = make_config(sharding="ddp", expandable_segments=expandable)
+    prepared = engine.prepare(make_job(config, device="cuda", run_dir=str(tmp_path / "run")))
+    wanted = f"expandable_segments:{expandable}"
+    assert (prepared.env["PYTORCH_ALLOC_CONF"], prepared.env["PYTORCH_CUDA_ALLOC_CONF"]) == (wanted, wanted)
+    assert prepared.notes == (
+        f"PYTORCH_CUDA_ALLOC_CONF=expandable_segments:{not expandable} of your environment is replaced by {wanted}: "
+        "the allocator that the plan counts on",
+    )
+
+
 def test_a_dry_run_shows_values_and_reasons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
