@@ -84,11 +84,12 @@ REQUIRES = {
     "ftplan": [
         "rich>=13.9",
         "torch>=2.11; extra == 'train'",
-        "deepspeed>=0.19.8; (sys_platform == 'x') and extra == \"train\"",
+        "deepspeed>=0.19.8; (sys_platform != 'x') and extra == \"train\"",
+        "bitsandbytes>=0.50; sys_platform == 'x' and extra == 'train'",
         "ruff>=1; extra == 'dev'",
     ],
     "torch": ["numpy<3,>=1.26", "jinja2"],
-    "trl": ["Huggingface_Hub (>=0.34)", "torch>=2; python_version < '3.9'"],
+    "trl": ["Huggingface_Hub (>=0.34)", "torch>=2; python_version < '3.9'", "numpy[all]>=2; python_version > '3'"],
 }
 
 
@@ -107,6 +108,7 @@ def test_packages_by_their_metadata():
     assert set(found.requirements) == {
         Requirement("torch", "numpy", "<3,>=1.26"),
         Requirement("trl", "huggingface-hub", ">=0.34"),
+        Requirement("trl", "numpy", ">=2"),
     }
 
 
