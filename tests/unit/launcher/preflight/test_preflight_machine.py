@@ -2,6 +2,7 @@
 
 import pytest
 
+from ftplan.errors import InputError
 from ftplan.launcher.preflight import installed, machine
 from ftplan.launcher.preflight.facts import Requirement
 from ftplan.units import GIB
@@ -61,6 +62,12 @@ def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path):
     assert disk.folder == str(tmp_path)
     assert disk.free_bytes > 0
     assert disk.held_bytes == 0
+
+
+def test_a_folder_with_a_name_too_long_is_bad_input(tmp_path):
+    with pytest.raises(InputError, match="File name too long") as caught:
+        machine.disk(tmp_path / ("x" * 5000))
+    assert caught.value.field == "run_dir"
 
 
 def test_checkpoints_of_a_run_are_what_it_holds(tmp_path):
