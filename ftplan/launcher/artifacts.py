@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,10 @@ WORKER_MODULE: Final = "ftplan.launcher.train"
 ZERO_STAGES: Final[Mapping[str, int]] = {"zero1": 1, "zero2": 2, "zero3": 3}
 OFFLINE: Final[Mapping[str, str]] = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 """Without it, peft and trl ask the hub about a model that is a local folder, and wait for a timeout."""
-PLANNED: Final = frozenset({"CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF"})
+ALLOCATOR: Final = "PYTORCH_ALLOC_CONF"
+FORMER_ALLOCATOR: Final = "PYTORCH_CUDA_ALLOC_CONF"
+"""The older name of `ALLOCATOR`, which torch still reads where that one is not set."""
+PLANNED: Final = frozenset({"CUDA_VISIBLE_DEVICES", ALLOCATOR, FORMER_ALLOCATOR})
 """What the estimate rests on: a value of the user's own would make it another run."""
 WHY: Final[Mapping[str, str]] = {
     "OMP_NUM_THREADS": "this machine's cores, shared by its processes; torchrun would say 1",
@@ -34,7 +37,8 @@ WHY: Final[Mapping[str, str]] = {
     "HF_HUB_OFFLINE": "everything is local: no waiting for the hub",
     "HF_DATASETS_OFFLINE": "everything is local: no waiting for the hub",
     "CUDA_VISIBLE_DEVICES": "the devices of the plan",
-    "PYTORCH_ALLOC_CONF": "the plan counts on expandable segments",
+    ALLOCATOR: "the allocator that the plan counts on",
+    FORMER_ALLOCATOR: "the allocator that the plan counts on",
     "GLOO_SOCKET_IFNAME": "the way to node 0; the host's name may lead to loopback",
     "NCCL_SOCKET_IFNAME": "--interface",
 }
@@ -123,8 +127,9 @@ def device_environment(config: RunConfig, device: DeviceKind) -> dict[str, str]:
     if is_alone(config, device):
         # With several cards in sight and no process group, the trainer would split batches over all of them.
         variables["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
-    if config.expandable_segments:
-        variables["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    variables[ALLOCATOR] = f"expandable_segments:{config.expandable_segments}"
+    if FORMER_ALLOCATOR in os.environ:
+        variables[FORMER_ALLOCATOR] = variables[ALLOCATOR]
     return variables
 
 
@@ -178,7 +183,7 @@ def launch_script(job: TrainJob, job_file: str = "job.json", python: str = "pyth
         "set -euo pipefail",
         'cd "$(dirname "$0")"',
         *(f"export {name}={shlex.quote(value)}" for name, value in environment(job).items()),
-        f"exec {_wrapped(argv(job, job_file, python))}",
+        f"exec {shlex.join(argv(job, job_file, python))}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -250,7 +255,3 @@ def _or_auto(elements: int | None) -> int | str:
 
 def _needs_hub(job: TrainJob) -> bool:
     return bool(job.data.hub_sets) or "hub" in (job.model.kind, job.tokenizer.kind)
-
-
-def _wrapped(command: Sequence[str]) -> str:
-    return " ".join(shlex.quote(word) for word in command)

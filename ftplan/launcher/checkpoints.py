@@ -94,18 +94,18 @@ def set_aside_damaged(root: Path) -> list[Path]:
 
     They are not deleted: what cannot be read at this moment may be readable later, from a network's disk for one.
     """
-    return [_set_aside(folder) for folder in _folders(root) if (folder / MANIFEST).exists() and read(folder) is None]
+    return [
+        _set_aside(folder, f"{DAMAGED}{folder.name}")
+        for folder in _folders(root)
+        if (folder / MANIFEST).exists() and read(folder) is None
+    ]
 
 
 def set_aside(root: Path) -> Path | None:
     """Move every checkpoint under ``root`` out of the way of a run that cannot resume from them; returns where to."""
     if not root.exists():
         return None
-    taken = len(list(root.parent.glob(f"{root.name}-before-*")))
-    kept = root.with_name(f"{root.name}-before-{taken + 1}")
-    root.rename(kept)
-    sync(root.parent)
-    return kept
+    return _set_aside(root, f"{root.name}-before")
 
 
 def _folders(root: Path) -> list[Path]:
@@ -150,11 +150,14 @@ def _sha256(path: Path) -> str:
         return digest.hexdigest()
 
 
-def _set_aside(folder: Path) -> Path:
+def _set_aside(folder: Path, name: str) -> Path:
+    """Rename ``folder`` to ``name`` and the first number that is free; returns its new path."""
     number = 1
-    while (aside := folder.with_name(f"{DAMAGED}{folder.name}-{number}")).exists():
+    while (aside := folder.with_name(f"{name}-{number}")).exists():
         number += 1
-    return folder.rename(aside)
+    folder.rename(aside)
+    sync(aside.parent)
+    return aside
 
 
 def _delete(folder: Path) -> None:

@@ -177,7 +177,7 @@ def _row(located: Located, form: Form) -> Row:
 
 def _drawn(rows: tuple[tuple[Row, Place], ...], count: int | None, seed: int) -> Sequence[tuple[Row, Place]]:
     """``count`` of the rows in an order by chance; all of them first, then repeats, where there are fewer."""
-    if count is None:
+    if count is None or not rows:
         return rows
     chance = random.Random(seed)  # noqa: S311 - a reproducible choice, nothing secret
     return [*chance.sample(rows, min(count, len(rows))), *chance.choices(rows, k=max(0, count - len(rows)))]

@@ -33,22 +33,30 @@ class Diagnosis:
     kind: FailureKind = "error"
 
 
-def diagnose(events: Iterable[Event], outcome: Outcome, log_tail: str) -> Diagnosis:
-    """The root cause among all that was reported.
+def diagnose(
+    events: Iterable[Event], outcome: Outcome, log_tail: str, *, ended: str = "the training processes"
+) -> Diagnosis:
+    """The root cause among all that was reported, or else how ``ended`` came to their end."""
+    cause = root_cause(events)
+    killed = _killed(log_tail)
+    if killed is not None and (cause is None or _unspecific(cause)):
+        return killed
+    if cause is not None:
+        return _reported(cause)
+    last = _last_line(log_tail)
+    hints = (_HINTS.get(outcome.signal or 0, ""), f"its last words: {last}" if last else "")
+    message = f"{ended} ended {_how(outcome)} without a report"
+    kind: FailureKind = "killed" if outcome.signal is not None else "error"
+    return Diagnosis(message, "; ".join(filter(None, hints)), kind=kind)
+
+
+def root_cause(events: Iterable[Event]) -> Failed | None:
+    """The failure among ``events`` that tells most of the cause; None if there is none.
 
     When one rank fails, the others fail after it with errors about the lost connection; a specific kind tells more
     than a bare error, and the earliest more than a later one.
     """
-    failures = sorted((event for event in events if isinstance(event, Failed)), key=_unspecific)
-    killed = _killed(log_tail)
-    if killed is not None and (not failures or _unspecific(failures[0])):
-        return killed
-    if failures:
-        return _reported(failures[0])
-    hints = (_HINTS.get(outcome.signal or 0, ""), _last_line(log_tail))
-    message = f"the training processes ended {_how(outcome)} without a report"
-    kind: FailureKind = "killed" if outcome.signal is not None else "error"
-    return Diagnosis(message, "; ".join(filter(None, hints)), kind=kind)
+    return min((event for event in events if isinstance(event, Failed)), key=_unspecific, default=None)
 
 
 def _unspecific(failure: Failed) -> int:
@@ -75,8 +83,7 @@ def tail(path: Path, start: int = 0) -> str:
 
 def last_line(path: Path) -> str:
     """The last line of a log file that holds a word; empty if none does."""
-    lines = [line.strip() for line in tail(path).splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    return _last_line(tail(path))
 
 
 def _killed(log_tail: str) -> Diagnosis | None:
@@ -104,4 +111,4 @@ def _name(number: int) -> str:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"its last words: {lines[-1]}" if lines else ""
+    return lines[-1] if lines else ""

@@ -17,7 +17,7 @@ from typing import Final, Literal, cast
 from ftplan.errors import FtplanError, InputError, RunFailedError
 from ftplan.files import write_atomic
 from ftplan.launcher import artifacts, checkpoints, diagnosis, monitor, records, resharding
-from ftplan.launcher.environment import settled
+from ftplan.launcher.environment import make_private, settled
 from ftplan.launcher.events import Event, Finished, Noted, Started
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.process import Child, Outcome
@@ -112,6 +112,7 @@ def launch(
     check(job)
     job = job.absolute()
     run = job.folder
+    make_private(artifacts.cache_variables(job, os.environ), os.environ)
     with locked(run):
         admit(run, job, on_event, replaces=replaces)
         job = _readable(run, job)

@@ -6,16 +6,20 @@ A value of the user's own goes first. Where the plan counts on another one, the 
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+
+from ftplan.errors import InputError
 
 NETWORK_DISKS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "fuse.sshfs", "fuse.juicefs", "9p", "afs"}
 )
 _MOUNTS: Final = Path("/proc/mounts")
+_HINT: Final = "name another folder for what is downloaded and compiled: --cache-dir FOLDER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +66,36 @@ def caches(folder: str | None, *, nodes: int, home: Path, environ: Mapping[str, 
     (utils/cpp_extension.py: ``FileBaton``) that the other machines wait for, also after its owner is gone.
     """
     if folder is not None:
-        return (_hub(folder, "--cache-dir"), *_compiled(folder, "--cache-dir"))
-    base = str(Path(environ.get("TMPDIR") or tempfile.gettempdir()) / f"ftplan-{os.getuid()}")
+        why = "--cache-dir"
+        asked = (_hub(folder, why), *_compiled(folder, why))
+        return (*(replace(each, is_planned=True) for each in asked), _login(environ))
+    base = str(_temporary(environ))
     if not os.access(home, os.W_OK):
         why = f"{home} cannot be written"
-        return (_hub(base, why), *_compiled(base, why))
+        return (_hub(base, why), _login(environ), *_compiled(base, why))
     if nodes > 1 and (disk := disk_of(home)) in NETWORK_DISKS:
         return _compiled(base, f"the machines share {home} ({disk}), where compiling at once goes wrong")
     return ()
+
+
+def make_private(wanted: Iterable[Variable], environ: Mapping[str, str]) -> None:
+    """Make the folder of caches in the system's temporary one for this user alone, if ``wanted`` puts any there.
+
+    Its name can be guessed, and what lies there is loaded as code. Raises InputError where another user could write to
+    it, or it cannot be made.
+    """
+    folder = _temporary(environ)
+    if not any(Path(value).is_relative_to(folder) for value in settled(wanted, environ).values.values()):
+        return
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be a folder for caches: {error.strerror}", hint=_HINT, field="cache_dir"
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise InputError(f"{folder} is not a folder that this user alone can write to", hint=_HINT, field="cache_dir")
 
 
 def disk_of(path: Path, mounts: Path = _MOUNTS) -> str:
@@ -83,8 +109,18 @@ def disk_of(path: Path, mounts: Path = _MOUNTS) -> str:
     return max(on, key=lambda one: len(one[0].parts), default=(Path(), ""))[1]
 
 
+def _temporary(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("TMPDIR") or tempfile.gettempdir()) / f"ftplan-{os.getuid()}"
+
+
 def _hub(folder: str, why: str) -> Variable:
     return Variable("HF_HOME", str(Path(folder) / "huggingface"), why)
+
+
+def _login(environ: Mapping[str, str]) -> Variable:
+    from ftplan.profiles.hub import token_file  # imports the network library, which most commands never need
+
+    return Variable("HF_TOKEN_PATH", str(token_file(environ)), "the hub's login stays where it is")
 
 
 def _compiled(folder: str, why: str) -> tuple[Variable, ...]:

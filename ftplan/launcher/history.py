@@ -7,7 +7,19 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
-from ftplan.launcher.events import Evaluated, Event, Failed, Finished, Noted, RankMemory, Saved, Started, Stepped
+from ftplan.launcher.diagnosis import root_cause
+from ftplan.launcher.events import (
+    Evaluated,
+    Event,
+    Failed,
+    Finished,
+    Noted,
+    RankMemory,
+    Recovering,
+    Saved,
+    Started,
+    Stepped,
+)
 
 CURVES: Final[Mapping[str, str]] = {
     "loss": "loss",
@@ -38,33 +50,28 @@ class Attempt:
 
     @property
     def ended(self) -> Finished | Failed | None:
-        """How it ended, the failure that tells most if there are several; None if it told nothing."""
+        """How it ended: a failure by its root cause; None if it told nothing."""
         finished = next((event for event in self.events if isinstance(event, Finished)), None)
-        failures = sorted((event for event in self.events if isinstance(event, Failed)), key=_is_vague)
-        return finished or (failures[0] if failures else None)
-
-
-def _is_vague(failure: Failed) -> bool:
-    return failure.kind == "error"
+        return finished or root_cause(self.events)
 
 
 def attempts(events: Iterable[Event]) -> list[Attempt]:
-    """``events`` of a run by attempt: one begins where training starts again, or after an end was told.
+    """``events`` of a run by attempt.
 
-    Several ranks may tell of one failure.
+    One begins where a run recovers, where training starts again, or after an end was told; of one failure several ranks
+    may tell.
     """
     found: list[Attempt] = []
+    has_started = has_ended = False
     for event in events:
-        if not found or _begins_another(event, found[-1]):
+        begins = isinstance(event, Recovering) or (has_started and isinstance(event, Started))
+        if not found or begins or (has_ended and not isinstance(event, Failed | Noted)):
             found.append(Attempt(len(found) + 1))
+            has_started = has_ended = False
         found[-1].events.append(event)
+        has_started |= isinstance(event, Started)
+        has_ended |= isinstance(event, Finished | Failed)
     return found
-
-
-def _begins_another(event: Event, attempt: Attempt) -> bool:
-    if isinstance(event, Started):
-        return attempt.started is not None or attempt.ended is not None
-    return attempt.ended is not None and not isinstance(event, Failed | Noted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +147,15 @@ def saving_seconds(events: Iterable[Event]) -> tuple[float, ...]:
 
 
 def changes(attempt: Attempt, earlier: Attempt) -> tuple[str, ...]:
-    """What ``attempt`` began with that ``earlier`` did not: devices, batch, versions."""
+    """What ``attempt`` began with that ``earlier`` did not: the configuration, devices, batch, versions."""
+    recovering = attempt.events[0] if attempt.events else None
+    told = []
+    if isinstance(recovering, Recovering):
+        told = [f"{name.replace('_', ' ')} {old} -> {new}" for name, (old, new) in recovering.changed.items()]
     now, before = attempt.started, earlier.started
     if now is None or before is None:
-        return ()
-    told = [
+        return tuple(told)
+    told += [
         f"{name} {getattr(before, of)} -> {getattr(now, of)}"
         for name, of in (("processes", "world_size"), ("global batch", "global_batch"), ("samples", "samples"))
         if getattr(before, of) != getattr(now, of)

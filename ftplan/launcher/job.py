@@ -14,10 +14,10 @@ from ftplan.errors import InputError
 from ftplan.launcher.events import RankMemory
 from ftplan.launcher.records import RunDir
 from ftplan.launcher.rendezvous import Rendezvous
+from ftplan.launcher.timeouts import LEAST_SECONDS
 from ftplan.results import Basis, Measured
 from ftplan.spec import DEFAULT_MARGIN, PositiveInt, RunConfig, Spec
 
-DataForm = Literal["alpaca", "sharegpt", "chat", "prompt-completion", "text"]
 FormChoice = Literal["auto", "alpaca", "sharegpt", "chat", "prompt-completion", "text"]
 SourceKind = Literal["config", "random", "folder", "hub"]
 DeviceKind = Literal["cpu", "cuda"]
@@ -36,7 +36,7 @@ class Source(Spec):
 
     def absolute(self) -> Self:
         """The same source, whatever the working directory will be."""
-        return self if self.kind == "hub" else self.model_copy(update={"location": _absolute(self.location)})
+        return self if self.kind == "hub" else self.model_copy(update={"location": _absolute(self.location, "model")})
 
 
 class DescribedSet(Spec):
@@ -167,7 +167,7 @@ class TrainJob(Spec):
     count_flops: bool = False
     profile: bool = False
     rendezvous: Rendezvous | None = Field(default=None, description="how several machines meet, as this one knows it")
-    timeout_seconds: PositiveInt = Field(default=1800, description="how long a rank waits for the others")
+    timeout_seconds: PositiveInt = Field(default=LEAST_SECONDS, description="how long a rank waits for the others")
     cache_dir: str | None = Field(default=None, min_length=1, description="for what libraries download and compile")
     engine_env: str | None = Field(
         default=None, min_length=1, description="environment of LLaMA-Factory, whose loop then trains; None: our own"
@@ -207,13 +207,13 @@ class TrainJob(Spec):
         """The same job with absolute paths: its file can then be used from any working directory."""
         return self.model_copy(
             update={
-                "run_dir": _absolute(self.run_dir),
+                "run_dir": _absolute(self.run_dir, "run_dir"),
                 "model": self.model.absolute(),
                 "tokenizer": self.tokenizer.absolute(),
                 "data": self.data.absolute(),
-                "data_cache": _absolute(self.data_cache) if self.data_cache else None,
-                "cache_dir": _absolute(self.cache_dir) if self.cache_dir else None,
-                "engine_env": _absolute(self.engine_env) if self.engine_env else None,
+                "data_cache": _absolute(self.data_cache, "data_cache") if self.data_cache else None,
+                "cache_dir": _absolute(self.cache_dir, "cache_dir") if self.cache_dir else None,
+                "engine_env": _absolute(self.engine_env, "engine_env") if self.engine_env else None,
             }
         )
 
@@ -264,8 +264,11 @@ class TrainJob(Spec):
 
 
 def _all_absolute(paths: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(_absolute(path) for path in paths)
+    return tuple(_absolute(path, "data") for path in paths)
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+def _absolute(path: str, field: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise InputError(f"{path}: nobody of that name has a home folder here", field=field) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ftplan.launcher import diagnosis
+from ftplan.launcher import diagnosis, monitor
 from ftplan.launcher.probe.parts import parts_for
 from ftplan.launcher.process import Child
 
@@ -94,11 +94,11 @@ def _attempt(
         # Its own alarm ends it if this process is killed.
         argv = probe.argv(out, max(1.0, deadline - time.monotonic() + 5), list(left))
         with Child(argv, probe.env, log) as child:
-            read, since = 0, time.monotonic()
+            lines, since = monitor.LineReader(out), time.monotonic()
             while not (reason := _too_long(left, since, deadline)):
                 outcome = child.wait(POLL_SECONDS)
-                for line in _lines(out)[read:]:
-                    read, since = read + 1, time.monotonic()
+                for line in lines.read():
+                    since = time.monotonic()
                     _take_line(line, found, take)
                 if outcome is not None:
                     return diagnosis.last_line(log) or f"its process ended with {outcome.exit_code or outcome.signal}"
@@ -119,11 +119,3 @@ def _take_line(line: bytes, found: Probed, take: Callable[[Part], None]) -> None
         take(Part(told["part"], told.get("figures", {}), told.get("failed", "")))
     else:
         found.torch = told["torch"]
-
-
-def _lines(file: Path) -> list[bytes]:
-    """The lines of ``file`` that are complete."""
-    try:
-        return file.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []

@@ -20,6 +20,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -129,11 +130,6 @@ class RunState:
     host: str
     attempt: int = 1
 
-    @property
-    def abandoned(self) -> bool:
-        """It says running, but the process that ran it is gone."""
-        return self.status == "running" and self.host == socket.gethostname() and not is_alive(self.pid)
-
 
 def new_run_id(now: datetime | None = None, suffix: str | None = None) -> str:
     """A name for a run that sorts by time: ``20250131-120000-3f2a`` (UTC)."""
@@ -156,6 +152,23 @@ def read_state(run: RunDir) -> RunState | None:
     return _read(RunState, run.state)
 
 
+def is_abandoned(run: RunDir, state: RunState) -> bool:
+    """Whether ``state``, of this host, says running, and nobody runs it any more: its lock is free.
+
+    Where the lock is missing or cannot be tried, the process that launched it is gone.
+    """
+    if state.status != "running" or state.host != socket.gethostname():
+        return False
+    try:
+        with run.lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return not is_alive(state.pid)
+    return True
+
+
 def write_record(run: RunDir, record: RunRecord) -> None:
     """Keep the record of the newest attempt."""
     write_json(run.record, to_jsonable(record))
@@ -175,14 +188,14 @@ def newest_resumable(runs: Path) -> RunDir | None:
 def resumable(run: RunDir) -> bool:
     """Whether the run is unfinished, not running now, and has a complete checkpoint to go on from."""
     state = read_state(run)
-    stopped = state is not None and (state.status in ("failed", "interrupted") or state.abandoned)
+    stopped = state is not None and (state.status in ("failed", "interrupted") or is_abandoned(run, state))
     return stopped and checkpoints.latest_complete(run.checkpoints) is not None
 
 
 def _read(kind: type[_T], path: Path) -> _T | None:
     try:
         return from_json(kind, path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
 
 

@@ -49,25 +49,34 @@ def universal(run: RunDir, checkpoint: Checkpoint, python: str) -> Path:
     if checkpoints.read(folder) is not None:
         return folder
     partial = folder.with_name(f".{folder.name}.partial")
-    for left in (folder, partial):
-        shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     partial.mkdir()
-    _convert(checkpoint.path, partial, run.log, python)
-    for pattern in BESIDE_WEIGHTS:
-        for file in checkpoint.path.glob(pattern):
-            shutil.copy2(file, partial)
-    checkpoints.seal(
-        partial, step=checkpoint.step, world_size=checkpoint.world_size, global_batch=checkpoint.global_batch
-    )
+    try:
+        _fill(partial, checkpoint, run.log, python)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     partial.rename(folder)
     return folder
 
 
 def discard(run: RunDir, keep: Path | None = None) -> None:
-    """Delete converted checkpoints but ``keep``: once the run has saved its own, nobody reads them."""
-    for folder in run.checkpoints.glob(f"{PREFIX}*"):
-        if folder != keep:
-            shutil.rmtree(folder)
+    """Delete converted checkpoints but ``keep``, half of one too: once the run has saved its own, nobody reads them."""
+    for pattern in (f"{PREFIX}*", f".{PREFIX}*.partial"):
+        for folder in run.checkpoints.glob(pattern):
+            if folder != keep:
+                shutil.rmtree(folder)
+
+
+def _fill(folder: Path, checkpoint: Checkpoint, log: Path, python: str) -> None:
+    """Put ``checkpoint`` in universal form into ``folder``."""
+    _convert(checkpoint.path, folder, log, python)
+    for pattern in BESIDE_WEIGHTS:
+        for file in checkpoint.path.glob(pattern):
+            shutil.copy2(file, folder)
+    checkpoints.seal(
+        folder, step=checkpoint.step, world_size=checkpoint.world_size, global_batch=checkpoint.global_batch
+    )
 
 
 def _convert(source: Path, target: Path, log: Path, python: str) -> None:

@@ -16,7 +16,8 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class StopRequests:
     """Counts the signals this process receives while it is entered, instead of dying of them.
 
-    Outside the main thread, where Python allows no handlers, it counts nothing.
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored. Outside the main thread, where Python
+    allows no handlers, it counts nothing.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,8 @@ class StopRequests:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
     def __exit__(

@@ -61,8 +61,8 @@ def run_task(
         if failures:
             raise _failure(failures[0])
         if not outcome.ok:
-            found = diagnosis.diagnose([], outcome, diagnosis.tail(log))
-            raise RunFailedError(found.message.replace("training processes", "worker"), hint=found.hint)
+            found = diagnosis.diagnose([], outcome, diagnosis.tail(log), ended="the worker")
+            raise RunFailedError(found.message, hint=found.hint)
 
 
 def _failure(failed: Failed) -> InputError | RunFailedError:

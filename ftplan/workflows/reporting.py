@@ -54,7 +54,7 @@ class RunReport:
     """Everything that a run's folder tells; what it does not tell is None or empty.
 
     Attributes:
-        state: ``abandoned``: it says running, but the process that launched it is gone.
+        state: ``abandoned``: it says running, but nobody runs it any more.
         steps: optimizer steps done.
         total_steps: those of the whole run, None before it began.
         measured: of the newest attempt that trained.
@@ -155,7 +155,7 @@ def _line(run: RunDir) -> RunLine:
     losses = [event.loss for event in events if isinstance(event, Stepped)]
     return RunLine(
         folder=str(run.root),
-        state=_state(records.read_state(run)),
+        state=_state(run, records.read_state(run)),
         config=job.config,
         inventory=job.inventory,
         steps=_steps(events),
@@ -173,7 +173,7 @@ def _of_run(run: RunDir) -> RunReport:
     tries = history.attempts(events)
     record = records.read_record(run)
     saved = checkpoints.complete(run.checkpoints)
-    state = _state(told)
+    state = _state(run, told)
     # A record is of the newest attempt that ended: while another runs, or after it was killed, it is out of date.
     ended = record is not None and state in ("finished", "failed", "interrupted")
     return RunReport(
@@ -205,10 +205,10 @@ def _of_run(run: RunDir) -> RunReport:
     )
 
 
-def _state(told: RunState | None) -> State:
+def _state(run: RunDir, told: RunState | None) -> State:
     if told is None:
         return "not started"
-    return "abandoned" if told.abandoned else told.status
+    return "abandoned" if records.is_abandoned(run, told) else told.status
 
 
 def _steps(events: Sequence[Event]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_facts import losses, wait_until
+from run_facts import losses, runs, wait_until
 
 from ftplan.errors import InputError, RunFailedError
 from ftplan.launcher import chat_templates, checkpoints, demo, engine, monitor, records
@@ -316,6 +316,7 @@ def test_workers_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
     assert training
     started = next(event for event in monitor.read_all(metrics) if isinstance(event, Started))
     assert wait_until(lambda: not any(map(runs, started.pids)), 15)
-    state = records.read_state(RunDir(tmp_path / "run"))
+    run = RunDir(tmp_path / "run")
+    state = records.read_state(run)
     assert state is not None
-    assert state.abandoned
+    assert records.is_abandoned(run, state)

@@ -2,11 +2,13 @@
 
 LLaMA-Factory knows no request to save: a signal ends it, and a run goes on from its last checkpoint. The trainer writes
 ``trainer_state.json`` last into a checkpoint, the ranks' random state a moment before, so that a checkpoint is declared
-complete when training has gone on after it, or has ended well.
+complete when training has gone on after it, or has ended well. Older ones are deleted here alone: the trainer, given a
+limit of its own, would delete what is being sealed.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +18,9 @@ from typing import Final
 from ftplan.errors import InputError
 from ftplan.files import append_line, end_line
 from ftplan.launcher import checkpoints, diagnosis, monitor, resharding
+from ftplan.launcher.artifacts import cache_variables
 from ftplan.launcher.engine import Prepared, Replaces, admit, end_attempt, failure, locked, open_attempt
+from ftplan.launcher.environment import make_private
 from ftplan.launcher.events import Event, Finished, Noted, Saved, Started, Stepped, to_line
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.llamafactory import files
@@ -40,7 +44,8 @@ def prepare(job: TrainJob) -> Prepared:
     files.check(job)
     job = job.absolute()
     start = files.launch(job)
-    return Prepared(start.argv, start.env, {str(job.folder.root / name): text for name, text in start.files.items()})
+    named = {str(job.folder.root / name): text for name, text in start.files.items()}
+    return Prepared(start.argv, start.env, named, notes=start.notes)
 
 
 def launch(
@@ -54,7 +59,8 @@ def launch(
     files.check(job)
     job = job.absolute()
     run = job.folder
-    data, samples, left_out = files.data_files(job)
+    make_private(cache_variables(job, os.environ), os.environ)
+    data = files.rows(job)
     with locked(run):
         admit(run, job, on_event, replaces=replaces)
         last = checkpoints.latest_complete(run.checkpoints) if job.resume else None
@@ -65,12 +71,10 @@ def launch(
                 field="gpus",
             )
         start = files.launch(job, resume_from=last.path if last else None)
-        attempt = open_attempt(run, {**start.files, **data}, kept)
-        following = _Following(job, samples, last.step if last else None, on_event)
-        if left_out:
-            following.tell(
-                Noted(f"LLaMA-Factory leaves out {left_out} of {samples} rows: their turns do not alternate")
-            )
+        attempt = open_attempt(run, {**start.files, **data.files}, kept)
+        following = _Following(job, data.count, last.step if last else None, on_event)
+        for note in (*start.notes, *data.notes):
+            following.tell(Noted(note))
         began, log_start = time.monotonic(), monitor.size_of(run.log)
         outcome, stopped = _run(start, run, following)
         status: Status = "finished" if outcome.ok else "interrupted" if stopped else "failed"
@@ -166,6 +170,7 @@ class _Following:
                 continue
             began = time.monotonic()
             checkpoints.seal(folder, step=step, world_size=job.world_size, global_batch=job.global_batch)
+            checkpoints.prune(job.folder.checkpoints, keep=job.save_total_limit)
             self._saved.add(folder)
             self.tell(Saved(step=step, path=str(folder), seconds=time.monotonic() - began))
 

@@ -11,7 +11,6 @@ from typing import Final
 
 from ftplan.errors import InputError
 
-CLI: Final = "llamafactory-cli"
 PACKAGES: Final = (
     *("llamafactory", "torch", "transformers", "trl", "peft", "accelerate", "datasets"),
     *("bitsandbytes", "deepspeed"),

@@ -41,11 +41,27 @@ _PAIRS: Final[Mapping[str, Any]] = {"columns": {"prompt": "prompt", "response": 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What starts the run, and the files that it needs, by name inside the run's folder."""
+    """What starts the run, and the files that it needs, by name inside the run's folder.
+
+    ``notes`` say what of the user's environment is replaced.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     files: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The data as LLaMA-Factory reads it: files by name inside the run's folder, and how many rows they have.
+
+    ``notes`` tell of rows that are skipped or left out.
+    """
+
+    files: Mapping[str, str]
+    count: int
+    notes: tuple[str, ...] = ()
 
 
 def check(job: TrainJob) -> None:
@@ -57,6 +73,16 @@ def check(job: TrainJob) -> None:
         raise InputError(
             "LLaMA-Factory takes the tokenizer from the model's folder", hint="leave --tokenizer out", field="tokenizer"
         )
+    for field, asked, what in (
+        ("chat_template", job.chat_template is not None, "chat templates: it has templates of its own"),
+        ("track", bool(job.trackers), "trackers: its log is followed from here"),
+        ("count_flops", job.count_flops, "counting of FLOPs"),
+        ("profile", job.profile, "profiles"),
+    ):
+        if asked:
+            option = f"--{field.replace('_', '-')}"
+            hint = f"leave {option} out, or train with ftplan's own loop: leave --engine out"
+            raise InputError(f"--engine llamafactory takes no {what}", hint=hint, field=field)
 
 
 def can_say(job: TrainJob) -> bool:
@@ -89,8 +115,9 @@ def launch(job: TrainJob, *, resume_from: Path | None = None) -> Launch:
     program, *words = emitted.command
     argv = (environment.program(program), *(str(root / word) if word in files else word for word in words))
     wanted = explained({**worker_environment(job.threads_per_process), **device_environment(job.config, job.device)})
+    found = settled((*wanted, *cache_variables(job, os.environ)), os.environ)
     env = {
-        **settled((*wanted, *cache_variables(job, os.environ)), os.environ).values,
+        **found.values,
         # The log then tells the peaks of memory (LLaMA-Factory, train/callbacks.py).
         "RECORD_VRAM": "1",
         **emitted.environment,
@@ -98,11 +125,11 @@ def launch(job: TrainJob, *, resume_from: Path | None = None) -> Launch:
     }
     files["job.json"] = job.model_dump_json(indent=2) + "\n"
     files["launch.sh"] = _script(job, argv, env)
-    return Launch(argv, env, files)
+    return Launch(argv, env, files, found.notes)
 
 
-def data_files(job: TrainJob) -> tuple[dict[str, str], int, int]:
-    """The data as LLaMA-Factory reads it, how many rows it has, and how many of them LLaMA-Factory leaves out.
+def rows(job: TrainJob) -> Rows:
+    """The data of ``job``.
 
     Every row is written anew: the forms that ftplan reads are more than LLaMA-Factory's. Raises InputError for plain
     text, which is another stage of training there.
@@ -115,9 +142,11 @@ def data_files(job: TrainJob) -> tuple[dict[str, str], int, int]:
         raise InputError("LLaMA-Factory trains on plain text in a stage of its own (pt)", hint=hint, field="data")
     form = _CHAT if given.shape == "messages" else _PAIRS
     info = {DATASET: {"file_name": ROWS_FILE, **form}}
-    rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in given.rows)
-    files = {f"{DATA_FOLDER}/{INFO_FILE}": json.dumps(info, indent=2) + "\n", f"{DATA_FOLDER}/{ROWS_FILE}": rows}
-    return files, len(given.rows), sum(1 for _ in _left_out(given))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in given.rows)
+    files = {f"{DATA_FOLDER}/{INFO_FILE}": json.dumps(info, indent=2) + "\n", f"{DATA_FOLDER}/{ROWS_FILE}": lines}
+    count, left_out = len(given.rows), sum(1 for _ in _left_out(given))
+    odd = f"LLaMA-Factory leaves out {left_out} of {count} rows: their turns do not alternate" if left_out else ""
+    return Rows(files, count, tuple(filter(None, (given.note, odd))))
 
 
 def _left_out(given: TrainingData) -> Iterable[Mapping[str, Any]]:
@@ -145,7 +174,6 @@ def _settings(job: TrainJob, emitted: Emitted, resume_from: Path | None) -> dict
         "seed": job.seed,
         "logging_steps": job.logging_steps,
         "save_steps": job.save_steps,
-        "save_total_limit": job.save_total_limit,
         "ddp_timeout": job.timeout_seconds,
         "report_to": "none",
         # The log then tells tokens, and the time that they took.

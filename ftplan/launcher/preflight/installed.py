@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
 from typing import Final
+
+from packaging import requirements
+from packaging.requirements import InvalidRequirement
+from packaging.utils import canonicalize_name
 
 from ftplan.launcher.preflight.facts import Installed, Requirement
 
@@ -22,9 +27,6 @@ COMPILED: Final = {"flash-attn": "flash_attn_2_cuda", "bitsandbytes": "bitsandby
 BENEATH: Final = ("tokenizers", "safetensors", "huggingface-hub", "numpy", "pyarrow", "triton")
 """What those ask for in certain releases."""
 
-_REQUIREMENT: Final = re.compile(
-    r"(?P<name>[A-Za-z0-9._-]+)\s*\(?(?P<specifier>[<>=!~][^;)]*)?\)?\s*(?:;(?P<marker>.*))?"
-)
 _CUDA: Final = re.compile(r"^cuda\b[^=]*=\s*(?:'(?P<release>[0-9.]+)'|None)", re.MULTILINE)
 
 
@@ -49,22 +51,20 @@ def _version(name: str) -> str:
 
 
 def _requirements(package: str, *, extra: str = "") -> Iterator[Requirement]:
-    """Yield what ``package`` asks for: without conditions, or with those that hold for its ``extra``."""
+    """Yield what ``package`` asks for here in every case, or beyond that for its ``extra``."""
     try:
         asked = requires(package) or ()
     except PackageNotFoundError:
         return
     for text in asked:
-        match = _REQUIREMENT.fullmatch(text)
-        if match is None:
-            continue
-        marker = match["marker"] or ""
-        if (extra and f"'{extra}'" in marker.replace('"', "'")) or not (extra or marker):
-            yield Requirement(package, _normal(match["name"]), (match["specifier"] or "").strip())
+        with suppress(InvalidRequirement):
+            one = requirements.Requirement(text)
+            if _holds(one, extra) and not (extra and _holds(one, "")):
+                yield Requirement(package, canonicalize_name(one.name), str(one.specifier))
 
 
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+def _holds(requirement: requirements.Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 
 
 def _torch_cuda() -> str | None:

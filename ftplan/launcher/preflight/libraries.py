@@ -9,7 +9,7 @@ from ftplan.launcher.preflight.facts import Facts, Torch, TorchDevice
 from ftplan.launcher.preflight.findings import Finding, Status
 from ftplan.launcher.preflight.installed import COMPILED, TRAINING
 from ftplan.launcher.preflight.needs import Needs
-from ftplan.launcher.preflight.releases import compared, is_before, satisfies
+from ftplan.launcher.preflight.releases import is_before, satisfies
 from ftplan.profiles.packaged import packaged_json
 
 INSTALL: Final = "pip install 'ftplan[train]'"
@@ -122,7 +122,9 @@ def check_versions(facts: Facts, needs: Needs | None) -> Iterator[Finding]:
     for row in packaged_json("conflicts.json")["conflicts"]:
         package, other = versions.get(row["package"]), versions.get(row["other"])
         used = needs is None or row["package"] in needs.packages
-        if used and package and other and compared(package, row["until"]) <= 0 and not is_before(other, row["since"]):
+        if not (used and package and other):
+            continue
+        if not is_before(row["until"], package) and not is_before(other, row["since"]):
             message = (
                 f"{row['package']} {package} fails with {row['other']} {other}: {row['symptom']} ({row['source']})"
             )

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from ftplan.errors import InputError
+from ftplan.launcher.checkpoints import PREFIX
 from ftplan.launcher.preflight.facts import Disk, Host
 from ftplan.launcher.records import RunDir
 from ftplan.profiles.detect import cgroup_folders
@@ -45,10 +47,18 @@ def available_bytes(root: Path = _ROOT) -> int:
 
 
 def disk(folder: Path) -> Disk:
-    """The file system that a run in ``folder`` writes to, whether or not the folder is there yet."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    """The file system that a run in ``folder`` writes to, whether or not the folder is there yet.
+
+    Its checkpoints give their room back to those that follow; those that were set aside do not. Raises InputError for
+    what cannot be a folder.
+    """
+    try:
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise InputError(f"the run's folder cannot be used: {error.strerror}", field="run_dir") from error
     free = os.statvfs(there)
-    held = sum(path.stat().st_size for path in RunDir(folder).checkpoints.rglob("*") if path.is_file())
+    saved = RunDir(folder).checkpoints.glob(f"{PREFIX}*/**/*")
+    held = sum(path.stat().st_size for path in saved if path.is_file())
     return Disk(str(there), free.f_bavail * free.f_frsize, held)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,14 @@ def test_checkpoints_are_set_aside_one_lot_beside_the_other(tmp_path: Path) -> N
         assert checkpoints.set_aside(root) == tmp_path / f"checkpoints-before-{lot}"
         assert not root.exists()
     assert [each.step for each in checkpoints.complete(tmp_path / "checkpoints-before-2")] == [20]
+
+
+def test_a_lot_that_was_deleted_leaves_its_number_free(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    for _ in range(2):
+        save(root, 10)
+        checkpoints.set_aside(root)
+    shutil.rmtree(tmp_path / "checkpoints-before-1")
+    for lot in (1, 3):
+        save(root, 20)
+        assert checkpoints.set_aside(root) == tmp_path / f"checkpoints-before-{lot}"

@@ -31,7 +31,9 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture(autouse=True)
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_TOKEN", "HF_HUB_CACHE"):
+    tokens = ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN")
+    caches = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", *tokens, *caches):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -79,6 +81,12 @@ def test_a_token_opens_what_is_gated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data_source(("owner/gated",)).hub == "owner/gated"
 
 
+def test_a_login_opens_what_is_gated(tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "token").write_text("secret\n")
+    assert data_source(("owner/gated",)).hub == "owner/gated"
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "why"),
     [
@@ -118,3 +126,17 @@ def test_a_prepared_set_is_cached_too(tmp_path: Path) -> None:
     assert not data_hub.is_cached("owner/there")
     (tmp_path / "hf" / "datasets" / "owner___there").mkdir(parents=True)
     assert data_hub.is_cached("owner/there")
+
+
+@pytest.mark.parametrize("text", ["~nobody-of-that-name/x.jsonl", "x" * 5000, "owner/" + "x" * 5000, "rows\0.jsonl"])
+def test_what_cannot_be_a_path_is_bad_input(text: str) -> None:
+    with pytest.raises(DataError, match="is no file that can be read") as caught:
+        data_source((text,))
+    assert caught.value.field == "data"
+    assert len(caught.value.message) < 250
+
+
+def test_a_name_too_long_for_a_folder_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "hf" / "hub").mkdir(parents=True)
+    with pytest.raises(DataError, match="does not exist there"):
+        data_source(("owner/" + "x" * 250,))

@@ -114,6 +114,11 @@ def test_a_number_of_rows_is_drawn_by_the_seed_and_repeats_where_there_are_fewer
     assert len(more) == 30
 
 
+def test_none_are_drawn_where_no_row_can_be_used(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 of 1 rows"):
+        data.load(source(folder_with(tmp_path, [{"instruction": 3}], num_samples=2)))
+
+
 def test_a_folder_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     for name in ("b", "a"):

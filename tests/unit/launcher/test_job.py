@@ -6,6 +6,7 @@ import pytest
 from jobs import make_config, make_job
 from pydantic import ValidationError
 
+from ftplan.errors import InputError
 from ftplan.launcher.job import DataSource, Source, TrainJob
 
 
@@ -64,3 +65,9 @@ def test_utilisation_is_model_flops_over_the_peak() -> None:
 def test_a_step_has_one_instrument() -> None:
     with pytest.raises(ValidationError, match="disturb each other"):
         make_job(count_flops=True, profile=True)
+
+
+def test_the_home_of_nobody_is_bad_input() -> None:
+    with pytest.raises(InputError, match="nobody of that name") as caught:
+        make_job(run_dir="~nobody-of-that-name/run").absolute()
+    assert caught.value.field == "run_dir"

@@ -17,6 +17,14 @@ STUBBORN = [
     "-c",
     "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)",
 ]
+SLOW = STUBBORN[2].replace("signal.SIG_IGN", "lambda *_: time.sleep(0.6) or exit()")
+"""Takes its time to end, as torchrun does."""
+
+
+def leader_of(script: str, *, new_session: bool) -> list[str]:
+    """A process that dies of SIGTERM at once, as llamafactory-cli does, and leaves another that it prints the id of."""
+    start = f"subprocess.Popen([sys.executable, '-c', {script!r}], start_new_session={new_session})"
+    return [sys.executable, "-c", f"import subprocess, sys, time; print({start}.pid, flush=True); time.sleep(60)"]
 
 
 def wait_until_ready(log: Path) -> None:
@@ -26,12 +34,30 @@ def wait_until_ready(log: Path) -> None:
         time.sleep(0.01)
 
 
+def left_behind(log: Path) -> int:
+    """The id that the leader printed, once what it started is ready."""
+    wait_until_ready(log)
+    deadline = time.monotonic() + 20
+    while not (ids := [word for word in log.read_text().split() if word.isdigit()]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return int(ids[0])
+
+
+def wait_until_gone(pid: int) -> bool:
+    deadline = time.monotonic() + 20
+    while not gone(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return gone(pid)
+
+
 def gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
         return True
-    return False
+    return state == "Z"
 
 
 def test_exit_code_output_and_environment(tmp_path: Path) -> None:
@@ -79,6 +105,37 @@ def test_what_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.Monk
     assert gone(child.pid)
 
 
+def test_it_has_ended_when_its_group_is_empty(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    with Child(leader_of(SLOW, new_session=False), {}, log) as child:
+        left = left_behind(log)
+        child.terminate()
+        assert child.wait(0.3) is None
+        assert not gone(left)
+        assert child.wait(20) == Outcome(None, signal.SIGTERM)
+        assert gone(left)
+
+
+def test_what_stays_in_its_group_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftplan.launcher.process.REST_SECONDS", 0.2)
+    log = tmp_path / "log.txt"
+    with Child(leader_of(STUBBORN[2], new_session=False), {}, log) as child:
+        left = left_behind(log)
+        child.terminate()
+        assert child.wait(20) == Outcome(None, signal.SIGTERM)
+    assert wait_until_gone(left)
+
+
+def test_killing_reaches_other_sessions(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    with Child(SLEEP, {}, tmp_path / "other.txt") as other, Child(leader_of(SLOW, new_session=True), {}, log) as child:
+        left = left_behind(log)
+        child.kill()
+        assert child.wait(20) == Outcome(None, signal.SIGKILL)
+        assert wait_until_gone(left)
+        assert other.wait(0) is None
+
+
 def test_requests_to_stop_grow_stronger(tmp_path: Path) -> None:
     stop_file = tmp_path / "stop"
     with StopRequests() as requests, Child(STUBBORN, {}, tmp_path / "log.txt") as child:
@@ -110,3 +167,14 @@ def test_signals_mean_again_what_they_meant_before() -> None:
     with StopRequests():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequests() as requests:
+            signal.raise_signal(signal.SIGHUP)
+            assert requests.count == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs import make_job
 
-from ftplan.launcher import checkpoints, records
+from ftplan.launcher import checkpoints, engine, records
 from ftplan.launcher.records import RunDir, RunState
 from ftplan.launcher.summary import summarise
 
@@ -42,17 +42,36 @@ def test_state_survives_its_file(tmp_path: Path) -> None:
     records.write_state(run, "running", attempt=3)
     state = records.read_state(run)
     assert state is not None
-    assert (state.status, state.pid, state.attempt, state.abandoned) == ("running", os.getpid(), 3, False)
+    assert (state.status, state.pid, state.attempt) == ("running", os.getpid(), 3)
     run.state.write_text('{"status": "runn')
     assert records.read_state(run) is None
 
 
-def test_a_run_whose_launcher_is_gone_is_abandoned() -> None:
-    here = os.uname().nodename
+def test_a_run_whose_launcher_is_gone_is_abandoned(tmp_path: Path) -> None:
+    run, here = RunDir(tmp_path), os.uname().nodename
     gone = 2**22 + 1  # above the highest process id Linux gives out
-    assert RunState("running", gone, here).abandoned
-    assert not RunState("running", gone, "another-host").abandoned
-    assert not RunState("finished", gone, here).abandoned
+    assert records.is_abandoned(run, RunState("running", gone, here))
+    assert not records.is_abandoned(run, RunState("running", os.getpid(), here))
+    assert not records.is_abandoned(run, RunState("running", gone, "another-host"))
+    assert not records.is_abandoned(run, RunState("finished", gone, here))
+
+
+def test_a_run_is_abandoned_when_its_lock_is_free(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    # A process that got the id of the launcher, as the first of a container does again.
+    state = RunState("running", os.getpid(), os.uname().nodename)
+    with engine.locked(run):
+        assert not records.is_abandoned(run, state)
+    assert records.is_abandoned(run, state)
+    run.lock.unlink()
+    run.lock.mkdir()
+    assert not records.is_abandoned(run, state)
+
+
+def test_a_file_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.state.mkdir()
+    assert records.read_state(run) is None
 
 
 def test_the_newest_run_that_can_go_on(tmp_path: Path) -> None:

@@ -85,4 +85,10 @@ def test_a_conversion_that_fails_leaves_the_checkpoint_alone(run: RunDir, saved:
     assert str(run.log) in caught.value.hint
     assert "no room" in run.log.read_text()
     assert checkpoints.latest_complete(run.checkpoints) == saved
-    assert not (run.checkpoints / "universal-6").exists()
+    assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-6"]
+
+
+def test_what_a_kill_left_of_a_conversion_is_discarded(run: RunDir, saved: Checkpoint) -> None:
+    (run.checkpoints / ".universal-3.partial").mkdir()
+    resharding.discard(run)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-6"]

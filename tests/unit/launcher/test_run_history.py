@@ -6,7 +6,7 @@ import pytest
 from run_folders import MIB, save, started, stepped
 
 from ftplan.launcher import history
-from ftplan.launcher.events import Evaluated, Event, Failed, Finished, Noted, RankMemory
+from ftplan.launcher.events import Evaluated, Event, Failed, Finished, Noted, RankMemory, Recovering
 
 LOST = Failed(1, "error", "connection closed")
 OUT_OF_MEMORY = Failed(0, "out_of_memory", "CUDA out of memory")
@@ -28,6 +28,22 @@ def test_attempts_begin_where_training_starts_again() -> None:
 def test_several_ranks_fail_once_and_the_cause_is_told() -> None:
     tries = history.attempts([started(), LOST, OUT_OF_MEMORY, started(2, None), DONE])
     assert [attempt.ended for attempt in tries] == [OUT_OF_MEMORY, DONE]
+
+
+def test_a_lost_rank_is_no_cause_where_an_error_is_told() -> None:
+    cause = Failed(0, "error", "a bug")
+    (attempt,) = history.attempts([started(), Failed(1, "lost_rank", "connection closed"), cause])
+    assert attempt.ended == cause
+
+
+def test_recovering_begins_an_attempt_and_tells_what_changed() -> None:
+    recovering = Recovering("killed", "rank 0 was killed", 20, {"micro_batch": (8, 4), "liger": (False, True)})
+    again: list[Event] = [recovering, started(2, 20), *map(stepped, range(21, 24))]
+    once_more: list[Event] = [recovering, started(1, 20), DONE]
+    tries = history.attempts([*FIRST, *again, *once_more])
+    assert [attempt.events for attempt in tries] == [FIRST, again, once_more]
+    assert history.changes(tries[1], tries[0]) == ("micro batch 8 -> 4", "liger False -> True")
+    assert history.changes(tries[2], tries[1])[2:] == ("processes 2 -> 1",)
 
 
 def test_an_attempt_that_fails_before_it_trains_is_one() -> None:

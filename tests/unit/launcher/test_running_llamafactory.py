@@ -17,7 +17,7 @@ from ftplan.launcher import checkpoints, demo, monitor, records
 from ftplan.launcher.events import Evaluated, Event, Failed, Finished, Noted, Saved, Started, Stepped
 from ftplan.launcher.job import DataSource, Source, TrainJob
 from ftplan.launcher.llamafactory import engine
-from ftplan.launcher.llamafactory.files import data_files
+from ftplan.launcher.llamafactory.files import rows as written_rows
 from ftplan.launcher.llamafactory.log import LogReader, failure, parameters
 from ftplan.launcher.records import RunDir
 from ftplan.spec import RunConfig
@@ -138,7 +138,7 @@ def test_a_run_is_followed_and_recorded_like_our_own(environment: Path, tmp_path
     assert monitor.read_all(run.metrics) == events
     assert records.read_record(run) == record
     assert (run.final / "adapter_model.safetensors").read_bytes() == b"adapter"
-    assert [each.step for each in checkpoints.complete(run.checkpoints)] == [6, 4, 2]
+    assert [each.step for each in checkpoints.complete(run.checkpoints)] == [6, 4]
 
 
 def test_what_it_is_started_with(environment: Path, tmp_path: Path) -> None:
@@ -150,6 +150,7 @@ def test_what_it_is_started_with(environment: Path, tmp_path: Path) -> None:
     expected = {"dataset": "ftplan", "max_steps": 6, "save_steps": 2, "val_size": 0.1, "ddp_timeout": 1800}
     assert expected.items() <= settings.items()
     assert settings["train_from_scratch"] is True
+    assert "save_total_limit" not in settings
     assert (variables["FORCE_TORCHRUN"], variables["NPROC_PER_NODE"], variables["RECORD_VRAM"]) == ("1", "2", "1")
     assert variables["PATH"].startswith(f"{environment}/bin:")
     assert variables["PYTHONPATH"] == ""
@@ -201,6 +202,10 @@ def test_an_environment_without_it_is_bad_input(tmp_path: Path) -> None:
     [
         ({"world_size": 4, "global_batch": 32}, "processes of one machine"),
         ({"tokenizer": Source(kind="hub", location="other/tokenizer")}, "takes the tokenizer from the model"),
+        ({"chat_template": "chatml"}, "takes no chat templates"),
+        ({"trackers": ("wandb",)}, "takes no trackers"),
+        ({"count_flops": True}, "takes no counting of FLOPs"),
+        ({"profile": True}, "takes no profiles"),
     ],
 )
 def test_what_it_cannot_be_started_with(
@@ -222,28 +227,28 @@ CHAT = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "
 TWICE = {"messages": [{"role": "user", "content": "Hi."}, *CHAT["messages"]]}
 
 
-def data_of(tmp_path: Path, *rows: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+def data_of(tmp_path: Path, *rows: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], tuple[str, ...]]:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows))
-    files, samples, left_out = data_files(make_job(tmp_path, data=DataSource(paths=(str(path),))))
-    written = [json.loads(line) for line in files["data/rows.jsonl"].splitlines()]
-    assert len(written) == samples
-    return json.loads(files["data/dataset_info.json"])["ftplan"], written, left_out
+    found = written_rows(make_job(tmp_path, data=DataSource(paths=(str(path),))))
+    written = [json.loads(line) for line in found.files["data/rows.jsonl"].splitlines()]
+    assert len(written) == found.count
+    return json.loads(found.files["data/dataset_info.json"])["ftplan"], written, found.notes
 
 
 def test_conversations_are_written_with_their_tags(tmp_path: Path) -> None:
-    info, rows, left_out = data_of(tmp_path, CHAT, TWICE)
+    info, rows, notes = data_of(tmp_path, CHAT, TWICE)
     assert info["formatting"] == "sharegpt"
     assert (info["columns"], info["tags"]["user_tag"]) == ({"messages": "messages"}, "user")
     assert rows == [CHAT, TWICE]
-    assert left_out == 1
+    assert notes == ("LLaMA-Factory leaves out 1 of 2 rows: their turns do not alternate",)
 
 
 def test_pairs_are_written_as_instructions(tmp_path: Path) -> None:
-    info, rows, left_out = data_of(tmp_path, {"prompt": "1 + 1 =", "completion": " 2"})
+    info, rows, notes = data_of(tmp_path, {"prompt": "1 + 1 =", "completion": " 2"})
     assert info["columns"] == {"prompt": "prompt", "response": "completion"}
     assert rows == [{"prompt": "1 + 1 =", "completion": " 2"}]
-    assert left_out == 0
+    assert notes == ()
 
 
 def test_plain_text_is_another_stage(tmp_path: Path) -> None:
@@ -251,11 +256,20 @@ def test_plain_text_is_another_stage(tmp_path: Path) -> None:
         data_of(tmp_path, {"text": "some text"})
 
 
-def test_rows_that_are_left_out_are_told(environment: Path, tmp_path: Path) -> None:
+def test_what_is_left_out_or_replaced_is_told(
+    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps([CHAT, TWICE]))
-    _, events = launch(make_job(tmp_path, data=DataSource(paths=(str(path),))))
-    assert of(Noted, events) == [Noted("LLaMA-Factory leaves out 1 of 2 rows: their turns do not alternate")]
+    path.write_text(json.dumps([CHAT, TWICE, {"messages": []}]))
+    monkeypatch.setenv("HF_HOME", "/own")
+    data = DataSource(paths=(str(path),), skip_bad_rows=True)
+    _, events = launch(make_job(tmp_path, data=data, cache_dir=str(tmp_path)))
+    told = [event.message.partition(":")[0] for event in of(Noted, events)]
+    assert told == [
+        f"HF_HOME=/own of your environment is replaced by {tmp_path}/huggingface",
+        "skipped, as told",
+        "LLaMA-Factory leaves out 1 of 2 rows",
+    ]
 
 
 def test_lines_of_older_releases_have_no_tokens() -> None:

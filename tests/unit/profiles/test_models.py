@@ -34,7 +34,9 @@ def _no_network(monkeypatch, tmp_path):
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
-    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT", "HF_TOKEN"):
+    tokens = ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN")
+    caches = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT", *tokens, *caches):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -288,3 +290,32 @@ def test_endpoint_must_be_a_web_address(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "file:///etc")
     with pytest.raises(InputError, match="no web address"):
         hub.config_text("some/model")
+
+
+def test_the_token_is_that_of_huggingface_hub(monkeypatch, tmp_path):
+    assert hub.token() == ""
+    (tmp_path / "hf_home").mkdir()
+    write(tmp_path / "hf_home" / "token", "of the login\n")
+    assert hub.token() == "of the login"
+    write(tmp_path / "elsewhere", "elsewhere")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "elsewhere"))
+    assert hub.token() == "elsewhere"
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "older name")
+    assert hub.token() == "older name"
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert hub.token() == "secret"
+
+
+def test_the_cache_is_that_of_huggingface_hub(monkeypatch, tmp_path):
+    assert hub.hub_cache() == tmp_path / "hf_home" / "hub"
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert hub.hub_cache() == tmp_path / "huggingface" / "hub"
+    monkeypatch.setenv("HUGGINGFACE_HUB_CACHE", "/older")
+    assert hub.hub_cache() == Path("/older")
+    monkeypatch.setenv("HF_HUB_CACHE", "$XDG_CACHE_HOME/named")
+    assert hub.hub_cache() == tmp_path / "named"
+
+
+def test_a_name_too_long_for_a_folder_is_not_cached():
+    assert hub.cached_config("owner/" + "x" * 5000) is None

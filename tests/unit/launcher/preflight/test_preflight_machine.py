@@ -2,6 +2,7 @@
 
 import pytest
 
+from ftplan.errors import InputError
 from ftplan.launcher.preflight import installed, machine
 from ftplan.launcher.preflight.facts import Requirement
 from ftplan.units import GIB
@@ -63,10 +64,19 @@ def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path):
     assert disk.held_bytes == 0
 
 
+def test_a_folder_with_a_name_too_long_is_bad_input(tmp_path):
+    with pytest.raises(InputError, match="File name too long") as caught:
+        machine.disk(tmp_path / ("x" * 5000))
+    assert caught.value.field == "run_dir"
+
+
 def test_checkpoints_of_a_run_are_what_it_holds(tmp_path):
     folder = tmp_path / "checkpoints" / "checkpoint-1"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"x" * 1000)
+    aside = folder.with_name("damaged-checkpoint-1-1")
+    aside.mkdir()
+    (aside / "model.safetensors").write_bytes(b"x" * 500)
     assert machine.disk(tmp_path).held_bytes == 1000
 
 
@@ -81,11 +91,12 @@ REQUIRES = {
     "ftplan": [
         "rich>=13.9",
         "torch>=2.11; extra == 'train'",
-        "deepspeed>=0.19.8; (sys_platform == 'x') and extra == \"train\"",
+        "deepspeed>=0.19.8; (sys_platform != 'x') and extra == \"train\"",
+        "bitsandbytes>=0.50; sys_platform == 'x' and extra == 'train'",
         "ruff>=1; extra == 'dev'",
     ],
     "torch": ["numpy<3,>=1.26", "jinja2"],
-    "trl": ["Huggingface_Hub (>=0.34)", "torch>=2; python_version < '3.9'"],
+    "trl": ["Huggingface_Hub (>=0.34)", "torch>=2; python_version < '3.9'", "numpy[all]>=2; python_version > '3'"],
 }
 
 
@@ -104,6 +115,7 @@ def test_packages_by_their_metadata():
     assert set(found.requirements) == {
         Requirement("torch", "numpy", "<3,>=1.26"),
         Requirement("trl", "huggingface-hub", ">=0.34"),
+        Requirement("trl", "numpy", ">=2"),
     }
 
 
