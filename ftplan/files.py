@@ -50,6 +50,15 @@ def _torn(descriptor: int) -> bool:
     return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
 
 
+def publish(partial: Path, folder: Path) -> None:
+    """Rename ``partial`` to ``folder``: after a crash that has all its files with their content, or does not exist."""
+    for path in partial.rglob("*"):
+        sync(path)
+    sync(partial)
+    partial.rename(folder)
+    sync(folder.parent)
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the entries of a folder, to disk, so that a rename in it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

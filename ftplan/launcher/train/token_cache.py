@@ -18,7 +18,7 @@ from typing import Any, Final
 from transformers import PreTrainedTokenizerBase
 
 from ftplan.errors import DataError
-from ftplan.files import sync
+from ftplan.files import publish
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.train.chat import ChatFormat
 from ftplan.launcher.train.reading import hub_dataset
@@ -103,12 +103,9 @@ def _make(place: Path, write: Callable[[Path], None]) -> None:
     partial.mkdir()
     try:
         write(partial)
-        for file in partial.iterdir():
-            sync(file)
         if place.exists():
             place.rename(partial.with_name(f"{partial.name}.damaged"))
-        partial.rename(place)
-        sync(place.parent)
+        publish(partial, place)
     finally:
         for left in place.parent.glob(f"{partial.name}*"):
             shutil.rmtree(left)
