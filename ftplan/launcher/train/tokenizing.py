@@ -47,7 +47,7 @@ def tokenized(
     Where the template does not mark what the assistant says, each of its turns becomes a row: what led to it, and it.
     """
     end = tokenizer.eos_token
-    if end is None and (data.shape != "messages" or chat.named is not None):
+    if end is None and (data.shape != "messages" or chat.needs_eos):
         message = "the tokenizer has no end-of-sequence token: a model would not learn where to stop"
         raise DataError(message, hint="give its tokenizer_config.json an eos_token", field="tokenizer")
     if data.shape == "messages":
