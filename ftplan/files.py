@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from pathlib import Path
+from typing import Final
+
+HASHED_UP_TO_BYTES: Final = 16 * 2**20
+"""Of larger files so much is read, in blocks all over them: reading tens of GB again would hold up the training."""
+BLOCK_BYTES: Final = 2**20
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -45,9 +51,31 @@ def end_line(path: Path) -> None:
         os.close(descriptor)
 
 
+def sampled_sha256(path: Path) -> str:
+    """Of all of a file, or of blocks that lie evenly over a large one, its first and last among them."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= HASHED_UP_TO_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest, blocks = hashlib.sha256(), HASHED_UP_TO_BYTES // BLOCK_BYTES
+        for index in range(blocks):
+            file.seek(index * (size - BLOCK_BYTES) // (blocks - 1))
+            digest.update(file.read(BLOCK_BYTES))
+        return digest.hexdigest()
+
+
 def _torn(descriptor: int) -> bool:
     size = os.fstat(descriptor).st_size
     return size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+
+
+def publish(partial: Path, folder: Path) -> None:
+    """Rename ``partial`` to ``folder``: after a crash that has all its files with their content, or does not exist."""
+    for path in partial.rglob("*"):
+        sync(path)
+    sync(partial)
+    partial.rename(folder)
+    sync(folder.parent)
 
 
 def sync(path: Path) -> None:

@@ -6,7 +6,6 @@ files that do not match it, is no checkpoint, is never resumed from and never co
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,13 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ftplan.files import sync
+from ftplan.files import sampled_sha256, sync
 
 MANIFEST: Final = "ftplan-manifest.json"
 PREFIX: Final = "checkpoint-"
-HASHED_UP_TO_BYTES: Final = 16 * 2**20
-"""Of larger files so much is read, in blocks all over them: reading tens of GB again would hold up the training."""
-BLOCK_BYTES: Final = 2**20
 DAMAGED: Final = "damaged-"
 """How the name begins of a checkpoint that was set aside."""
 
@@ -124,7 +120,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _describe(path: Path) -> dict[str, Any]:
     sync(path)
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": sampled_sha256(path)}
 
 
 def _matches(path: Path, said: Mapping[str, Any]) -> bool:
@@ -132,22 +128,9 @@ def _matches(path: Path, said: Mapping[str, Any]) -> bool:
         if path.stat().st_size != said["bytes"]:
             return False
         # Earlier versions left the hash of large files out.
-        return said["sha256"] is None or said["sha256"] == _sha256(path)
+        return said["sha256"] is None or said["sha256"] == sampled_sha256(path)
     except (OSError, KeyError, TypeError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    """Of all of a file, or of blocks that lie evenly over a large one, its first and last among them."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= HASHED_UP_TO_BYTES:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest, blocks = hashlib.sha256(), HASHED_UP_TO_BYTES // BLOCK_BYTES
-        for index in range(blocks):
-            file.seek(index * (size - BLOCK_BYTES) // (blocks - 1))
-            digest.update(file.read(BLOCK_BYTES))
-        return digest.hexdigest()
 
 
 def _set_aside(folder: Path, name: str) -> Path:

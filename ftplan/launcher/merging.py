@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ftplan.errors import InputError
-from ftplan.files import sync
+from ftplan.files import publish
 from ftplan.launcher.merge_job import MergeEvent, MergeJob, from_line
 from ftplan.launcher.tasks import run_task
 
@@ -34,10 +34,8 @@ def run_merge(job: MergeJob, threads: int, on_event: Callable[[MergeEvent], None
             parse=from_line,
             on_event=on_event,
         )
-        sync(partial)
         _refuse_existing(out)
-        partial.rename(out)
-        sync(out.parent)
+        publish(partial, out)
 
 
 @contextmanager

@@ -130,6 +130,7 @@ def training_job(job: TrialsJob, trial: Trial) -> TrainJob:
         data=DataSource(synthetic=True),
         max_steps=job.warmup_steps + job.steps,
         seed=job.seed,
+        save_steps=None,
         threads_per_process=job.threads_per_process,
         tensorboard=False,
     )

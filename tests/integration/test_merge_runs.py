@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ftplan.errors import InputError
+from ftplan.launcher import demo
 from ftplan.launcher.job import Source
 from ftplan.launcher.merge_job import MergeEnded, MergeEvent, MergeJob, MergeStated
 
@@ -180,6 +181,33 @@ def test_a_narrower_model_is_refused(tmp_path: Path) -> None:
     job = {"base": Source(kind="folder", location=str(tmp_path / "other/base"))}
     with pytest.raises(InputError, match=r"for a weight of shape \[96, 64\], the base's has \[96, 32\]"):
         merged_here(tmp_path, **job)
+
+
+@pytest.mark.parametrize(("own", "kept"), [(None, [2]), (9, [9]), ([9, 10], [9, 10])])
+def test_the_merged_model_stops_where_it_was_trained_to(own: Any, kept: list[int], tmp_path: Path) -> None:
+    made(CASES["all linear"], tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(demo.model_path())
+    tokenizer.eos_token = "<|user|>"
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    if own is None:
+        (tmp_path / "base/generation_config.json").unlink()
+    else:
+        (tmp_path / "base/generation_config.json").write_text(json.dumps({"eos_token_id": own, "temperature": 0.6}))
+    merged_here(tmp_path)
+    result = loaded(tmp_path / "merged")
+    assert result.generation_config.eos_token_id == [tokenizer.eos_token_id, *kept]
+    assert result.generation_config.temperature == (None if own is None else 0.6)
+    assert result.config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_what_stops_the_base_already_is_left_as_it_is(tmp_path: Path) -> None:
+    made(CASES["all linear"], tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(demo.model_path())
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    settings = json.dumps({"eos_token_id": [9, tokenizer.eos_token_id]})
+    (tmp_path / "base/generation_config.json").write_text(settings)
+    merged_here(tmp_path)
+    assert (tmp_path / "merged/generation_config.json").read_text() == settings
 
 
 @pytest.fixture(scope="module")

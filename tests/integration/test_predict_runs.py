@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("rouge_score")
 
+from ftplan.launcher.train import predict_models  # noqa: E402
 from ftplan.launcher.train.batches import batches, halving  # noqa: E402
-from ftplan.launcher.train.predict_rows import examples  # noqa: E402
+from ftplan.launcher.train.chat import chat_format  # noqa: E402
+from ftplan.launcher.train.predict_rows import Example, examples  # noqa: E402
 from ftplan.launcher.train.predicting import predict  # noqa: E402
 from ftplan.launcher.train.scoring import Examinee, generations, losses  # noqa: E402
 from ftplan.launcher.train.text_metrics import exact_match, rouge  # noqa: E402
@@ -56,10 +59,7 @@ def adapter(base: Path) -> Path:
     """An adapter on it that knows one answer by heart."""
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     model = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
-    row = examples(load(demo.data()), tokenizer(), limit=1, max_length=128)[0]
-    tokens = torch.tensor([row.tokens])
-    labels = tokens.clone()
-    labels[:, : row.completion_start] = -100
+    tokens, labels = tensors(demo_rows(1)[0])
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)
     for _ in range(25):
         model(input_ids=tokens, labels=labels).loss.backward()
@@ -71,6 +71,16 @@ def adapter(base: Path) -> Path:
 
 def tokenizer() -> Any:
     return transformers.AutoTokenizer.from_pretrained(demo.model_path())
+
+
+def demo_rows(count: int) -> list[Example]:
+    return examples(load(demo.data()), tokenizer(), chat_format(tokenizer(), None), limit=count, max_length=128)
+
+
+def tensors(row: Example) -> tuple[Any, Any]:
+    """A row as tokens and labels, as transformers takes them."""
+    labels = [token if scored else -100 for token, scored in zip(row.tokens, row.scored, strict=True)]
+    return torch.tensor([row.tokens]), torch.tensor([labels])
 
 
 def predicted(job: PredictJob) -> tuple[Predicted, list[PredictEvent], list[dict[str, Any]]]:
@@ -102,9 +112,7 @@ def one_by_one(model: Any, rows: Sequence[Any]) -> list[float]:
     """The loss as transformers computes it, a row at a time, without padding."""
     found = []
     for row in rows:
-        tokens = torch.tensor([row.tokens])
-        labels = tokens.clone()
-        labels[:, : row.completion_start] = -100
+        tokens, labels = tensors(row)
         with torch.no_grad():
             found.append(float(model(input_ids=tokens, labels=labels).loss) * row.scored_tokens)
     return found
@@ -112,7 +120,7 @@ def one_by_one(model: Any, rows: Sequence[Any]) -> list[float]:
 
 def test_before_and_after(base: Path, adapter: Path, tmp_path: Path) -> None:
     ended, _, lines = predicted(predict_job(base, adapter, tmp_path / "out.jsonl"))
-    rows = examples(load(demo.data()), tokenizer(), limit=12, max_length=128)
+    rows = demo_rows(12)
     model = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
     assert ended.before is not None
     tokens = sum(row.scored_tokens for row in rows)
@@ -134,7 +142,7 @@ def test_before_and_after(base: Path, adapter: Path, tmp_path: Path) -> None:
 
 def test_predictions_do_not_depend_on_the_batch(base: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
-    rows = examples(load(demo.data()), tokenizer(), limit=6, max_length=128)
+    rows = demo_rows(6)
     alone, together = (Examinee(model, tokenizer(), size) for size in (1, 6))
     assert losses(together, rows, lambda done: None) == pytest.approx(losses(alone, rows, lambda done: None), rel=1e-4)
     assert losses(alone, rows, lambda done: None) == pytest.approx(one_by_one(model, rows), rel=1e-4)
@@ -162,6 +170,16 @@ def test_conversations_and_pairs(base: Path, adapter: Path, tmp_path: Path) -> N
     assert (ended.rows, ended.after.tokens) == (1, 2)
 
 
+def test_an_empty_prompt_is_generated_from(base: Path, adapter: Path, tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text('{"prompt": "", "completion": "4"}\n{"prompt": "2 + 2 is ", "completion": "4"}\n')
+    alone = predict_job(base, adapter, tmp_path / "out", data=DataSource(paths=(str(data),)), batch_size=1)
+    together = alone.model_copy(update={"batch_size": 2, "out": str(tmp_path / "together")})
+    texts = [line["before"] for line in predicted(alone)[2]]
+    assert texts == [line["before"] for line in predicted(together)[2]]
+    assert texts[0]
+
+
 def test_plain_text_has_a_loss_only(base: Path, adapter: Path, tmp_path: Path) -> None:
     data = tmp_path / "text.jsonl"
     data.write_text('{"text": "The cat licked its paw."}\n')
@@ -185,6 +203,23 @@ def test_a_whole_model_beside_its_base(base: Path, tmp_path: Path) -> None:
     job = predict_job(base, base, tmp_path / "out", is_adapter=False, limit=3, metrics=("loss",))
     ended, _, _ = predicted(job)
     assert ended.before == ended.after
+
+
+def test_a_whole_model_is_gone_before_the_next_is_loaded(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[Any]] = []
+    load_model = predict_models._loaded
+
+    def watched(*args: Any, **options: Any) -> Any:
+        assert not any(one() for one in loaded)
+        model = load_model(*args, **options)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(predict_models, "_loaded", watched)
+    predict(predict_job(base, base, tmp_path / "out", is_adapter=False, limit=2), lambda event: None)
+    assert len(loaded) == 2
 
 
 def test_batches_are_of_like_lengths_and_bounded() -> None:

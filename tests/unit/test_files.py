@@ -28,6 +28,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
+def test_a_folder_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    partial, folder = tmp_path / ".partial", tmp_path / "folder"
+    (partial / "deep").mkdir(parents=True)
+    (partial / "deep" / "weights").write_text("w")
+    synced = []
+    monkeypatch.setattr(files, "sync", lambda path: synced.append((path, folder.exists())))
+    files.publish(partial, folder)
+    before = [path for path, has_name in synced if not has_name]
+    assert sorted(before) == [partial, partial / "deep", partial / "deep" / "weights"]
+    assert synced[len(before) :] == [(tmp_path, True)]
+    assert (folder / "deep" / "weights").read_text() == "w"
+
+
 def test_lines_are_appended_in_a_folder_that_is_made(tmp_path):
     path = tmp_path / "deep" / "lines"
     files.append_line(path, "ä")

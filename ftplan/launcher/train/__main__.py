@@ -7,6 +7,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from ftplan.files import end_line
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.train.failures import failed
 from ftplan.launcher.train.guard import Guard
@@ -18,10 +19,10 @@ def main(arguments: list[str]) -> int:
     guard = Guard()
     guard.start()
     job = TrainJob.model_validate_json(Path(arguments[0]).read_bytes())
-    reporter = Reporter(job.folder.metrics)
     rank = int(os.environ.get("RANK", "0"))
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        reporter.start_on_new_line()
+        end_line(job.folder.metrics)
+    reporter = Reporter(job.folder.metrics)
     try:
         # Imported here: the guard must be in place first, and a failing import must be reported, too.
         from ftplan.launcher.train.run import train

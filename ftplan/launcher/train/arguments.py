@@ -25,6 +25,10 @@ def _batch(job: TrainJob) -> dict[str, Any]:
         "gradient_accumulation_steps": config.accumulation,
         "max_length": config.seq_len,
         "packing": config.packing,
+        # Rows come tokenized, cut and packed.
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        # Random rows in order, so that where batches are padded each holds a shorter one.
+        **({"train_sampling_strategy": "sequential"} if job.data.synthetic else {}),
     }
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import torch
 
-_CPU_OUT_OF_MEMORY: Final = re.compile(r"can't allocate memory|not enough memory")
+from ftplan.launcher.train.failures import kind_of
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -34,14 +33,10 @@ def halving(work: Callable[[Sequence[_T]], list[_R]], batch: Sequence[_T]) -> li
     try:
         return work(batch)
     except RuntimeError as error:
-        if len(batch) == 1 or not _out_of_memory(error):
+        if len(batch) == 1 or kind_of(error) != "out_of_memory":
             raise
     # Only here, after the exception and what its frames held are gone, is the memory free again.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = len(batch) // 2
     return halving(work, batch[:middle]) + halving(work, batch[middle:])
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or _CPU_OUT_OF_MEMORY.search(str(error)) is not None

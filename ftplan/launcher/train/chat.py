@@ -29,6 +29,11 @@ class ChatFormat:
     marks_assistant: bool
     note: str
 
+    @property
+    def needs_eos(self) -> bool:
+        """Whether the named template ends turns with the tokenizer's end of sequence."""
+        return self.named is not None and "eos_token" in self.text
+
     def adopt(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Give ``tokenizer`` the named template, to be saved with it, and what ends a turn as its end of sequence."""
         if self.named is None:

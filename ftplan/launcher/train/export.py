@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from ftplan.files import publish
 from ftplan.launcher.train.control import Control
 from ftplan.launcher.train.trainer import PlannedTrainer
 
@@ -24,7 +25,7 @@ def export(trainer: PlannedTrainer, folder: Path, control: Control, *, adapters:
     control.barrier()
     if control.keeps_files:
         shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        publish(partial, folder)
 
 
 def _save(trainer: PlannedTrainer, folder: Path, *, is_main: bool, adapters: bool) -> None:

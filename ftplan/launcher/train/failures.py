@@ -26,7 +26,7 @@ _BY_CLASS: Final[Mapping[str, FailureKind]] = {
 }
 _BY_WORDS: Final[Mapping[FailureKind, tuple[str, ...]]] = {
     # Drivers, torch for the host, cuBLAS.
-    "out_of_memory": ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"),
+    "out_of_memory": ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED"),
     # The kernel; torch's archive writer, which keeps the reason to itself (caffe2/serialize/inline_container.cc).
     "disk_full": ("No space left on device", "PytorchStreamWriter failed", "Disk quota exceeded"),
     # gloo's transport and its monitored calls, NCCL's watchdog, torch's store.

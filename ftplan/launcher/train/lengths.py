@@ -25,7 +25,7 @@ def measured(job: TrainJob) -> lengths.LengthReport:
     """The lengths of the rows of ``job``, training and held-out ones together, beside its cutoff."""
     tokenizer = load_tokenizer(job.tokenizer)
     chat = chat_format(tokenizer, job.chat_template)
-    data, bad, cutoff = read(job, tokenizer, chat), BadRows(), job.config.seq_len
+    data, bad, cutoff = read(job), BadRows(), job.config.seq_len
     rows = ((len(row.input_ids), row.learns(cutoff)) for row in tokenized(data, tokenizer, chat, bad))
     found = lengths.report(rows, cutoff)
     bad.refuse(len(data.rows), skip=job.data.skip_bad_rows, hint="--chat-template names another template")

@@ -21,12 +21,12 @@ from ftplan.launcher.train.trainer import PlannedTrainer
 from ftplan.profiles.stacks import load_stack
 
 
-def trainer_arguments(job: TrainJob, **changes: object) -> SFTConfig:
-    """The trainer's arguments for ``job``, with ``changes``.
+def trainer_arguments(job: TrainJob) -> SFTConfig:
+    """The trainer's arguments for ``job``.
 
     Making them starts the process group, and with ZeRO-3 decides how a model is built: they come before the model.
     """
-    arguments = SFTConfig(**{**sft_arguments(job), **changes})
+    arguments = SFTConfig(**sft_arguments(job))
     _use_plain_cpu(arguments)
     _limit_waiting(job)
     _let_fsdp_on_cpu(job)

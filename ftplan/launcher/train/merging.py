@@ -15,7 +15,17 @@ from ftplan.launcher.train.adapter_files import Change, read_changes
 from ftplan.launcher.train.checkpoint_names import names_in
 from ftplan.launcher.train.measure import peak_resident_bytes
 from ftplan.launcher.train.merge_plan import MergePlan, plan_merge
-from ftplan.launcher.train.model_folder import base_folder, copy_beside, merged_config, read_config
+from ftplan.launcher.train.model_folder import (
+    CONFIG,
+    GENERATION,
+    base_folder,
+    copy_beside,
+    end_of_sequence,
+    merged_config,
+    merged_generation,
+    read_config,
+    tokenizer_folder,
+)
 from ftplan.launcher.train.weight_blocks import BYTES_PER_ELEMENT, largest_factors_bytes, write_file
 from ftplan.launcher.weight_files import INDEX, file_names, index_of, split, tensors_of
 from ftplan.units import MIB, ceil_div
@@ -34,11 +44,16 @@ def merge(job: MergeJob, tell: Tell) -> None:
     changes = read_changes(Path(job.adapter))
     base = base_folder(job)
     config = read_config(base)
+    tokenizer = tokenizer_folder(job, base)
+    end = end_of_sequence(tokenizer) if tokenizer is not None else None
     stored = tensors_of(base)
     plan = plan_merge(stored, names_in(base, stored), changes, job.dtype)
     block_elements, peak_bytes = _memory(plan, list(changes.values()), job.max_ram_bytes)
     _write(plan, job, block_elements, peak_bytes, tell)
-    copy_beside(job, base, merged_config(config, job.dtype, unties=plan.unties))
+    documents = {CONFIG: merged_config(config, job.dtype, unties=plan.unties, end=end)}
+    if (generation := merged_generation(base, config, end)) is not None:
+        documents[GENERATION] = generation
+    copy_beside(job, base, documents, tokenizer)
     tell(MergeEnded(peak_bytes=peak_resident_bytes()))
 
 

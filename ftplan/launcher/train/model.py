@@ -1,4 +1,4 @@
-"""Builds the model and tokenizer a job names: loaded or random, quantized, with adapters."""
+"""Builds the model a job names: loaded or with random weights, quantized, with adapters."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from ftplan.estimators.targets import ALL_LINEAR, QUERY_VALUE, target_modules
+from ftplan.files import publish
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.train.control import Control
 from ftplan.profiles.hf_config import profile_from_config
@@ -156,7 +157,7 @@ def _written(job: TrainJob, control: Control) -> Path:
     if control.keeps_files and not folder.exists():
         temporary = folder.with_name(".base.tmp")
         from_config(job).save_pretrained(temporary)
-        temporary.rename(folder)
+        publish(temporary, folder)
     control.barrier()
     return folder
 

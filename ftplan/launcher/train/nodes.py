@@ -21,9 +21,14 @@ OF_ONE_NODE: Final = {
     "rendezvous",
     "resume",
     "predicted",
+    "predicted_ranks",
     "basis",
+    "model_flops_per_token",
+    "score_flops_per_token",
+    "peak_flops_per_second",
     "threads_per_process",
     "cache_dir",
+    "data_cache",
 }
 """Fields of a job in which machines may differ."""
 
@@ -31,14 +36,17 @@ OF_ONE_NODE: Final = {
 def settle(job: TrainJob, control: Control, arguments: SFTConfig) -> None:
     """Agree on the job and on the disk, which decides who saves; raises InputError on every rank where they cannot.
 
-    Without a shared disk every machine keeps whole checkpoints of its own: possible where no state is sharded.
+    Without a shared disk every machine keeps whole checkpoints of its own: possible where no state is sharded. What a
+    killed attempt was still saving is deleted.
     """
-    if job.nodes == 1:
-        return
-    _check_same(job, control)
     root = Path(job.run_dir)
-    root.mkdir(parents=True, exist_ok=True)
-    control.look_for_shared(root)
+    if job.nodes > 1:
+        _check_same(job, control)
+        root.mkdir(parents=True, exist_ok=True)
+        control.look_for_shared(root)
+    if control.keeps_files:
+        # The launch did so, too, but not each restart by torchrun.
+        checkpoints.discard_unfinished(job.folder.checkpoints)
     if control.shares_disk:
         return
     if job.config.sharding != "ddp":
@@ -48,8 +56,6 @@ def settle(job: TrainJob, control: Control, arguments: SFTConfig) -> None:
             field="run_dir",
         )
     arguments.save_on_each_node = True
-    if control.leads_node and not control.is_main:
-        checkpoints.discard_unfinished(job.folder.checkpoints)
     stale = control.leads_node and checkpoints.latest_complete(job.folder.checkpoints) is not None
     if control.any(stale) and not _goes_on(job, control):
         raise InputError(
@@ -60,14 +66,21 @@ def settle(job: TrainJob, control: Control, arguments: SFTConfig) -> None:
 def step_to_go_on_from(job: TrainJob, control: Control) -> int | None:
     """The step of the newest checkpoint that every disk holds complete; None for a run that begins.
 
-    Raises InputError if the run was to go on and there is none. An elastic run that torchrun has started anew goes on
-    where it can.
+    Raises InputError if there is none and the run was to go on, or some disk holds one. An elastic run that torchrun
+    has started anew goes on where it can.
     """
     if not _goes_on(job, control):
         return None
     own = [each.step for each in checkpoints.complete(job.folder.checkpoints)] if control.keeps_files else None
     held = [set(steps) for steps in control.gather(own) if steps is not None]
     newest: int | None = max(set.intersection(*held), default=None)
+    if newest is None and any(held):
+        # From its start the run would save steps that count as older than those there, and are deleted first.
+        raise InputError(
+            "the machines hold no checkpoint in common",
+            hint=f"copy {job.folder.checkpoints} of one machine to the others, or use a shared disk",
+            field="resume",
+        )
     if newest is None and control.any(job.resume):
         raise InputError(f"no complete checkpoint in {job.folder.checkpoints}", field="resume")
     return newest
@@ -93,7 +106,8 @@ def _shared_fields(job: TrainJob) -> str:
     for source in ("model", "tokenizer"):
         if document[source]["kind"] != "hub":
             document[source]["location"] = Path(document[source]["location"]).name
-    document["data"]["paths"] = [Path(path).name for path in document["data"]["paths"]]
+    for data in (document["data"], *document["data"]["described"]):
+        data["paths"] = [Path(path).name for path in data["paths"]]
     if job.model.kind != "hub":
         document["config"]["model"] = Path(document["config"]["model"]).name
     return repr(document)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -12,22 +12,33 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ftplan.errors import InputError
 from ftplan.launcher.job import Source
 from ftplan.launcher.predict_job import PredictJob, Side
+from ftplan.launcher.train import card
 from ftplan.launcher.train.model import DTYPES, from_config, keep_packing, quantization_of
 
+_T = TypeVar("_T")
 
-def models(job: PredictJob) -> Iterator[tuple[Side, Any]]:
-    """The model of each side that is asked for, on its device; only one is held at a time."""
+
+def ask_each(job: PredictJob, ask: Callable[[Side, Any], _T]) -> dict[Side, _T]:
+    """What ``ask`` says of each model that is asked for, on its device; a whole model is gone before the next comes."""
     if job.is_adapter:
-        assert job.base is not None, "an adapter has a base"
-        model = PeftModel.from_pretrained(_base(job, job.base), job.trained).eval()
-        if job.before:
-            with model.disable_adapter():
-                yield "before", model
-        yield "after", model
-        return
+        return _ask_adapted(job, ask)
+    said: dict[Side, _T] = {}
     if job.before and job.base is not None:
-        yield "before", _base(job, job.base)
-    yield "after", _loaded(job, job.trained)
+        said["before"] = ask("before", _base(job, job.base))
+        card.forget()
+    said["after"] = ask("after", _loaded(job, job.trained))
+    return said
+
+
+def _ask_adapted(job: PredictJob, ask: Callable[[Side, Any], _T]) -> dict[Side, _T]:
+    assert job.base is not None, "an adapter has a base"
+    model = PeftModel.from_pretrained(_base(job, job.base), job.trained).eval()
+    said: dict[Side, _T] = {}
+    if job.before:
+        with model.disable_adapter():
+            said["before"] = ask("before", model)
+    said["after"] = ask("after", model)
+    return said
 
 
 def place() -> torch.device:

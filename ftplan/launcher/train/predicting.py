@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from transformers import AutoTokenizer
-
 from ftplan.errors import InputError
 from ftplan.files import write_atomic
 from ftplan.launcher import data
 from ftplan.launcher.events import Noted
 from ftplan.launcher.predict_job import Metric, Predicted, PredictEvent, PredictJob, PredictProgressed, Scores, Side
 from ftplan.launcher.train.chat import chat_format
-from ftplan.launcher.train.predict_models import models
+from ftplan.launcher.train.predict_models import ask_each
 from ftplan.launcher.train.predict_rows import Example, count_examples, examples
 from ftplan.launcher.train.scoring import Examinee, generations, losses
 from ftplan.launcher.train.text_metrics import counts_words, exact_match, rouge
+from ftplan.launcher.train.tokenizer import load_tokenizer
 
 PROGRESS_SECONDS: Final = 0.2
 FEW_WORDS: Final = 0.5
@@ -32,31 +31,39 @@ Tell = Callable[[PredictEvent], None]
 
 @dataclass(frozen=True)
 class Answers:
-    """One model's summed loss of each example and its texts; None for what was not asked for."""
+    """One model's summed loss of each example and its texts, None for what was not asked for; where it ran, and how."""
 
     losses: Sequence[float] | None
     texts: Sequence[str] | None
+    device: str
+    dtype: str
 
 
 def predict(job: PredictJob, tell: Tell) -> None:
     """Write the job's file and tell the scores; raises InputError for what cannot be predicted."""
-    tokenizer = AutoTokenizer.from_pretrained(job.tokenizer.location, trust_remote_code=False)
+    tokenizer = load_tokenizer(job.tokenizer)
     given = data.load(job.data)
+    chat = chat_format(tokenizer, _asked_template(job))
     if given.shape == "messages":
-        chat_format(tokenizer, None).adopt(tokenizer)
-    rows = examples(given, tokenizer, limit=job.limit, max_length=job.max_length)
+        chat.adopt(tokenizer)
+    rows = examples(given, tokenizer, chat, limit=job.limit, max_length=job.max_length)
     wanted = _possible(job.metrics, given.shape, tell)
     _warn(rows, job, wanted, tell)
-    answers: dict[Side, Answers] = {}
-    where = ""
-    for side, model in models(job):
-        examinee = Examinee(model, tokenizer, job.batch_size)
-        where = f"{examinee.device.type} {str(model.dtype).removeprefix('torch.')}"
-        answers[side] = _answers(examinee, rows, wanted, job, side, tell)
-    scores = {side: _scores(rows, given, wanted) for side, given in answers.items()}
+
+    def ask(side: Side, model: Any) -> Answers:
+        return _answers(Examinee(model, tokenizer, job.batch_size), rows, wanted, job, side, tell)
+
+    answers = ask_each(job, ask)
+    scores = {side: _scores(rows, answered, wanted) for side, answered in answers.items()}
     write_atomic(Path(job.out), "".join(_line(index, row, answers) for index, row in enumerate(rows)))
-    device, dtype = where.split()
-    tell(Predicted(len(rows), count_examples(given), scores.get("before"), scores["after"], device, dtype))
+    after = answers["after"]
+    tell(Predicted(len(rows), count_examples(given), scores.get("before"), scores["after"], after.device, after.dtype))
+
+
+def _asked_template(job: PredictJob) -> str | None:
+    """The template that a run was told to use, where its tokenizer is not the one it saved, which has it."""
+    run = job.training
+    return run.chat_template if run is not None and run.tokenizer == job.tokenizer else None
 
 
 def _possible(metrics: Sequence[Metric], shape: str, tell: Tell) -> frozenset[Metric]:
@@ -101,6 +108,8 @@ def _answers(
     return Answers(
         losses(examinee, rows, progress("loss")) if "loss" in wanted else None,
         generations(examinee, rows, job.max_new_tokens, progress("predictions")) if wanted - {"loss"} else None,
+        examinee.device.type,
+        str(examinee.model.dtype).removeprefix("torch."),
     )
 
 
@@ -121,9 +130,9 @@ def _scores(rows: Sequence[Example], answers: Answers, wanted: frozenset[Metric]
 
 def _line(index: int, row: Example, answers: dict[Side, Answers]) -> str:
     document: dict[str, Any] = {"prompt": row.prompt, "reference": row.reference}
-    for side, given in answers.items():
-        if given.texts is not None:
-            document[side] = given.texts[index]
-        if given.losses is not None and row.scored_tokens:
-            document[f"loss_{side}"] = given.losses[index] / row.scored_tokens
+    for side, answered in answers.items():
+        if answered.texts is not None:
+            document[side] = answered.texts[index]
+        if answered.losses is not None and row.scored_tokens:
+            document[f"loss_{side}"] = answered.losses[index] / row.scored_tokens
     return json.dumps(document, ensure_ascii=False) + "\n"

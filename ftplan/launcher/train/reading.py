@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 from ftplan.errors import DataError
 from ftplan.launcher import data
 from ftplan.launcher.data import TrainingData
 from ftplan.launcher.data_files import Located
 from ftplan.launcher.job import DescribedSet, TrainJob
-from ftplan.launcher.train.chat import ChatFormat
 
 
-def read(job: TrainJob, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> TrainingData:
-    """The rows of ``job``; if they are conversations, ``tokenizer`` takes up the template they are written with.
-
-    Raises DataError for data that cannot be used.
-    """
-    rows = data.load(job.data, seed=job.seed, hub=_rows_of_hub)
-    if rows.shape == "messages":
-        chat.adopt(tokenizer)
-    return rows
+def read(job: TrainJob) -> TrainingData:
+    """The rows of ``job``; raises DataError for data that cannot be used."""
+    return data.load(job.data, seed=job.seed, hub=_rows_of_hub)
 
 
+@cache
 def hub_dataset(wanted: DescribedSet) -> Any:
-    """The `datasets.Dataset` of a set of the hub; code that comes with it is never run. Raises DataError."""
+    """The `datasets.Dataset` of a set of the hub, loaded once; raises DataError. Code that comes with it never runs."""
     import datasets  # a second to import, and few jobs need it to read
 
     try:

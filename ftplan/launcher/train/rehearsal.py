@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import torch
@@ -64,10 +65,16 @@ def rehearse(job: TrialsJob, reporter: Reporter) -> bool:
         # The trainer's arguments leave variables for accelerate there, such as those of FSDP.
         _restore(environment)
         card.clean()
-        if Control().any(card.held_bytes() > HELD_BYTES):
+        if _control().any(card.held_bytes() > HELD_BYTES):
             # The next trial would be measured beside the rest of this one: it gets a process of its own.
             return True
     return True
+
+
+@cache
+def _control() -> Control:
+    """The ranks of this process, which its first trial brings together: every group that is made would stay."""
+    return Control()
 
 
 def _attempt(job: TrialsJob, trial: Trial, started: float) -> Trialled:
@@ -85,14 +92,8 @@ def _attempt(job: TrialsJob, trial: Trial, started: float) -> Trialled:
 
 def _run(training: TrainJob, trial: Trial, warmup_steps: int) -> list[_Measured]:
     """Train a few steps; returns what each rank measured."""
-    arguments = trainer_arguments(
-        training,
-        save_strategy="no",
-        # Padded rows then come beside full ones.
-        train_sampling_strategy="sequential",
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
-    control = Control()
+    arguments = trainer_arguments(training)
+    control = _control()
     check_world(training, control)
     card.cap(trial.cap_bytes)
     model = random_model(training, arguments.device)

@@ -37,7 +37,7 @@ def train(job: TrainJob, guard: Guard, reporter: Reporter) -> None:
     tokenizer = load_tokenizer(job.tokenizer)
     data = _data(job, tokenizer)
     # The arguments start the process group, and with ZeRO-3 decide how a model is loaded: they come before the model.
-    arguments = trainer_arguments(job, **_as_prepared(job))
+    arguments = trainer_arguments(job)
     setting = Setting(job, job.folder, Control(job.timeout_seconds), reporter, guard, StepClock(), MemoryWatch(job))
     check_world(job, setting.control)
     settle(job, setting.control, arguments)
@@ -58,13 +58,6 @@ def _data(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         return prepare(job, tokenizer)
     shape = AutoConfig.from_pretrained(job.model.location, trust_remote_code=False)
     return Prepared(random_rows(job, shape.get_text_config().vocab_size), None)
-
-
-def _as_prepared(job: TrainJob) -> dict[str, object]:
-    """What the trainer is told about the data."""
-    # Random rows in order, so that where batches are padded each holds a shorter one.
-    in_order = {"train_sampling_strategy": "sequential"} if job.data.synthetic else {}
-    return {"dataset_kwargs": {"skip_prepare_dataset": True}, **in_order}
 
 
 def _model(setting: Setting, device: torch.device) -> Model:

@@ -58,9 +58,10 @@ def losses(examinee: Examinee, examples: Sequence[Example], progress: Progress) 
 
 def _losses(examinee: Examinee, rows: Sequence[Example]) -> list[float]:
     tokens, mask = _padded(examinee, [row.tokens for row in rows], left=False)
-    scored = torch.zeros_like(mask, dtype=torch.bool)
+    scored = torch.zeros(mask.shape, dtype=torch.bool)
     for index, row in enumerate(rows):
-        scored[index, max(1, row.completion_start) : len(row.tokens)] = True
+        scored[index, : len(row.scored)] = torch.tensor(row.scored)
+    scored = scored.to(examinee.device)
     with torch.no_grad():
         logits = examinee.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
     # Only what the completions need is taken to fp32.

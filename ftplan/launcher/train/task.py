@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from ftplan.errors import FtplanError
 from ftplan.launcher.events import Failed
+from ftplan.launcher.train.failures import kind_of, message_of
 from ftplan.launcher.train.guard import Guard
 from ftplan.launcher.train.reporter import Reporter
 
-MESSAGE_LINES: Final = 3
-"""Lines of an exception that are told."""
+_HINTS: Final[Mapping[str, str]] = {
+    "out_of_memory": "this needs more memory than there is",
+    "disk_full": "free some space, or write elsewhere",
+}
 
 Write = Callable[[bytes], None]
 
@@ -35,13 +38,11 @@ def run_worker(arguments: list[str], work: Callable[[bytes, Write], None], faile
 
 
 def _failure(error: Exception) -> Failed:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    message = " ".join(lines[:MESSAGE_LINES])
+    kind, message = kind_of(error), message_of(error)
     if isinstance(error, FtplanError):
-        return Failed(rank=0, kind="input", message=message, hint=error.hint)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return Failed(rank=0, kind="out_of_memory", message=message, hint="this needs more memory than there is")
-    return Failed(rank=0, kind="error", message=f"{type(error).__name__}: {message}")
+        return Failed(rank=0, kind=kind, message=message, hint=error.hint)
+    told = message if kind in _HINTS else f"{type(error).__name__}: {message}"
+    return Failed(rank=0, kind=kind, message=told, hint=_HINTS.get(kind, ""))
 
 
 def main(work: Callable[[bytes, Write], None], failed: Callable[[Failed], bytes]) -> None:

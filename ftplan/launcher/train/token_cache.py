@@ -18,7 +18,7 @@ from typing import Any, Final
 from transformers import PreTrainedTokenizerBase
 
 from ftplan.errors import DataError
-from ftplan.files import sync
+from ftplan.files import publish
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.train.chat import ChatFormat
 from ftplan.launcher.train.reading import hub_dataset
@@ -36,11 +36,11 @@ _CODE: Final = (
 """What of this package decides the tokens."""
 
 
-def entry(folder: Path, key: str, write: Callable[[Path], None]) -> tuple[Path, Manifest, bool]:
+def entry(folder: Path, key: str, write: Callable[[Path], Manifest]) -> tuple[Path, Manifest, bool]:
     """The folder of the entry ``key``, its manifest, and whether a damaged one had to be made anew.
 
-    ``write`` fills a new folder if there is no whole entry. Raises OSError where the cache cannot be written, and
-    whatever ``write`` raises, of which nothing stays.
+    ``write`` fills a new folder if there is no whole entry, and returns its manifest. Raises OSError where the cache
+    cannot be written, and whatever ``write`` raises, of which nothing stays.
     """
     place = folder / key
     if (manifest := read_manifest(place)) is not None:
@@ -50,10 +50,7 @@ def entry(folder: Path, key: str, write: Callable[[Path], None]) -> tuple[Path, 
         if (manifest := read_manifest(place)) is not None:
             return place, manifest, False
         damaged = place.exists()
-        _make(place, write)
-    manifest = read_manifest(place)
-    assert manifest is not None, f"{place} was written, and is not whole"
-    return place, manifest, damaged
+        return place, _make(place, write), damaged
 
 
 def key(job: TrainJob, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> str:
@@ -95,20 +92,18 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _make(place: Path, write: Callable[[Path], None]) -> None:
+def _make(place: Path, write: Callable[[Path], Manifest]) -> Manifest:
     """Put a new entry at ``place`` by one rename; its lock is held."""
     for left in place.parent.glob(f".{place.name}.*"):
         shutil.rmtree(left)  # of a process that was killed
     partial = place.with_name(f".{place.name}.{os.getpid()}")
     partial.mkdir()
     try:
-        write(partial)
-        for file in partial.iterdir():
-            sync(file)
+        manifest = write(partial)
         if place.exists():
             place.rename(partial.with_name(f"{partial.name}.damaged"))
-        partial.rename(place)
-        sync(place.parent)
+        publish(partial, place)
+        return manifest
     finally:
         for left in place.parent.glob(f"{partial.name}*"):
             shutil.rmtree(left)

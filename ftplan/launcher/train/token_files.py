@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import pyarrow
 from transformers import PreTrainedTokenizerBase
 
 from ftplan.errors import DataError
-from ftplan.files import write_atomic
+from ftplan.files import sampled_sha256, write_atomic
 from ftplan.launcher.bad_rows import BadRows
 from ftplan.launcher.data import TrainingData
 from ftplan.launcher.data_forms import Shape
@@ -43,7 +42,7 @@ _SCHEMA: Final = pyarrow.schema([("input_ids", _TOKENS), ("labels", _TOKENS)])
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A file as it was written."""
+    """A file as it was written; of a large one the hash is that of a part."""
 
     size_bytes: int
     sha256: str
@@ -80,9 +79,9 @@ class _Counts:
         return told
 
 
-def write(job: TrainJob, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, folder: Path) -> None:
+def write(job: TrainJob, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, folder: Path) -> Manifest:
     """Tokenize the data of ``job`` into ``folder``; raises DataError for data that cannot be used."""
-    data = read(job, tokenizer, chat)
+    data = read(job)
     bad, counts = BadRows(), _Counts(cutoff=job.config.seq_len)
     for name, part in _split(data, job).items():
         rows = _cut(tokenized(part, tokenizer, chat, bad), counts)
@@ -94,7 +93,9 @@ def write(job: TrainJob, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, f
     skipped = f"skipped, as told: {bad.told(len(data.rows))}" if bad.count else ""
     notes = [data.note, chat.note if data.shape == "messages" else "", skipped, *counts.notes()]
     files = {path.name: _stored(path) for path in sorted(folder.glob("*.arrow"))}
-    write_atomic(folder / MANIFEST, to_json(Manifest(data.shape, tuple(note for note in notes if note), files)))
+    manifest = Manifest(data.shape, tuple(note for note in notes if note), files)
+    write_atomic(folder / MANIFEST, to_json(manifest))
+    return manifest
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -173,5 +174,4 @@ def _pack(plain: Path, path: Path, length: int) -> None:
 
 
 def _stored(path: Path) -> Stored:
-    with path.open("rb") as file:
-        return Stored(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    return Stored(path.stat().st_size, sampled_sha256(path))

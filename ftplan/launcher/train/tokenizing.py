@@ -47,7 +47,7 @@ def tokenized(
     Where the template does not mark what the assistant says, each of its turns becomes a row: what led to it, and it.
     """
     end = tokenizer.eos_token
-    if end is None and (data.shape != "messages" or chat.named is not None):
+    if end is None and (data.shape != "messages" or chat.needs_eos):
         message = "the tokenizer has no end-of-sequence token: a model would not learn where to stop"
         raise DataError(message, hint="give its tokenizer_config.json an eos_token", field="tokenizer")
     if data.shape == "messages":
@@ -137,11 +137,14 @@ def _turn(messages: Messages, tokenizer: PreTrainedTokenizerBase, chat: ChatForm
 
 def _completed(prompt: list[int], whole: list[int]) -> Tokenized:
     """``whole`` with the loss on what follows where it parts from ``prompt``: the tokens at the seam may be others."""
-    start = next(
-        (index for index, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other),
-        min(len(prompt), len(whole)),
-    )
+    start = common_length(prompt, whole)
     return Tokenized(whole, [NO_LOSS] * start + whole[start:])
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = zip(one, other, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ftplan import files
 from ftplan.launcher import checkpoints
 
 
@@ -69,8 +70,8 @@ def test_a_damaged_checkpoint_is_absent(tmp_path: Path, damage: str) -> None:
 @pytest.fixture
 def sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sealed checkpoint whose weights, 1000 bytes, are large: 4 blocks of 10 bytes are read of them."""
-    monkeypatch.setattr(checkpoints, "HASHED_UP_TO_BYTES", 40)
-    monkeypatch.setattr(checkpoints, "BLOCK_BYTES", 10)
+    monkeypatch.setattr(files, "HASHED_UP_TO_BYTES", 40)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 10)
     return save(tmp_path, 10)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from jobs import make_config, make_job
 
 from ftplan.launcher.events import Noted, to_line
 from ftplan.launcher.job import DataSource
+from ftplan.launcher.train import __main__ as worker
 from ftplan.launcher.train.arguments import sft_arguments
 from ftplan.launcher.train.reporter import Reporter
 from ftplan.launcher.train.versions import versions
@@ -50,6 +53,13 @@ def test_held_out_rows_are_evaluated_whenever_a_checkpoint_is_saved() -> None:
     assert (arguments["eval_strategy"], arguments["eval_steps"]) == ("steps", 7)
 
 
+def test_random_rows_are_taken_in_order_and_real_ones_are_not() -> None:
+    assert sft_arguments(make_job(data=DataSource(synthetic=True)))["train_sampling_strategy"] == "sequential"
+    arguments = sft_arguments(make_job())
+    assert "train_sampling_strategy" not in arguments
+    assert arguments["dataset_kwargs"] == {"skip_prepare_dataset": True}
+
+
 def test_sharding_reaches_the_trainer() -> None:
     arguments = sft_arguments(make_job(make_config(sharding="fsdp2"), device="cuda"))
     assert arguments["fsdp"] is True
@@ -79,19 +89,24 @@ def test_offloaded_gradients_have_collectives_on_the_host() -> None:
     assert "ddp_backend" not in sft_arguments(make_job(make_config(sharding="fsdp2"), device="cuda"))
 
 
-def test_reports_start_on_a_line_of_their_own(tmp_path: Path) -> None:
+def test_reports_of_several_ranks_are_appended(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
-    reporter = Reporter(path)
-    reporter.start_on_new_line()
-    reporter.report(Noted("one"))
-    assert path.read_bytes() == to_line(Noted("one"))
-    with path.open("ab") as file:
-        file.write(b'{"event": "not')
-    later = Reporter(path)
-    later.start_on_new_line()
-    later.start_on_new_line()
-    later.report(Noted("two"))
-    assert path.read_bytes() == to_line(Noted("one")) + b'{"event": "not\n' + to_line(Noted("two"))
+    first, second = Reporter(path), Reporter(path)
+    first.report(Noted("one"))
+    second.report(Noted("two"))
+    first.report(Noted("three"))
+    assert path.read_bytes() == b"".join(to_line(Noted(told)) for told in ("one", "two", "three"))
+
+
+def test_an_attempt_reports_from_a_line_of_its_own_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, file = make_job(run_dir=str(tmp_path)), tmp_path / "job.json"
+    file.write_text(job.model_dump_json())
+    job.folder.metrics.write_bytes(b'{"event": "not')
+    training = SimpleNamespace(train=lambda job, guard, reporter: reporter.report(Noted("one")))
+    monkeypatch.setitem(sys.modules, "ftplan.launcher.train.run", training)
+    monkeypatch.setattr(worker, "Guard", lambda: SimpleNamespace(start=lambda: None))
+    assert worker.main([str(file)]) == 0
+    assert job.folder.metrics.read_bytes() == b'{"event": "not\n' + to_line(Noted("one"))
 
 
 def test_versions_name_python() -> None:

@@ -14,7 +14,8 @@ from jobs import make_config, make_job
 
 from ftplan.errors import InputError
 from ftplan.launcher import checkpoints
-from ftplan.launcher.job import DataSource, TrainJob
+from ftplan.launcher.events import RankMemory
+from ftplan.launcher.job import DataSource, DescribedSet, TrainJob
 from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.launcher.train.nodes import settle, step_to_go_on_from
 
@@ -155,6 +156,32 @@ def test_an_elastic_run_goes_on_where_it_can(tmp_path: Path, steps: tuple[int, .
     assert both([job_of(node, tmp_path, min_nodes=1) for node in (0, 1)]) == [(expected, False)] * 2
 
 
+def test_an_elastic_run_does_not_begin_again_beside_checkpoints_that_one_machine_lacks(tmp_path: Path) -> None:
+    keep(tmp_path / "0", 10, 20)
+    found = both([job_of(node, tmp_path / str(node), min_nodes=1) for node in (0, 1)])
+    assert refusals(found) == ["the machines hold no checkpoint in common"] * 2
+
+
+@pytest.mark.parametrize("folders", [("shared", "shared"), ("0", "1")])
+def test_what_a_killed_attempt_was_saving_is_deleted_on_every_disk(tmp_path: Path, folders: tuple[str, str]) -> None:
+    cut_short = {tmp_path / folder / "checkpoints" / "checkpoint-30" for folder in folders}
+    for folder in folders:
+        if not (tmp_path / folder).exists():
+            keep(tmp_path / folder, 20)
+    for saved in cut_short:
+        saved.mkdir()
+    found = both([job_of(node, tmp_path / folders[node], min_nodes=1) for node in (0, 1)])
+    assert [outcome[0] for outcome in found if not isinstance(outcome, InputError)] == [20, 20]
+    assert not any(saved.exists() for saved in cut_short)
+
+
+def test_a_restart_with_one_machine_left_deletes_what_was_cut_short(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "checkpoint-30").mkdir(parents=True)
+    alone = job_of(0, tmp_path, min_nodes=1).spread_over(1)
+    settle(alone, Control(Ranks(1), 0), SimpleNamespace())  # type: ignore[arg-type]
+    assert not (tmp_path / "checkpoints" / "checkpoint-30").exists()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -169,9 +196,16 @@ def test_nodes_that_were_given_different_runs_do_not_train(tmp_path: Path, chang
 
 
 def test_what_lies_elsewhere_on_a_node_is_no_difference(tmp_path: Path) -> None:
-    moved = {"data": DataSource(paths=("/mnt/train.jsonl",)), "threads_per_process": 3, "run_id": "other"}
-    assert both([job_of(0, tmp_path), job_of(1, tmp_path, **moved)]) == [(None, False)] * 2
+    def job(node: int, home: str, **changes: Any) -> TrainJob:
+        data = DataSource(described=(DescribedSet(name="set", paths=(f"{home}/train.jsonl",)),))
+        return job_of(node, tmp_path, data=data, data_cache=f"{home}/.cache", **changes)
+
+    predicted = (RankMemory(0, 1, 1, 1, None), RankMemory(1, 1, 1, 1, None))
+    other = job(1, "/mnt", predicted_ranks=predicted, model_flops_per_token=1.0, threads_per_process=3, run_id="other")
+    assert both([job(0, "/home/a"), other]) == [(None, False)] * 2
+    elsewhere = job_of(1, tmp_path, data=DataSource(paths=("/mnt/train.jsonl",)))
+    assert both([job_of(0, tmp_path), elsewhere]) == [(None, False)] * 2
 
 
-def test_one_machine_settles_nothing() -> None:
+def test_one_machine_has_nobody_to_agree_with() -> None:
     settle(make_job(), Control(Ranks(1), 0), SimpleNamespace())  # type: ignore[arg-type]

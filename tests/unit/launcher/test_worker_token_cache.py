@@ -22,6 +22,7 @@ from ftplan.launcher.train import lengths as worker_lengths
 from ftplan.launcher.train import token_cache, token_files
 from ftplan.launcher.train.chat import chat_format
 from ftplan.launcher.train.dataset import Prepared, prepare
+from ftplan.launcher.train.reading import hub_dataset
 from ftplan.launcher.train.tokenizing import NO_LOSS
 
 ROWS = 40
@@ -219,12 +220,13 @@ def test_one_process_writes_and_the_others_wait(tmp_path: Path) -> None:
     written, found = [], []
     started = threading.Barrier(4)
 
-    def write(folder: Path) -> None:
+    def write(folder: Path) -> token_files.Manifest:
         written.append(folder)
         (folder / "train.arrow").write_bytes(b"rows")
         stored = token_files._stored(folder / "train.arrow")
         manifest = token_files.Manifest("text", (), {"train.arrow": stored})
         (folder / token_files.MANIFEST).write_text(token_files.to_json(manifest))
+        return manifest
 
     def rank() -> None:
         started.wait()
@@ -244,7 +246,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     left.mkdir()
     (left / "train.arrow").write_bytes(b"half")
 
-    def fail(folder: Path) -> None:
+    def fail(folder: Path) -> token_files.Manifest:
         (folder / "train.arrow").write_bytes(b"half")
         raise DataError("bad")
 
@@ -292,18 +294,34 @@ def test_a_set_of_the_hub_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) ->
         prepared(job)
 
 
-def test_a_set_of_the_hub_is_read_and_cached_by_its_fingerprint(
+def test_a_set_of_the_hub_is_read_once_and_cached_by_its_fingerprint(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import datasets
 
-    sets = [datasets.Dataset.from_list([row(number) for number in range(count)]) for count in (3, 4)]
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: sets[0])
-    source = DataSource(hub="owner/name")
-    job = make_job(tokenizer=demo.tokenizer(), data=source, data_cache=str(tmp_path / "cache"))
-    assert len(prepared(job).train) == 3
-    sets.reverse()
-    assert len(prepared(job).train) == 4
+    loaded: list[int] = []
+
+    def prepared_from(count: int) -> int:
+        """What another process finds when the hub has so many rows."""
+        rows = datasets.Dataset.from_list([row(number) for number in range(count)])
+        monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: (loaded.append(count), rows)[1])
+        hub_dataset.cache_clear()
+        return len(prepared(job).train)
+
+    job = make_job(tokenizer=demo.tokenizer(), data=DataSource(hub="owner/name"), data_cache=str(tmp_path / "cache"))
+    assert [prepared_from(count) for count in (3, 4, 3)] == [3, 4, 3]
+    assert loaded == [3, 4, 3]
+    hub_dataset.cache_clear()
+
+
+def test_new_files_are_hashed_once(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    sha256 = token_files.sampled_sha256
+    monkeypatch.setattr(token_files, "sampled_sha256", lambda path: (hashed.append(path.name), sha256(path))[1])
+    for job in (job_for(file), job_for(file, tmp_path / "cache")):
+        hashed.clear()
+        prepared(job)
+        assert hashed == ["train.arrow"]
 
 
 def test_rows_outlive_their_entry(file: Path, tmp_path: Path) -> None:

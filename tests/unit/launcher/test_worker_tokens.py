@@ -209,6 +209,17 @@ def test_a_tokenizer_without_an_end_of_sequence(shape: str, bare: PreTrainedToke
         run(of_shape(shape, row), bare)
 
 
+def test_a_template_with_an_end_of_its_own_needs_no_end_of_sequence(bare: PreTrainedTokenizerBase) -> None:
+    bare.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    bare.eos_token = None
+    chat = chat_format(bare, "chatml")
+    (row,) = tokenized(of_shape("messages", messages(*TURNS)), bare, chat, BadRows())
+    assert shown(row, bare)[1].replace(" ", "") == "Hello.<|im_end|>Goodbye.<|im_end|>"
+    # What is saved with the result stops there, too.
+    chat.adopt(bare)
+    assert bare.eos_token == "<|im_end|>"
+
+
 def test_what_is_left_to_learn_from_after_a_cut() -> None:
     row = Tokenized([1, 2, 3], [NO_LOSS, NO_LOSS, 3])
     assert [row.learns(cutoff) for cutoff in (1, 2, 3, 4)] == [False, False, True, True]
