@@ -23,8 +23,10 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-FailureKind = Literal["out_of_memory", "disk_full", "non_finite_loss", "killed", "lost_rank", "error"]
-"""What a run died of: a device's or the host's memory, a full disk, a loss or weights that are no numbers, a signal,
+FailureKind = Literal[
+    "out_of_memory", "out_of_host_memory", "disk_full", "non_finite_loss", "killed", "lost_rank", "error"
+]
+"""What a run died of: a device's memory, the host's, a full disk, a loss or weights that are no numbers, a signal,
 the connection to a rank that is gone or hangs, or anything else."""
 
 

@@ -23,6 +23,7 @@ from ftplan.launcher.events import (
     Stepped,
     Warned,
 )
+from ftplan.launcher.failures import OUT_OF_MEMORY
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.render import live
@@ -98,7 +99,7 @@ def recovery_line(kind: str, message: str, from_step: int | None, changed: Mappi
     """A recovery in one sentence."""
     where = "from its start" if from_step is None else f"from step {from_step}"
     changes = ", ".join(f"{name.replace('_', ' ')} {old} -> {new}" for name, (old, new) in changed.items())
-    why = "out of memory" if kind == "out_of_memory" else message
+    why = "out of memory" if kind in OUT_OF_MEMORY else message
     return f"{why}: going on {where}" + (f" with {changes}" if changes else ", nothing changed")
 
 

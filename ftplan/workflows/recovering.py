@@ -17,6 +17,7 @@ from ftplan.files import append_line
 from ftplan.launcher import checkpoints, engine
 from ftplan.launcher.engine import OnEvent, Replaces
 from ftplan.launcher.events import Recovering, Value, to_line
+from ftplan.launcher.failures import OUT_OF_MEMORY
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.llamafactory.files import can_say
 from ftplan.launcher.records import RunDir
@@ -84,7 +85,7 @@ def launch(
             following: _Next | None = None
             if job.rendezvous is not None:
                 raise
-            if error.kind == "out_of_memory" and fallbacks < patience.fallbacks:
+            if _lacks_device_memory(error, job) and fallbacks < patience.fallbacks:
                 fallbacks += 1
                 following = _smaller(job, run, step)
             elif error.kind in PASSING and restarts < patience.restarts:
@@ -101,6 +102,11 @@ def launch(
             on_event(told)
             reached, replaces = step, "everything"
             job = ahead.model_copy(update={"resume": following.from_step is not None})
+
+
+def _lacks_device_memory(error: RunFailedError, job: TrainJob) -> bool:
+    """Whether a smaller plan may help. Where a GPU's host lacks memory, what takes less of the GPU takes more of it."""
+    return error.kind in (OUT_OF_MEMORY if job.device == "cpu" else {"out_of_memory"})
 
 
 def _smaller(job: TrainJob, run: RunDir, step: int | None) -> _Next | None:

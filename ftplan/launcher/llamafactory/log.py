@@ -12,7 +12,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from ftplan.launcher.diagnosis import root_cause
 from ftplan.launcher.events import Evaluated, Event, Failed, RankMemory, Stepped
+from ftplan.launcher.failures import HINTS, kind_of_told
 from ftplan.units import GIB
 
 LOG_FILE: Final = "trainer_log.jsonl"
@@ -21,7 +23,6 @@ _EXCEPTION: Final = re.compile(
     r"^(?:\[rank\d+\]:\s*)?((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception)): ?(.*)$", re.MULTILINE
 )
 _CLOCK: Final = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)")
-_OUT_OF_MEMORY: Final = ("OutOfMemoryError", "CUDA out of memory", "can't allocate memory")
 
 
 class LogReader:
@@ -78,13 +79,16 @@ def parameters(text: str) -> tuple[int, int] | None:
 
 
 def failure(text: str) -> Failed | None:
-    """The first exception in the output's end: those after it follow from it, or are torchrun's."""
-    found = _EXCEPTION.search(text)
-    if any(sign in text for sign in _OUT_OF_MEMORY):
-        line = next(line.strip() for line in text.splitlines() if any(sign in line for sign in _OUT_OF_MEMORY))
-        hint = "plan with a larger margin, a smaller micro-batch, or more sharding"
-        return Failed(rank=0, kind="out_of_memory", message=line, hint=hint)
-    return Failed(rank=0, kind="error", message=f"{found[1]}: {found[2]}".strip(": ")) if found else None
+    """The exception in the output's end that tells most: the first of those whose cause is known, or of all.
+
+    Those after it follow from it, or are torchrun's.
+    """
+    return root_cause([_failed(found[1], found[2]) for found in _EXCEPTION.finditer(text)])
+
+
+def _failed(name: str, text: str) -> Failed:
+    kind = kind_of_told([name.rpartition(".")[2]], text)
+    return Failed(rank=0, kind=kind, message=f"{name}: {text}".strip(": "), hint=HINTS.get(kind, ""))
 
 
 def _elapsed(told: Mapping[str, Any]) -> float:

@@ -8,8 +8,8 @@ import traceback
 from pathlib import Path
 
 from ftplan.files import end_line
+from ftplan.launcher.failures import failed
 from ftplan.launcher.job import TrainJob
-from ftplan.launcher.train.failures import failed
 from ftplan.launcher.train.guard import Guard
 from ftplan.launcher.train.reporter import Reporter
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from ftplan.launcher.train.failures import kind_of
+from ftplan.launcher.failures import OUT_OF_MEMORY, kind_of
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -33,7 +33,7 @@ def halving(work: Callable[[Sequence[_T]], list[_R]], batch: Sequence[_T]) -> li
     try:
         return work(batch)
     except RuntimeError as error:
-        if len(batch) == 1 or kind_of(error) != "out_of_memory":
+        if len(batch) == 1 or kind_of(error) not in OUT_OF_MEMORY:
             raise
     # Only here, after the exception and what its frames held are gone, is the memory free again.
     if torch.cuda.is_available():

@@ -14,11 +14,11 @@ from typing import Final
 import torch
 
 from ftplan.launcher.events import RankMemory
+from ftplan.launcher.failures import OUT_OF_MEMORY, kind_of, message_of
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.train import card
 from ftplan.launcher.train.callbacks import check_sharded
 from ftplan.launcher.train.control import Control
-from ftplan.launcher.train.failures import kind_of, message_of
 from ftplan.launcher.train.loop import check_world, layer_checkpoints, planned_trainer, trainer_arguments
 from ftplan.launcher.train.measure import rank_memory
 from ftplan.launcher.train.model import adapted
@@ -152,7 +152,7 @@ def _worst(sizes: Iterable[int | None]) -> int | None:
 def _told(error: Exception) -> tuple[TrialStatus, str]:
     """``error`` as a status and a message."""
     message = f"{type(error).__name__}: {message_of(error)}"
-    return ("out_of_memory" if kind_of(error) == "out_of_memory" else "failed"), message
+    return ("out_of_memory" if kind_of(error) in OUT_OF_MEMORY else "failed"), message
 
 
 def _restore(environment: Mapping[str, str]) -> None:

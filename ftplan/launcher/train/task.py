@@ -10,12 +10,13 @@ from typing import Final
 
 from ftplan.errors import FtplanError
 from ftplan.launcher.events import Failed
-from ftplan.launcher.train.failures import kind_of, message_of
+from ftplan.launcher.failures import kind_of, message_of
 from ftplan.launcher.train.guard import Guard
 from ftplan.launcher.train.reporter import Reporter
 
 _HINTS: Final[Mapping[str, str]] = {
     "out_of_memory": "this needs more memory than there is",
+    "out_of_host_memory": "this needs more memory than there is",
     "disk_full": "free some space, or write elsewhere",
 }
 

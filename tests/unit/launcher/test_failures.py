@@ -8,9 +8,9 @@ import pytest
 
 from ftplan.errors import DataError
 from ftplan.launcher.events import Failed
+from ftplan.launcher.failures import failed, kind_of, message_of
 from ftplan.launcher.merge_job import from_line, to_line
 from ftplan.launcher.train import task
-from ftplan.launcher.train.failures import failed, kind_of, message_of
 
 
 class OutOfMemoryError(RuntimeError):
@@ -25,10 +25,10 @@ class DistBackendError(RuntimeError):
     ("error", "kind"),
     [
         (OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out_of_memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), "out_of_host_memory"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), "out_of_memory"),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), "out_of_memory"),
-        (MemoryError(), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), "out_of_host_memory"),
+        (MemoryError(), "out_of_host_memory"),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk_full"),
         (RuntimeError("inline_container.cc:664: PytorchStreamWriter failed writing file"), "disk_full"),
@@ -50,7 +50,10 @@ def test_what_a_run_died_of(error: Exception, kind: str) -> None:
     ("error", "expected"),
     [
         (OutOfMemoryError("CUDA out of memory"), ("out_of_memory", "CUDA out of memory", "this needs more memory")),
-        (RuntimeError("can't allocate memory"), ("out_of_memory", "can't allocate memory", "this needs more memory")),
+        (
+            RuntimeError("can't allocate memory"),
+            ("out_of_host_memory", "can't allocate memory", "this needs more memory"),
+        ),
         (OSError(errno.ENOSPC, "full"), ("disk_full", "[Errno 28] full", "free some space")),
         (DataError("no rows", hint="give some"), ("input", "no rows", "give some")),
         (KeyError("x"), ("error", "KeyError: 'x'", "")),

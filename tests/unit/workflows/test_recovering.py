@@ -157,6 +157,18 @@ def test_where_only_another_sharding_fits_the_checkpoint_is_set_aside(run, tmp_p
     assert [each.step for each in checkpoints.complete(kept)] == [4]
 
 
+def test_a_host_that_lacks_memory_needs_another_plan_only_where_it_is_the_device(run):
+    lacking = RunFailedError("rank 0 failed: can't allocate memory", kind="out_of_host_memory")
+    attempts, record, _ = run((None, lacking), (None, None))
+    assert (record.status, len(attempts.jobs)) == ("finished", 2)
+
+
+def test_a_gpu_run_whose_host_lacks_memory_ends(run):
+    lacking = RunFailedError("rank 0 failed: can't allocate memory", kind="out_of_host_memory")
+    attempts, record, _ = run((None, lacking), device="cuda", inventory="2x8GB")
+    assert (record, len(attempts.jobs)) == (None, 1)
+
+
 def test_it_falls_back_no_more_often_than_allowed(run):
     attempts, record, _ = run(*[(None, MEMORY)] * 3, patience=Patience(fallbacks=2))
     assert record is None
