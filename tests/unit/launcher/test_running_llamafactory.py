@@ -293,6 +293,15 @@ def test_what_the_output_tells() -> None:
     found = failure("Traceback:\nValueError: no template\nsubprocess.CalledProcessError: torchrun returned 1\n")
     assert found == Failed(rank=0, kind="error", message="ValueError: no template")
     assert failure("ended") is None
+    lost = "torch.distributed.DistBackendError: NCCL error\n"
+    memory = "[rank0]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB\n"
+    for text in (lost + memory, memory + lost):
+        told = failure(text)
+        assert told is not None
+        assert (told.kind, "smaller micro-batch" in told.hint) == ("out_of_memory", True)
+    found = failure("OSError: [Errno 28] No space left on device\n")
+    assert found is not None
+    assert found.kind == "disk_full"
 
 
 def test_the_command(
