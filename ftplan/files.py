@@ -13,6 +13,11 @@ HASHED_UP_TO_BYTES: Final = 16 * 2**20
 BLOCK_BYTES: Final = 2**20
 
 
+def user_path(text: str | Path) -> Path:
+    """``text`` as a path, with ``~`` as the user's home; the home of a user that nobody knows stays as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises RuntimeError for such a user)
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Put ``content`` at ``path``: after a crash it holds all of the old or all of the new content."""
     data = content.encode() if isinstance(content, str) else content

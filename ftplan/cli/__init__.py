@@ -33,6 +33,9 @@ COMMANDS: Final = {
 }
 """Each command's module in this package, and what it does in a few words."""
 
+OF_PATHS: Final = frozenset({errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP})
+"""What a path that a user named may be at fault for, wherever it is looked at."""
+SHOWN_CHARACTERS: Final = 80
 HELP: Final = "Plan and launch fine-tuning of language models: what fits your GPUs, how fast, and why."
 
 
@@ -87,6 +90,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return _report(f"cannot write the output: {error.strerror}", "free some space, or write elsewhere", 2)
+        if isinstance(error, OSError) and error.errno in OF_PATHS and error.filename is not None:
+            return _report(f"cannot use {_shortened(str(error.filename))}: {error.strerror}", "name another path", 2)
         usage = _usage_error(error)
         if usage is None:
             raise
@@ -94,6 +99,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
             typer.echo(usage, err=True)
             return 2
         return _report(usage, f"see ftplan {only} --help" if only else "see ftplan --help", 2)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def _never_fail_to_encode() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from ftplan.errors import InputError
+from ftplan.files import user_path
 
 _TIMEOUT_SECONDS: Final = 10.0
 _MAX_BYTES: Final = 8 * 1024 * 1024
@@ -135,4 +136,4 @@ def _reason(error: HubError, repository: str) -> str:
 
 
 def _path(text: str) -> Path:
-    return Path(os.path.expandvars(text)).expanduser()
+    return user_path(os.path.expandvars(text))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ftplan.errors import InputError, UnknownNameError
+from ftplan.files import user_path
 from ftplan.profiles.hf_config import profile_from_config
 from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.packaged import packaged_json
@@ -112,7 +113,7 @@ def hub_id(name: str) -> str:
 
 def _existing_path(name: str) -> Path | None:
     try:
-        path = Path(name).expanduser()
+        path = user_path(name)
         return path if name and path.exists() else None
     except (OSError, ValueError, RuntimeError):  # too long, a null byte, the home of a user who does not exist
         return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 from ftplan.errors import InputError
+from ftplan.files import user_path
 from ftplan.launcher.events import Noted
 from ftplan.launcher.job import Source
 from ftplan.launcher.merge_job import MergeDtype, MergeEnded, MergeEvent, MergeJob, MergeStated
@@ -57,7 +58,7 @@ def merge(
     Raises InputError for what cannot be merged, RunFailedError if the process that merges dies.
     """
     trained = find_trained(given, base)
-    job = _job(trained, out.expanduser().absolute(), max_ram, dtype, max_shard_size)
+    job = _job(trained, user_path(out).absolute(), max_ram, dtype, max_shard_size)
     notes = _notes(trained)
     for note in notes:
         on_event(Noted(note))

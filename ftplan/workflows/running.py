@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from ftplan.errors import DoesNotFitError, InputError
 from ftplan.estimators.analytic import estimate as analytic_estimate
+from ftplan.files import user_path
 from ftplan.launcher import chat_templates, data, data_sources, demo, engine, records, trackers
 from ftplan.launcher.engine import OnEvent, Prepared, Replaces
 from ftplan.launcher.events import Noted
@@ -218,7 +219,7 @@ def weights_source(model: str, *, tokenizer: bool = False) -> Source:
     """
     if Path(model).absolute() == demo.model_path().absolute():
         return demo.tokenizer() if tokenizer else demo.model()
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.is_file():
         path = path.parent
     if path.is_dir():
@@ -229,6 +230,9 @@ def weights_source(model: str, *, tokenizer: bool = False) -> Source:
                 field="model",
             )
         return Source(kind="folder", location=str(path.absolute()))
+    if path.is_absolute() or model.startswith((".", "~")):
+        hint = "a folder, or a hub id"
+        raise InputError(f"there is no folder {path}", hint=hint, field="tokenizer" if tokenizer else "weights")
     return Source(kind="hub", location=hub_id(model))
 
 

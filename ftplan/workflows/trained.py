@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from ftplan.errors import InputError
+from ftplan.files import user_path
 from ftplan.launcher import checkpoints, engine
 from ftplan.launcher.job import Source, TrainJob
 from ftplan.launcher.records import RunDir
@@ -46,7 +47,7 @@ def find_trained(given: Path, base: str | None = None) -> Trained:
 
     Raises InputError where there is nothing of use.
     """
-    folder = given.expanduser().absolute()
+    folder = user_path(given).absolute()
     if not folder.is_dir():
         raise InputError(f"{given} is no folder", hint="name a run's folder, or an adapter's")
     found = _of_run(folder) if (folder / "job.json").exists() else _of_folder(folder)
@@ -71,7 +72,7 @@ def _without_lost_base(found: Trained) -> Trained:
 
 def base_source(given: str) -> Source:
     """A folder with a model, or a hub id; raises InputError for a folder that holds none."""
-    path = Path(given).expanduser()
+    path = user_path(given)
     if path.is_dir():
         if not (path / "config.json").exists():
             raise InputError(f"{path} holds no config.json", hint="a base is a model folder", field="base")

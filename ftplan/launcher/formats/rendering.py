@@ -14,6 +14,7 @@ import yaml
 from ftplan import __version__
 from ftplan.errors import CannotExpressError, InputError
 from ftplan.estimators.targets import target_modules
+from ftplan.files import user_path
 from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.given import ACCELERATE_FILE, DEEPSPEED_FILE, LAUNCH_FILE, Emitted, Format, Target
 from ftplan.launcher.formats.sources import opened
@@ -56,7 +57,7 @@ def written(chosen: Format, config: RunConfig, target: Target) -> tuple[Emitted,
 def _loadable(model: str) -> str:
     """A model as a framework loads it: by hub id, or from a folder that does not depend on where it is started."""
     try:
-        local = Path(model).expanduser()
+        local = user_path(model)
         return str(local.resolve()) if local.exists() else hub_id(model)
     except (OSError, ValueError, RuntimeError):  # no name of a file
         return hub_id(model)

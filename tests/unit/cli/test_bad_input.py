@@ -8,6 +8,8 @@ PLAN = ("plan", "--model", "Qwen-7B")
 ESTIMATE = ("estimate", "--model", "Qwen-7B", "--gpus", "1x24GB")
 DEMO = ("run", "--demo", "--dry-run")
 
+LONG = "x" * 5000
+
 BAD = [
     ("error: unknown model 'nope'", ("plan", "--model", "nope", "--gpus", "2x24GB")),
     ("error: unknown model 'Qwen-7C'", ("estimate", "--model", "Qwen-7C", "--gpus", "2x24GB")),
@@ -28,6 +30,15 @@ BAD = [
     ("error: --model is missing", ("estimate", "--gpus", "2x24GB")),
     ("error: --gpus is missing", ("estimate", "--model", "Qwen-7B")),
     ("error: nothing to run", ("run", "--dry-run")),
+    ("error: no run in ~nouser/x", ("report", "~nouser/x")),
+    ("error: ~nouser/x is no folder", ("merge", "~nouser/x", "--out", "o")),
+    ("error: ~nouser/x is no folder", ("predict", "~nouser/x", "--data", "y")),
+    ("error: there is no folder ~nouser/x", (*DEMO, "--tokenizer", "~nouser/x")),
+    ("error: there is no folder /nowhere", (*DEMO, "--weights", "/nowhere")),
+    (f"error: cannot use {LONG[:80]}", ("report", LONG)),
+    (f"error: cannot use {LONG[:80]}", ("doctor", LONG)),
+    (f"error: cannot use {LONG[:80]}", ("run", "--resume", "--run-dir", LONG)),
+    (f"error: cannot use {LONG[:80]}", (*DEMO, "--tokenizer", LONG)),
     ("error: --demo brings its own plan and engine, and takes no --method", (*DEMO, "--method", "full")),
     ("error: --demo brings its own plan and engine, and takes no --packing", (*DEMO, "--no-packing")),
     ("error: --resume takes no --gradient-checkpointing", ("run", "--resume", "--no-gradient-checkpointing")),
