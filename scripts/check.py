@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +24,11 @@ CHECKS = (
 def main() -> int:
     """Run the checks; returns the exit code of the one that failed, or 0."""
     argparse.ArgumentParser(description=__doc__).parse_args()
+    # Tests look there for programs that were installed with them.
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"}
     for name, command in CHECKS:
         print(f"== {name}", flush=True)
-        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
         if code:
             print(f"{name} failed (exit {code})", file=sys.stderr)
             return code
