@@ -17,7 +17,22 @@ CHECKS = (
     ("types", [str(BIN / "mypy")]),
     ("layers", [str(BIN / "lint-imports")]),
     # A worker a core, but no more than have room for a torch of their own.
-    ("tests", [sys.executable, "-m", "pytest", "-q", "--durations=10", "-n", "auto", "--maxprocesses", "4"]),
+    (
+        "tests",
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--durations=10",
+            "-n",
+            "auto",
+            "--maxprocesses",
+            "4",
+            "--dist",
+            "worksteal",
+        ],
+    ),
 )
 
 

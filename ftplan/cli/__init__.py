@@ -81,7 +81,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _report(error.message, error.hint, error.exit_code)
     except typer.Exit as stop:
         return int(stop.exit_code)
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         return _report("stopped", "", 130)
     except BrokenPipeError:
         # The reader of a pipe has left (`ftplan … | head`): nobody is there to be told.

@@ -9,7 +9,20 @@ import typer
 
 from ftplan.cli import options
 from ftplan.cli.options import refuse
-from ftplan.cli.run_options import Data, DataForm, Demo, Keep, Method, RunDir, Tokenizer, Weights
+from ftplan.cli.run_options import (
+    ChatTemplate,
+    Data,
+    DataForm,
+    Dataset,
+    Demo,
+    Keep,
+    Method,
+    RunDir,
+    SkipBadRows,
+    Tokenizer,
+    Weights,
+    set_names,
+)
 from ftplan.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,6 +33,8 @@ Given = Annotated[
 ]
 
 ASKED = ("model", "method", "global_batch", "seq_len")
+OF_A_JOB = ("data", "dataset", "data_format", "chat_template", "keep", "weights", "tokenizer", "run_dir")
+"""Options that make a job of a plan; a run has its own."""
 
 
 def command(
@@ -31,7 +46,10 @@ def command(
     global_batch: options.GlobalBatch = None,
     seq_len: options.SeqLen = None,
     data: Data = None,
+    dataset: Dataset = None,
     data_format: DataForm = None,
+    skip_bad_rows: SkipBadRows = False,
+    chat_template: ChatTemplate = None,
     keep: Keep = None,
     weights: Weights = None,
     tokenizer: Tokenizer = None,
@@ -64,7 +82,7 @@ def _subject(values: dict[str, Any]) -> Subject:
     from ftplan.workflows import examining, planning, running
 
     if "data" not in values and not values["demo"]:
-        unread = ("data_format", "weights", "tokenizer")
+        unread = ("dataset", "data_format", "chat_template", "tokenizer")
         refuse(values, unread, "without --data nothing is tokenized, which takes", hint="--data FILE")
     if "given" in values:
         _alone(values)
@@ -87,9 +105,13 @@ def _subject(values: dict[str, Any]) -> Subject:
 def _alone(values: dict[str, Any]) -> None:
     """A plan or a run says itself what it is of: raise InputError for an option that would say otherwise."""
     is_run = (values["given"] / "job.json").exists()
-    of_a_run = ("data", "data_format", "keep", "weights", "tokenizer", "run_dir") if is_run else ()
     demo = ("demo",) if values["demo"] else ()
-    refuse(values, (*ASKED, "gpus", *demo, *of_a_run), f"{values['given']} takes no", hint="leave it out")
+    refuse(
+        values,
+        (*ASKED, "gpus", *demo, *(OF_A_JOB if is_run else ())),
+        f"{values['given']} takes no",
+        hint="leave it out",
+    )
 
 
 def _settings(values: dict[str, Any]) -> Any:
@@ -97,7 +119,10 @@ def _settings(values: dict[str, Any]) -> Any:
 
     return running.RunSettings(
         data=tuple(str(path) for path in values.get("data", ())),
+        datasets=set_names(values.get("dataset", ())),
         data_form=values.get("data_format", "auto"),
+        skip_bad_rows=values["skip_bad_rows"],
+        chat_template=values.get("chat_template"),
         run_dir=values.get("run_dir"),
         weights=values.get("weights"),
         tokenizer=values.get("tokenizer"),

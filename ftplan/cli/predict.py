@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from ftplan.cli import options
+from ftplan.cli.run_options import Dataset, SkipBadRows, set_names
 
 Trained = Annotated[Path, typer.Argument(metavar="TRAINED", help="Folder of a run, an adapter, or a model.")]
-Data = Annotated[list[Path], typer.Option("--data", help="JSON or JSON Lines; may be given several times.")]
+Data = Annotated[
+    list[Path], typer.Option("--data", help="JSON or JSON Lines (may be repeated), or a folder with dataset_info.json.")
+]
 DataForm = Annotated[
     str, typer.Option("--data-format", help="auto, alpaca, sharegpt, chat, prompt-completion or text.")
 ]
@@ -27,7 +30,9 @@ Out = Annotated[Path | None, typer.Option("--out", help="File of predictions (de
 def command(
     trained: Trained,
     data: Data,
+    dataset: Dataset = None,
     data_format: DataForm = "auto",
+    skip_bad_rows: SkipBadRows = False,
     base: Base = None,
     metrics: Metrics = "loss,exact_match,rouge",
     before: Before = True,
@@ -53,7 +58,9 @@ def command(
     require_training_libraries()
     settings = predicting.PredictSettings(
         data=tuple(str(path) for path in data),
+        datasets=set_names(dataset or ()),
         data_form=data_format,
+        skip_bad_rows=skip_bad_rows,
         base=base,
         metrics=tuple(name.strip() for name in metrics.split(",") if name.strip()),
         before=before,

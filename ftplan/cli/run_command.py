@@ -59,6 +59,7 @@ from ftplan.cli.run_options import (
     Track,
     Tune,
     Weights,
+    set_names,
 )
 from ftplan.errors import InputError, UnknownNameError
 
@@ -160,6 +161,10 @@ def _resume(given: Mapping[str, Any]) -> int:
     folder = given.get("run_dir")
     if "gpus" in given:
         job = resuming.resumed_on(folder, given["gpus"], _nodes(given), waits=not given["dry_run"])
+        from ftplan.render.console import err, words
+        from ftplan.render.estimates import summary
+
+        err().print(words(f"on {job.inventory}: {summary(job.config)}"), soft_wrap=True)
     else:
         job = resuming.resumed(folder, _nodes(given), waits=not given["dry_run"])
     return _go(job, None, given)
@@ -173,6 +178,7 @@ def _gone_on(given: Mapping[str, Any]) -> int | None:
 
     folder, found = resuming.going_on(given.get("run_dir"), _nodes(given), waits=not given["dry_run"])
     if isinstance(found, RunRecord):
+        err().print(words(f"note: the run in {folder.root} is finished: nothing is started"), soft_wrap=True)
         return _finish(found, folder, as_json=given["as_json"])
     if found is None:
         return None
@@ -273,7 +279,7 @@ def _start(chosen: Plan, given: dict[str, Any]) -> int:
 
     settings = running.RunSettings(
         data=tuple(given.get("data", ())),
-        datasets=tuple(name for text in given.get("dataset", ()) for name in text.split(",") if name),
+        datasets=set_names(given.get("dataset", ())),
         data_form=given.get("data_format", "auto"),
         skip_bad_rows=given["skip_bad_rows"],
         chat_template=given.get("chat_template"),
@@ -290,6 +296,10 @@ def _start(chosen: Plan, given: dict[str, Any]) -> int:
     )
     if given.get("demo"):
         settings = running.demo_settings(settings)
+    if settings.rehearse and settings.data:
+        from ftplan.render.console import err, words
+
+        err().print(words("note: a rehearsal trains on random tokens: --data is not read"), soft_wrap=True)
     ready = running.ready(chosen, settings, force=given["force"], waits=not given["dry_run"])
     if not given["as_json"]:
         from ftplan.render.plans import print_choice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -84,6 +85,12 @@ MaxFallbacks = Annotated[
     int, typer.Option("--max-fallbacks", min=0, help="Changes to a smaller plan by itself, when memory runs out.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Start even what does not fit, or what preflight refuses.")]
+
+
+def set_names(given: Iterable[str]) -> tuple[str, ...]:
+    """The names in values of ``--dataset``, each of which may hold several."""
+    return tuple(name for text in given for name in text.split(",") if name)
+
 
 HYPERPARAMETERS: Final = {
     "epochs": "epochs",

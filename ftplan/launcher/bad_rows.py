@@ -15,13 +15,17 @@ SKIP: Final = "--skip-bad-rows trains on the others"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row starts: the file or data set, and the line (of a hub's data set: the row), counted from 1."""
+    """Where a row starts: the file or data set, and the line (of a hub's data set: the row), counted from 1.
+
+    ``row`` is its number in a JSON array.
+    """
 
     origin: str
     line: int
+    row: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.origin}, line {self.line}"
+        return f"{self.origin}, line {self.line}" + (f", row {self.row}" if self.row is not None else "")
 
 
 @dataclass(slots=True)

@@ -143,7 +143,7 @@ def _part(origin: str, records: Iterable[Located], choice: FormChoice | Form, ba
     form = choice if isinstance(choice, Form) else FORMS[choice] if choice != "auto" else _detected(first, origin)
     rows = []
     for located in chain(first, stream):
-        place = Place(origin, located.line)
+        place = Place(origin, located.line, located.row)
         try:
             rows.append((_row(located, form), place))
         except BadRowError as error:

@@ -20,11 +20,15 @@ _OBJECT_LINE: Final = re.compile(rb"^[ \t]*\{", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """One row and the line it starts on, counted from 1; ``problem`` says why it cannot be read, if it cannot."""
+    """One row and the line it starts on, counted from 1; ``problem`` says why it cannot be read, if it cannot.
+
+    ``row`` is its number in a JSON array, which may be one line.
+    """
 
     value: object
     line: int
     problem: str = ""
+    row: int | None = None
 
 
 def read_file(path: Path) -> Iterator[Located]:
@@ -79,7 +83,7 @@ def _array(text: str, path: Path) -> Iterator[Located]:
     """The elements of a JSON array, each with its line, which ``json.loads`` of the whole would not tell."""
     decoder = json.JSONDecoder()
     position = _skip_space(text, text.index("[") + 1)
-    line, counted = 1, 0
+    line, counted, row = 1, 0, 0
     while position < len(text) and text[position] != "]":
         line, counted = line + text.count("\n", counted, position), position
         try:
@@ -89,7 +93,8 @@ def _array(text: str, path: Path) -> Iterator[Located]:
         except (ValueError, RecursionError) as error:
             message = f"{path}, line {line}: JSON that cannot be read: {error}"
             raise DataError(message, hint=_EXPECTED, field="data") from error
-        yield Located(value, line)
+        row += 1
+        yield Located(value, line, row=row)
         position = _after_comma(text, position, path)
     _end_of_array(text, position, path)
 

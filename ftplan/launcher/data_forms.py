@@ -76,7 +76,10 @@ def _chat(row: object) -> Mapping[str, Any]:
 
 
 def _pair(row: object) -> Mapping[str, Any]:
-    return {"prompt": string(row, "prompt"), "completion": string(row, "completion")}
+    prompt, completion = string(row, "prompt"), string(row, "completion")
+    if not completion.strip():
+        raise BadRowError("'completion' is empty: there is nothing to learn from it")
+    return {"prompt": prompt, "completion": completion}
 
 
 def _text(row: object) -> Mapping[str, Any]:

@@ -78,7 +78,8 @@ class MemoryWatch:
                 if measured is not None and known is not None and measured > known * (1 + self._tolerance):
                     assert predicted is not None
                     self._warned[rank.rank, figure] = measured
-                    message = "the run may end out of memory"
+                    on_gpu = self._job.device == "cuda"
+                    message = "the run may end out of memory" if on_gpu else "the host's memory has to suffice for it"
                     if short := self._shortness(rank.rank):
                         message += f"; {short}, and longer ones take more"
                     yield Warned("memory", rank.rank, figure, step, measured, predicted, message)

@@ -52,8 +52,11 @@ def earlier_turns(row: object, key: str) -> list[Message]:
 
 def conversation(messages: list[Message]) -> Mapping[str, Any]:
     """A row of ``messages``, in which the assistant must say something."""
-    if all(said["role"] != "assistant" for said in messages):
+    answers = [said["content"] for said in messages if said["role"] == "assistant"]
+    if not answers:
         raise BadRowError("no turn of the assistant: there is nothing to learn from it")
+    if not any(answer.strip() for answer in answers):
+        raise BadRowError("what the assistant says is empty: there is nothing to learn from it")
     return {"messages": messages}
 
 

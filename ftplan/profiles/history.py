@@ -30,7 +30,9 @@ def with_history(cluster: Cluster, runs: Iterable[RecordedRun]) -> Cluster:
     """``cluster`` with what ``runs`` on the same devices taught."""
     wanted = (cluster.device_names, tuple(one.measured_at for one in cluster.calibrations), __version__)
     same = [run for run in runs if (run.devices, run.calibrated_at, run.ftplan) == wanted]
-    return replace(cluster, history=History(_step_ratios(same), _excess_bytes(same))) if same else cluster
+    # A process on a CPU is mostly libraries, and what they take above a prediction says nothing of another model's.
+    excess = {} if cluster.gpus[0].kind == "cpu" else _excess_bytes(same)
+    return replace(cluster, history=History(_step_ratios(same), excess)) if same else cluster
 
 
 def _step_ratios(runs: Iterable[RecordedRun]) -> dict[int, tuple[float, int]]:

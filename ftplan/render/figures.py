@@ -7,7 +7,7 @@ from typing import Final
 
 from rich.table import Table
 
-from ftplan.render.console import duration, number, off, percent, size
+from ftplan.render.console import duration, off, percent, size
 from ftplan.results import Measured
 
 FIGURES: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
@@ -17,8 +17,14 @@ FIGURES: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
     ("host RAM", "host_bytes", size),
     ("step", "step_seconds", duration),
     ("MFU", "mfu", percent),
-    ("tokens/s", "tokens_per_second", number),
 )
+"""Tokens per second are not among them: they are predicted for samples of full length, and most are shorter."""
+
+
+def speed_line(measured: Measured) -> str:
+    """The measured tokens per second, empty where they are not known."""
+    speed = measured.tokens_per_second
+    return "" if speed is None else f"{speed:,.0f} tokens/s (the prediction is for samples of full length)"
 
 
 def figures_table(predicted: Measured, measured: Measured) -> Table:

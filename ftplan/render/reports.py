@@ -11,7 +11,7 @@ from ftplan.launcher.history import Curve
 from ftplan.render.console import bar, duration, out, size, words
 from ftplan.render.curves import plot, sparkline
 from ftplan.render.estimates import summary
-from ftplan.render.figures import figures_table
+from ftplan.render.figures import figures_table, speed_line
 from ftplan.workflows.reporting import RunLine, RunReport
 
 PLOT_HEIGHT: Final = 6
@@ -26,6 +26,8 @@ def print_report(report: RunReport) -> None:
     _head(console, report)
     console.print()
     console.print(figures_table(report.predicted, report.measured))
+    if speed := speed_line(report.measured):
+        console.print(speed)
     _phases(console, report)
     _ranks(console, report)
     _curves(console, report)
@@ -37,7 +39,8 @@ def print_report(report: RunReport) -> None:
 def _head(console: Console, report: RunReport) -> None:
     of = f" of {report.total_steps}" if report.total_steps is not None else ""
     state = f"{report.state} on {report.host}" if report.state == "running" else report.state
-    console.print(words((report.run_id, "bold"), ": ", (state, STYLES.get(report.state, "bold yellow"))))
+    kind = " (a rehearsal: random weights and tokens)" if report.is_rehearsal else ""
+    console.print(words((report.run_id, "bold"), f"{kind}: ", (state, STYLES.get(report.state, "bold yellow"))))
     console.print(words(f"{report.config.model} on {report.inventory}: {summary(report.config)}"), soft_wrap=True)
     done = f"{report.steps}{of} steps of {report.global_batch} samples, {report.tokens:,} tokens"
     console.print(words(done))

@@ -28,7 +28,7 @@ from ftplan.launcher.job import TrainJob
 from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.render import live
 from ftplan.render.console import count, duration, err, out, words
-from ftplan.render.figures import figures_table
+from ftplan.render.figures import figures_table, speed_line
 from ftplan.render.live import LiveProgress
 from ftplan.render.progress import ProgressDisplay
 from ftplan.results import RunRecord
@@ -155,8 +155,8 @@ def print_record(record: RunRecord, path: Path, way_on: str) -> None:
         console.print(words(recovery_line(each.kind, each.message, each.from_step, each.changed)), soft_wrap=True)
     for warned in record.warnings:
         console.print(live.warning(warned), soft_wrap=True)
-    if record.measured.tokens_per_second is not None:
-        console.print("tokens/s are predicted for samples of full length")
+    if speed := speed_line(record.measured):
+        console.print(speed)
     console.print(words(f"record: {path}"), soft_wrap=True)
     if way_on:
         console.print(words(f"go on: {way_on}"), soft_wrap=True)

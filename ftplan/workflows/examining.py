@@ -15,15 +15,17 @@ from ftplan.launcher.preflight import data_lengths, environment
 from ftplan.launcher.preflight.checks import judge
 from ftplan.launcher.preflight.data_checks import check_lengths
 from ftplan.launcher.preflight.facts import Facts
-from ftplan.launcher.preflight.findings import DATA, Finding, Status, worst
+from ftplan.launcher.preflight.findings import DATA, WEIGHTS, Finding, Status, worst
 from ftplan.launcher.preflight.installed import COMPILED
 from ftplan.launcher.preflight.needs import Needs
+from ftplan.launcher.preflight.weights import check_weights
 from ftplan.launcher.records import RunDir
 from ftplan.results import Plan
 from ftplan.workflows import preflight, promises, running
+from ftplan.workflows.planning import require_config
 
 DEFAULT_KEEP: Final[int] = TrainJob.model_fields["save_total_limit"].default
-_CHECK_OF_FIELD: Final[Mapping[str, str]] = {"data": DATA, "model": "weights"}
+_CHECK_OF_FIELD: Final[Mapping[str, str]] = {"data": DATA, "model": WEIGHTS}
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,11 @@ def of_plan(plan: Plan, settings: running.RunSettings) -> Subject:
     """A plan, and with data the job that a run would make of it; raises DoesNotFitError if it has no configuration."""
     keep = settings.hyperparameters.get("save_total_limit", DEFAULT_KEEP)
     subject = Subject(settings.run_dir or running.DEFAULT_RUNS, preflight.needs_of_plan(plan, keep=keep))
-    if not settings.data:
-        return subject
     try:
+        if not settings.data:
+            config, _ = require_config(plan)
+            source = running.weights_source(settings.weights or config.model)
+            return replace(subject, problems=tuple(check_weights(source)))
         ready = running.ready(plan, settings, force=True)
     except InputError as error:
         check = _CHECK_OF_FIELD.get(error.field, error.field or "plan")
@@ -78,6 +82,8 @@ def examine(subject: Subject) -> Examination:
     """Everything: asks torch, and reads and tokenizes the data; takes some seconds."""
     facts = _with_torch(preflight.observed(subject.run_dir), subject.needs)
     found = [*subject.problems, *judge(facts, subject.needs)]
+    if subject.job is not None:
+        found += check_weights(subject.job.model)
     lengths = None
     if subject.job is not None and facts.torch is not None:
         try:

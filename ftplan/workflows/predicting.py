@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Final, get_args
 from pydantic import ValidationError
 
 from ftplan.errors import InputError
-from ftplan.launcher import data
+from ftplan.launcher import data, data_sources
 from ftplan.launcher.events import Noted
 from ftplan.launcher.job import DataSource, DeviceKind
 from ftplan.launcher.predict_job import Metric, Predicted, PredictEvent, PredictJob, Scores
@@ -32,6 +33,8 @@ class PredictSettings:
     """How to predict. ``data_form`` as for a run; ``out`` is the file of predictions, None for the usual place."""
 
     data: tuple[str, ...]
+    datasets: tuple[str, ...] = ()
+    skip_bad_rows: bool = False
     data_form: str = "auto"
     base: str | None = None
     metrics: tuple[str, ...] = get_args(Metric)
@@ -113,7 +116,7 @@ def _job(trained: Trained, given: Path, settings: PredictSettings) -> PredictJob
             "max_new_tokens": settings.max_new_tokens,
             "max_length": settings.max_length or _trained_length(trained),
             "batch_size": settings.batch_size,
-            "out": str(_out(trained, given, settings.out).absolute()),
+            "out": str(_writable(_out(trained, given, settings.out).absolute())),
         }
     )
 
@@ -121,9 +124,13 @@ def _job(trained: Trained, given: Path, settings: PredictSettings) -> PredictJob
 def _data(settings: PredictSettings) -> DataSource:
     """The data, read once here: a mistake in it is told before anything heavy is loaded."""
     try:
-        source = DataSource.model_validate({"paths": settings.data, "form": settings.data_form}).absolute()
+        source = data_sources.data_source(
+            settings.data, settings.datasets, form=settings.data_form, skip_bad_rows=settings.skip_bad_rows
+        ).absolute()
     except ValidationError as error:
         raise input_error(error) from error
+    if source.hub_sets:
+        raise InputError("predictions are made of local files", hint="--data FILE.jsonl", field="data")
     data.load(source)
     return source
 
@@ -149,6 +156,17 @@ def _out(trained: Trained, given: Path, out: Path | None) -> Path:
     if out is not None:
         return out
     return given / PREDICTIONS if trained.training is not None else Path(PREDICTIONS)
+
+
+def _writable(out: Path) -> Path:
+    """``out``; raises InputError now where it cannot be written after minutes of work."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            return out
+    except OSError as error:
+        hint = "name a file in a folder that can be written"
+        raise InputError(f"cannot write to {out.parent}: {error.strerror}", hint=hint, field="out") from error
 
 
 def _notes(trained: Trained, settings: PredictSettings) -> list[str]:

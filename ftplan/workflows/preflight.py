@@ -19,6 +19,7 @@ from ftplan.launcher.preflight.facts import Facts
 from ftplan.launcher.preflight.findings import FITTING, Finding, errors
 from ftplan.launcher.preflight.installed import installed
 from ftplan.launcher.preflight.needs import Needs
+from ftplan.launcher.preflight.weights import check_weights
 from ftplan.planner.inventory import parse_inventory
 from ftplan.planner.rules import needed_packages
 from ftplan.profiles.cards_now import cards_now
@@ -34,7 +35,8 @@ TOKENIZER_FILES: Final = ("tokenizer*", "vocab*", "merges.txt", "chat_template*"
 
 def before_run(job: TrainJob, plan: Plan | None) -> tuple[Finding, ...]:
     """What would keep ``job`` from running here and now; without its plan, memory is estimated anew."""
-    return judge(observed(Path(job.run_dir)), needs_of_job(job, plan.estimate if plan is not None else None))
+    needs = needs_of_job(job, plan.estimate if plan is not None else None)
+    return (*judge(observed(Path(job.run_dir)), needs), *check_weights(job.model))
 
 
 def refuse(findings: Sequence[Finding]) -> None:

@@ -71,6 +71,7 @@ class RunReport:
 
     folder: str
     run_id: str
+    is_rehearsal: bool
     state: State
     host: str
     config: RunConfig
@@ -179,6 +180,7 @@ def _of_run(run: RunDir) -> RunReport:
     return RunReport(
         folder=str(run.root),
         run_id=job.run_id,
+        is_rehearsal=job.data.synthetic,
         state=state,
         host=told.host if told is not None else "",
         config=job.config,

@@ -120,6 +120,9 @@ def ready(chosen: Plan, settings: RunSettings, *, force: bool = False, waits: bo
     rendezvous = meeting(settings.nodes, os.environ, run_dir=settings.run_dir, waits=waits)
     run_id = rendezvous.id if rendezvous else records.new_run_id()
     run_dir = settings.run_dir or DEFAULT_RUNS / run_id
+    if run_dir.absolute() == Path.cwd() and any(run_dir.iterdir()):
+        hint = "name a folder of the run's own"
+        raise InputError("--run-dir is the current folder, which holds other files", hint=hint, field="run_dir")
     if settings.rehearse:
         trained = _rehearsed(RunDir(run_dir.absolute()), estimate, cluster)
     fields = {

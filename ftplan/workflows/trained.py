@@ -85,6 +85,9 @@ def base_source(given: str) -> Source:
 def _of_run(folder: Path) -> Trained:
     run = RunDir(folder)
     job = engine.load_job(run)
+    if job.model.kind == "random":
+        hint = "train the plan with --data and --weights"
+        raise InputError(f"{folder} was a rehearsal: its weights are random", hint=hint)
     weights, note = _newest_weights(run)
     base = job.model
     if base.kind == "config" and (folder / RANDOM_BASE / "config.json").exists():

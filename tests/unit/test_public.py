@@ -73,8 +73,8 @@ COMMANDS = {
         --offload --expandable-segments --no-expandable-segments --trials --budget --folder --out --json
     """,
     "doctor": """
-        --demo --model --gpus --method --global-batch --seq-len --data --data-format --keep --weights
-        --tokenizer --run-dir --json
+        --demo --model --gpus --method --global-batch --seq-len --data --dataset --data-format --skip-bad-rows
+        --chat-template --keep --weights --tokenizer --run-dir --json
     """,
     "run": """
         --demo --resume --model --gpus --data --dataset --data-format --skip-bad-rows --chat-template
@@ -88,8 +88,8 @@ COMMANDS = {
     "report": "--json",
     "merge": "--out --base --max-ram --dtype --max-shard-size --json",
     "predict": """
-        --data --data-format --base --metrics --before --no-before --limit --max-new-tokens --seq-len
-        --batch-size --out --json
+        --data --dataset --data-format --skip-bad-rows --base --metrics --before --no-before --limit --max-new-tokens
+        --seq-len --batch-size --out --json
     """,
     "calibrate": "--gpus --show --reset --json",
     "models": "--min-params --max-params --json",

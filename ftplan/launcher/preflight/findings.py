@@ -23,6 +23,7 @@ GPU_MEMORY: Final = "GPU memory"
 HOST_RAM: Final = "host RAM"
 DISK: Final = "disk"
 DATA: Final = "data"
+WEIGHTS: Final = "weights"
 
 FITTING: Final = frozenset({GPU_MEMORY, HOST_RAM, DISK})
 """Checks whose error says that the run does not fit; that of any other says that something is missing or broken."""

@@ -44,7 +44,7 @@ BAD = [
     ("error: --resume takes no --gradient-checkpointing", ("run", "--resume", "--no-gradient-checkpointing")),
     ("error: --resume-or-start needs the folder", (*DEMO, "--resume-or-start")),
     ("error: give max_steps or epochs", (*DEMO, "--epochs", "1", "--max-steps", "5")),
-    ("error: without --data nothing is tokenized", ("doctor", "--model", "gpt2", "--weights", "x")),
+    ("error: without --data nothing is tokenized", ("doctor", "--model", "gpt2", "--tokenizer", "x")),
     ("error: our own files take no --dataset", (*PLAN, "--gpus", "2x24GB", "--out", "plan", "--dataset", "x")),
     (
         "error: our own files take no --job",
@@ -109,6 +109,12 @@ def assert_refused(answer, starts):
     assert [line.startswith("error: ") for line in lines].count(True) == 1
     assert [line.startswith("hint: ") and len(line) > len("hint: ") for line in lines].count(True) == 1
     assert "Traceback" not in answer.err
+
+
+def test_a_run_is_not_put_among_other_files(cli, tmp_path):
+    """As ``--run-dir "$DIR"`` says where nothing set the variable."""
+    (tmp_path / "thesis.tex").touch()
+    assert_refused(cli(*DEMO, "--run-dir", ""), "error: --run-dir is the current folder")
 
 
 @pytest.mark.parametrize(("starts", "arguments"), BAD, ids=[" ".join(arguments)[:70] for _, arguments in BAD])

@@ -104,6 +104,8 @@ def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path) -> None:
         ('{"messages": [{"role": "user"}]}', "turn 1: 'content' is missing"),
         ('{"messages": [{"role": "robot", "content": "x"}]}', "turn 1: unknown role 'robot'"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "no turn of the assistant"),
+        ('{"instruction": "a", "output": " "}', "what the assistant says is empty"),
+        ('{"prompt": "a", "completion": ""}', "'completion' is empty"),
         ('{"instruction": "a", "output": "b", "history": [["x"]]}', "'history' must be a list"),
     ],
 )
@@ -121,7 +123,7 @@ def test_what_cannot_be_used_is_named_with_its_line(tmp_path: Path, content: str
 def test_the_line_of_a_row_in_an_array_is_where_it_starts(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([TEXT, TEXT, {"text": None}], indent=1))
-    with pytest.raises(DataError, match="line 8: not a row in text form: 'text' is missing"):
+    with pytest.raises(DataError, match="line 8, row 3: not a row in text form: 'text' is missing"):
         data.load(source(path))
 
 

@@ -3,7 +3,7 @@ from kept_parts import WHEN, calibration, run
 
 from ftplan.profiles.calibration import Kept, RunFigures
 from ftplan.profiles.device_schema import Cluster, Node
-from ftplan.profiles.gpus import load_gpu
+from ftplan.profiles.gpus import load_cpu, load_gpu
 from ftplan.profiles.history import with_history
 from ftplan.profiles.hosts import load_host
 from ftplan.profiles.overlay import calibrated
@@ -39,6 +39,12 @@ def test_rank_counts_are_apart():
 def test_the_largest_excess_of_a_kind_counts():
     found = history(run(excess_bytes=GIB), run(excess_bytes=2 * GIB), run(excess_bytes=3 * GIB, sharding="zero2"))
     assert found.excess_bytes == {(1, "lora", "none", "none"): 2 * GIB, (1, "lora", "zero2", "none"): 3 * GIB}
+
+
+def test_a_cpu_process_teaches_nothing_of_another_model_s():
+    cpus = Cluster((Node((load_cpu(8 * GIB),), load_host("hgx-h100")),), "1xcpu")
+    kept = run(excess_bytes=GIB, devices=cpus.device_names)
+    assert history(kept, cluster=cpus).excess_bytes == {}
 
 
 @pytest.mark.parametrize("excess", [0, -GIB, 10 * GIB // 200])

@@ -23,6 +23,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(preflight, "cards_now", lambda: CardsNow("999.0", 2, (card, card)))
         monkeypatch.setattr(preflight, "installed", lambda: Installed(versions, {"torch": "2.11"}, (), "13.0"))
         monkeypatch.setattr(preflight.machine, "host", lambda: Host(round(ram_gib * GIB), 16))
+        monkeypatch.setattr(preflight, "check_weights", lambda source: ())
         monkeypatch.setattr(preflight.machine, "disk", lambda folder: Disk(str(folder), disk_bytes))
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -95,6 +96,14 @@ def test_a_model_that_is_known_where_it_was_planned_alone_can_start(machine, pla
     machine()
     config = plan.config.model_copy(update={"model": str(tmp_path / "elsewhere" / "config.json")})
     assert refused(replace(plan, config=config), tmp_path) == []
+
+
+def test_weights_that_cannot_be_had_are_bad_input(machine, plan, tmp_path, monkeypatch):
+    machine()
+    lacking = Finding("weights", Status.ERROR, "not here")
+    monkeypatch.setattr(preflight, "check_weights", lambda source: (lacking,) if source.kind == "hub" else ())
+    with pytest.raises(InputError, match="weights"):
+        refused(plan, tmp_path)
 
 
 def test_the_tokenizer_s_files_count_where_they_are():

@@ -11,6 +11,8 @@ from run_folders import run_folder
 from ftplan import cli
 from ftplan.cli import run_command
 from ftplan.errors import InputError
+from ftplan.files import write_atomic
+from ftplan.launcher import engine
 from ftplan.launcher.job import Source
 from ftplan.launcher.records import RunDir
 from ftplan.workflows.trained import find_trained
@@ -49,6 +51,14 @@ def test_then_the_newest_complete_checkpoint(tmp_path: Path) -> None:
     # What is damaged is none.
     (run.checkpoints / "checkpoint-40" / "adapter_model.safetensors").write_bytes(b"short")
     assert find_trained(run.root).folder == run.checkpoints / "checkpoint-20"
+
+
+def test_a_rehearsal_leaves_nothing_to_go_on_with(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", [], "finished")
+    random = engine.load_job(run).model_copy(update={"model": Source(kind="random", location="architecture")})
+    write_atomic(run.job, random.model_dump_json())
+    with pytest.raises(InputError, match="was a rehearsal"):
+        find_trained(run.root)
 
 
 def test_a_run_with_nothing_yet(tmp_path: Path) -> None:
