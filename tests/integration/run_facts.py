@@ -25,6 +25,12 @@ def runs(pid: int) -> bool:
         return False
 
 
+def may_administer() -> bool:
+    """Whether this process may mount disks and make network namespaces (Linux's CAP_SYS_ADMIN, number 21)."""
+    told = Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0]
+    return bool(int(told, 16) >> 21 & 1)
+
+
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     """Whether ``condition`` holds within so many seconds."""
     deadline = time.monotonic() + seconds

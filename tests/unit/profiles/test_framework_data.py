@@ -3,6 +3,7 @@ import importlib.resources
 import inspect
 import json
 from enum import Enum
+from pathlib import Path
 
 import pytest
 
@@ -163,6 +164,12 @@ def bitsandbytes_fields():
     return dict.fromkeys(set(inspect.signature(BitsAndBytesConfig).parameters) - {"kwargs"}, ...)
 
 
+def pinned(package):
+    """The release that the tests' environment is made with."""
+    lines = (Path(__file__).parents[3] / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)[package]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "fields",
@@ -173,8 +180,10 @@ def test_the_installed_release_has_no_other_keys_and_defaults(fields):
     name = fields.__name__.removesuffix("_fields")
     library = pytest.importorskip(name)
     data = load(name)
-    if library.__version__ != data["version"]:
-        pytest.skip(f"{name} {library.__version__} is installed, the file tells of {data['version']}")
+    tested = pinned(name)
+    assert tested == data["version"], "constraints.txt and the file tell of different releases"
+    if library.__version__ != tested:
+        pytest.skip(f"{name} {library.__version__} is installed, not the {tested} of constraints.txt")
     installed = fields()
     assert sorted(set(installed) - known(name)) == []
     changed = {key: value for key, value in installed.items() if value is not ... and key in data["keys"]}
