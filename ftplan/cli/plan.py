@@ -163,19 +163,13 @@ def _asked(values: dict[str, Any]) -> dict[str, Any]:
 
 def _emission(values: dict[str, Any]) -> Any:
     """What files are asked for beside ours; None for ours alone."""
-    own = ("for_version", "dataset", "job")
-    if not values["formats"]:
-        options.refuse(values, own, "our own files take no", hint="--format NAME says whose files take it")
-        return None
-    from ftplan.workflows import emitting
-
-    names = emitting.checked_names(values["formats"])
-    if values["out"] is None:
-        raise InputError("--format says whose files --out writes, and there is no --out", hint="--out DIR", field="out")
-    if names == (emitting.NATIVE,):
+    names = _formats(values)
+    if not names:
+        own = ("for_version", "dataset", "job")
         options.refuse(values, own, "our own files take no", hint="--format NAME says whose files take it")
         return None
     from ftplan.cli.check import key_values
+    from ftplan.workflows import emitting
 
     return emitting.Emission(
         names=names,
@@ -184,6 +178,18 @@ def _emission(values: dict[str, Any]) -> Any:
         epochs=values["epochs"],
         job=key_values(values["job"], "job"),
     )
+
+
+def _formats(values: dict[str, Any]) -> tuple[str, ...]:
+    """The formats asked for, empty for ours alone; raises InputError for unknown ones, and without a folder."""
+    if not values["formats"]:
+        return ()
+    from ftplan.workflows import emitting
+
+    names = emitting.checked_names(values["formats"])
+    if values["out"] is None:
+        raise InputError("--format says whose files --out writes, and there is no --out", hint="--out DIR", field="out")
+    return () if names == (emitting.NATIVE,) else names
 
 
 def _written(chosen: Any, out: Path, emission: Any) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from ftplan.launcher import demo
 from ftplan.launcher.history import Curve
 from ftplan.render.console import bar, duration, out, size, words
 from ftplan.render.curves import plot, sparkline
@@ -17,6 +18,10 @@ from ftplan.workflows.reporting import RunLine, RunReport
 PLOT_HEIGHT: Final = 6
 NAME_WIDTH: Final = 15
 RANGE_WIDTH: Final = 30
+PHASES_WIDTH: Final = 34
+"""Of the table of phases, beside its bars."""
+NARROW: Final = 70
+"""Columns below which rows of a table are lines."""
 STYLES: Final = {"finished": "bold green", "running": "bold cyan"}
 
 
@@ -41,7 +46,9 @@ def _head(console: Console, report: RunReport) -> None:
     state = f"{report.state} on {report.host}" if report.state == "running" else report.state
     kind = " (a rehearsal: random weights and tokens)" if report.is_rehearsal else ""
     console.print(words((report.run_id, "bold"), f"{kind}: ", (state, STYLES.get(report.state, "bold yellow"))))
-    console.print(words(f"{report.config.model} on {report.inventory}: {summary(report.config)}"), soft_wrap=True)
+    console.print(
+        words(f"{_model(report.config.model)} on {report.inventory}: {summary(report.config)}"), soft_wrap=True
+    )
     done = f"{report.steps}{of} steps of {report.global_batch} samples, {report.tokens:,} tokens"
     console.print(words(done))
     times = [f"training {duration(report.train_seconds)}"]
@@ -61,7 +68,8 @@ def _phases(console: Console, report: RunReport) -> None:
     table = _table("predicted by phase", "allocated", "")
     table.columns[2].justify = "left"
     for phase, peak in report.phases.items():
-        table.add_row(phase, size(peak), bar(peak / highest, 24) if highest else "")
+        width = max(4, min(24, console.width - PHASES_WIDTH))
+        table.add_row(phase, size(peak), bar(peak / highest, width) if highest else "")
     console.print()
     console.print(table)
 
@@ -111,14 +119,21 @@ def _attempts(console: Console, report: RunReport) -> None:
     table = _table("attempt", "from", "steps", "processes", "training", "ended")
     table.columns[5].justify = "left"
     table.columns[5].overflow = "fold"
+    narrow = console.width < NARROW
+    console.print()
     for attempt in report.attempts:
         resumed = "the start" if attempt.resumed_from_step is None else f"step {attempt.resumed_from_step}"
         steps = "none" if attempt.first_step is None else f"{attempt.first_step} to {attempt.last_step}"
         processes = "-" if attempt.world_size is None else str(attempt.world_size)
-        ended = words("; ".join([attempt.ended, *attempt.changes]))
-        table.add_row(str(attempt.number), resumed, steps, processes, duration(attempt.step_seconds), ended)
-    console.print()
-    console.print(table)
+        ended = "; ".join([attempt.ended, *attempt.changes])
+        took = duration(attempt.step_seconds)
+        if narrow:
+            place = f"attempt {attempt.number} from {resumed}: steps {steps}, {processes} process(es), {took}"
+            console.print(words(f"{place}: {ended}"))
+        else:
+            table.add_row(str(attempt.number), resumed, steps, processes, took, words(ended))
+    if not narrow:
+        console.print(table)
 
 
 def _checkpoints(console: Console, report: RunReport) -> None:
@@ -160,9 +175,17 @@ def print_runs(runs: tuple[RunLine, ...]) -> None:
         if run.first_loss is not None and run.last_loss is not None:
             loss = f"{figure(run.first_loss)} -> {figure(run.last_loss)}"
         of = f"/{run.total_steps}" if run.total_steps is not None else ""
-        what = f"{run.config.model} on {run.inventory}, {run.config.method}, {run.config.sharding}"
-        table.add_row(words(run.folder), run.state or "", f"{run.steps}{of}", loss, words(what))
-    console.print(table)
+        what = f"{_model(run.config.model)} on {run.inventory}, {run.config.method}, {run.config.sharding}"
+        if console.width < NARROW:
+            console.print(words(f"{run.folder}: {run.state}, {run.steps}{of} steps, loss {loss}, {what}"))
+        else:
+            table.add_row(words(run.folder), run.state or "", f"{run.steps}{of}", loss, words(what))
+    if table.row_count:
+        console.print(table)
+
+
+def _model(name: str) -> str:
+    return "the demo's model" if name == str(demo.model_path()) else name
 
 
 def _table(first: str, *others: str) -> Table:

@@ -146,3 +146,21 @@ def test_every_state_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "not started" in out
     assert json.loads(out[out.index("{") :])["state"] == "failed"
     console.out.cache_clear()
+
+
+def test_a_narrow_terminal_breaks_no_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folder(tmp_path / "runs" / "one", [*STEPS, *ON, DONE], "finished", saved=(60,))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "50")
+    console.out.cache_clear()
+    try:
+        assert cli.run(["report", "runs/one"]) == 0
+        shown = capsys.readouterr().out
+        assert "…" not in shown
+        assert "attempt 2 from step 20: steps 21 to 60, 1 process(es)," in " ".join(shown.split())
+        assert cli.run(["report", "runs"]) == 0
+        assert "one: finished, 60/60 steps, loss" in " ".join(capsys.readouterr().out.split())
+    finally:
+        console.out.cache_clear()
