@@ -89,6 +89,9 @@ def _subject(values: dict[str, Any]) -> Subject:
         folder = values["given"]
         if (folder / "job.json").exists():
             return examining.of_run(folder)
+        if not (folder / "plan.json" if folder.is_dir() else folder).exists():
+            hint = "a plan.json, the folder of one, or the folder of a run"
+            raise InputError(f"cannot read {folder}: there is no plan and no run", hint=hint, field="plan")
         return examining.of_plan(planning.load_plan(folder), _settings(values))
     if values["demo"]:
         plan = running.demo_plan(values.get("gpus", running.DEMO_GPUS))

@@ -33,6 +33,7 @@ BAD = [
     ("error: no run in ~nouser/x", ("report", "~nouser/x")),
     ("error: ~nouser/x is no folder", ("merge", "~nouser/x", "--out", "o")),
     ("error: ~nouser/x is no folder", ("predict", "~nouser/x", "--data", "y")),
+    ("error: cannot read .: there is no plan and no run", ("doctor", ".")),
     ("error: there is no folder ~nouser/x", (*DEMO, "--tokenizer", "~nouser/x")),
     ("error: there is no folder /nowhere", (*DEMO, "--weights", "/nowhere")),
     (f"error: cannot use {LONG[:80]}", ("report", LONG)),
