@@ -170,7 +170,8 @@ def _row(located: Located, form: Form) -> Row:
     try:
         return form.normalise(located.value)
     except BadRowError as error:
-        other = detect(located.value)
+        # What a description says of a set goes before what its rows look like.
+        other = detect(located.value) if form.told_by else None
         mixed = f" (it looks like {other}: one file holds one form)" if other not in (None, form.name) else ""
         raise BadRowError(f"not a row in {form.name} form: {error}{mixed}") from error
 

@@ -100,6 +100,13 @@ def test_a_question_that_asks_nothing_is_a_bad_row(tmp_path: Path) -> None:
         data.load(source(folder_with(tmp_path, [{"instruction": "", "output": "3"}])))
 
 
+def test_a_described_row_is_not_told_to_look_like_another_form(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        data.load(source(folder_with(tmp_path, [{"instruction": "2 + 1", "output": ""}])))
+    assert "what the assistant says is empty" in caught.value.message
+    assert "looks like" not in caught.value.message
+
+
 def test_a_number_of_rows_is_drawn_by_the_seed_and_repeats_where_there_are_fewer(tmp_path: Path) -> None:
     rows = [{"instruction": str(number), "output": "x"} for number in range(20)]
 
