@@ -80,6 +80,7 @@ def command(
     expandable_segments: options.Expandable = None,
     evaluates: options.Evaluates = None,
     output: Output = "text",
+    report: options.Report = None,
     as_json: options.AsJson = False,
 ) -> int:
     """Tell before launch whether a configuration of another tool runs on the GPUs, phase by phase, and how to mend it.
@@ -102,6 +103,10 @@ def command(
     from ftplan.workflows import checking
 
     checked = checking.check(_asked(words, values))
+    if report is not None:
+        from ftplan.workflows import picturing
+
+        options.write_report(picturing.of_check(checked), report)
     _show(checked.check, output)
     if fix:
         _write(checked, pick)
