@@ -134,7 +134,7 @@ def _charts(picture: Picture, told: Estimate, config: RunConfig) -> dict[str, An
         "terms": by_term(worst.terms, Timeline(worst.terms).peak_phase),
         "ranks": by_rank(told.ranks) if len(told.ranks) > 1 else "",
         "host": by_phase(
-            told.host.terms, told.host.capacity_bytes, title="Host RAM by phase", limit=host_limit, name="host"
+            _once(told.host), told.host.capacity_bytes, title="Host RAM by phase", limit=host_limit, name="host"
         ),
         "step": by_part(told.step),
         "tradeoff": by_speed(

@@ -39,12 +39,12 @@ def bars(rows: Sequence[Row], title: str, description: str, *, name: str) -> str
         full = f"{row.name}: {row.figure}"
         svg.label(NAME - 8, top + 15, _cut(row.name), anchor="end")
         y, height = top + 3, ROW - 7
-        if row.frame:
-            framed = round(row.frame / longest * room, 2)
-            svg.add("rect", x=NAME, y=y, height=height, width=framed, class_="frame")
         width = round(max(1.0, row.length / longest * room), 2)
         bar = svg.add("rect", title=full, x=NAME, y=y, height=height, width=width, class_=f"term {row.kind}")
         bar.attrib.update({name: str(value) for name, value in row.data.items()})
+        if row.frame:
+            framed = round(row.frame / longest * room, 2)
+            svg.add("rect", x=NAME, y=y, height=height, width=framed, class_="frame")
         past = NAME + max(width, row.frame / longest * room) + 6
         svg.label(past, top + 15, row.figure, anchor="start", kind="value")
     return svg.text()
