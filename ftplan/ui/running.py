@@ -45,11 +45,14 @@ class RunTab:
                 self.launch = gr.Button("Launch", variant="primary")
                 self.said = gr.HTML(elem_id="run-said", elem_classes="ftplan")
             with gr.Column(scale=5, min_width=320):
+                with gr.Row(equal_height=True):
+                    self.run = gr.Dropdown([], label="Run", elem_id="run-choice", scale=3, min_width=240)
+                    self.gpus = gr.Textbox(
+                        "", label="Resume on other devices", placeholder="the same", scale=2, min_width=160
+                    )
                 with gr.Row():
-                    self.run = gr.Dropdown([], label="Run", elem_id="run-choice", allow_custom_value=False)
-                    self.stop = gr.Button("Save and stop", interactive=False)
-                    self.resume = gr.Button("Resume", interactive=False)
-                    self.gpus = gr.Textbox("", label="Resume on", info="other devices; empty: the same")
+                    self.stop = gr.Button("Save and stop", interactive=False, min_width=120)
+                    self.resume = gr.Button("Resume", interactive=False, min_width=120)
                 self.shown = gr.HTML(elem_id="run-shown", elem_classes="ftplan answer")
         gr.Markdown("### All runs")
         self.listed = gr.HTML(elem_id="run-list", elem_classes="ftplan")

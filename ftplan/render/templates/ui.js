@@ -2,6 +2,8 @@
 // The page around the pieces is Gradio's: they follow its light or dark, and keep their folds open when they are renewed.
 (() => {
   const root = document.documentElement;
+  if ("ftplanUi" in root.dataset) return;
+  root.dataset.ftplanUi = "";
   const follow = () => { root.dataset.theme = document.body.classList.contains("dark") ? "dark" : "light"; };
   const named = (details) => `${details.closest("[id]")?.id}|${details.querySelector("summary")?.textContent}`;
   const open = new Map();
@@ -14,10 +16,11 @@
       if (was !== undefined && details.open !== was) details.open = was;
     }
   };
-  document.addEventListener("DOMContentLoaded", () => {
+  const begin = () => {
     follow();
     new MutationObserver(follow).observe(document.body, { attributes: true, attributeFilter: ["class"] });
     new MutationObserver(renewed).observe(document.body, { childList: true, subtree: true });
-    if (!root.lang) root.lang = "en";
-  });
+  };
+  if (document.body) begin();
+  else document.addEventListener("DOMContentLoaded", begin);
 })();
