@@ -75,7 +75,11 @@ def start(runs: Path, chosen: Plan, data: str, options: Mapping[str, Any], *, re
 
 def resume(folder: Path, gpus: str = "") -> Launched:
     """Go on with a run that stopped, on the devices ``gpus`` where they are given; raises InputError if it cannot."""
-    resuming.resumed_on(folder, gpus) if gpus else resuming.resumed(folder)
+    if not records.resumable(RunDir(folder)):
+        hint = "it runs, is finished, or has no complete checkpoint"
+        raise InputError(f"the run in {folder} cannot go on", hint=hint, field="run")
+    if gpus:
+        resuming.resumed_on(folder, gpus)  # says now what would be wrong with them
     arguments = ["run", "--resume", f"--run-dir={folder}", *([f"--gpus={gpus}"] if gpus else [])]
     return _launch(folder, folder.parent / LAUNCHES / f"{folder.name}.txt", arguments)
 
