@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-from rich.table import Table
+from typing import Final
 
 from ftplan.launcher.probing import Part
 from ftplan.profiles.calibration import Calibration, DeviceFigures, Kept, RecordedRun
 from ftplan.render.console import SignOfLife, duration, err, number, off, out, size, words
+from ftplan.render.tables import Cell, Column, print_table
 from ftplan.units import GB
 
+FIGURES: Final = (Column("", "name"), Column("", "text"))
+RUNS: Final = (
+    Column("recorded run", "name"),
+    Column("on", "value"),
+    Column("kind", "text"),
+    Column("process"),
+    Column("prediction", said="({})"),
+    Column("step"),
+    Column("prediction", said="({})"),
+)
 HINT = "measure this machine: ftplan calibrate"
 
 
@@ -33,10 +43,7 @@ def print_calibration(calibration: Calibration) -> None:
     versions = [f"driver {calibration.driver}"] if calibration.driver else []
     told = " · ".join([*versions, f"torch {calibration.torch}", calibration.measured_at[:10]])
     out().print(words((calibration.device, "bold"), f" · {told}"))
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, text in _figures(calibration.figures):
-        table.add_row(name, text)
-    out().print(table)
+    print_table(FIGURES, list(_figures(calibration.figures)), has_head=False)
     for name, reason in calibration.failures.items():
         out().print(words(f"not measured: {name}: {reason}"))
 
@@ -49,7 +56,7 @@ def print_kept(kept: Kept) -> None:
     for calibration in kept.calibrations:
         print_calibration(calibration)
     if kept.runs:
-        out().print(_runs(kept.runs))
+        print_table(RUNS, [_run(run) for run in kept.runs])
 
 
 def print_removed(removed: Sequence[Path]) -> None:
@@ -83,22 +90,14 @@ def _rate(bytes_per_second: float) -> str:
     return f"{number(bytes_per_second / GB)} GB/s"
 
 
-def _runs(runs: Sequence[RecordedRun]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("recorded run", "on", "kind"):
-        table.add_column(column, overflow="fold")
-    for column in ("process", "predicted is", "step", "predicted is"):
-        table.add_column(column, justify="right")
-    for run in runs:
-        kind = " ".join(part for part in (run.method, run.sharding, run.offload) if part != "none")
-        table.add_row(
-            run.run_id,
-            words(f"{run.ranks}x{'+'.join(run.devices)}"),
-            kind,
-            *_beside(run.predicted.process_bytes, run.measured.process_bytes, size),
-            *_beside(run.predicted.step_seconds, run.measured.step_seconds, duration),
-        )
-    return table
+def _run(run: RecordedRun) -> tuple[Cell, ...]:
+    return (
+        run.run_id,
+        f"{run.ranks}x{'+'.join(run.devices)}",
+        " ".join(part for part in (run.method, run.sharding, run.offload) if part != "none"),
+        *_beside(run.predicted.process_bytes, run.measured.process_bytes, size),
+        *_beside(run.predicted.step_seconds, run.measured.step_seconds, duration),
+    )
 
 
 def _beside(predicted: float | None, measured: float | None, show: Callable[[float], str]) -> tuple[str, str]:

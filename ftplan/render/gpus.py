@@ -7,7 +7,8 @@ from typing import Final
 
 from ftplan.profiles.size_classes import list_size_classes
 from ftplan.render.console import number, out
-from ftplan.render.listings import Column, Item, print_folded, print_listing, print_nothing
+from ftplan.render.listings import Column, Item, print_listing, print_nothing
+from ftplan.render.tables import print_folded
 from ftplan.units import GB, GIB
 from ftplan.workflows.listing_gpus import GpuRow
 from ftplan.workflows.searching import Listing

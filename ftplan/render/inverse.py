@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
-from rich.table import Table
-
-from ftplan.planner.limits import Limit, Limits
+from ftplan.planner.limits import Limit
 from ftplan.planner.need import Sufficient
 from ftplan.render.console import out, size, words
 from ftplan.render.estimates import summary
+from ftplan.render.tables import Cell, Column, print_table
 from ftplan.spec import PlanRequest
 from ftplan.workflows.inverse import Reach
 
 NAMES = {"seq_len": "longest sequence", "micro_batch": "largest micro-batch", "lora_rank": "highest rank"}
+SPEED: Final = (Column("needs"), Column("tokens/s", said="{} tokens/s"))
+LIMITS: Final = (Column("", "name"), Column("", said="{}"), Column("", said="needs {}"), Column("", "text"))
 UNITS = {"seq_len": "tokens", "micro_batch": "samples", "lora_rank": ""}
 
 
@@ -41,31 +43,25 @@ def print_needs(request: PlanRequest, found: Iterable[Sufficient]) -> bool:
 def _print_method(rows: list[Sufficient]) -> None:
     if not rows:
         return
-    console = out()
-    console.print()
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column(rows[0].method, overflow="fold")
-    table.add_column("needs", justify="right", overflow="fold")
-    table.add_column("tokens/s", justify="right", overflow="fold")
-    priced = any(row.dollars_per_hour is not None for row in rows)
-    if priced:
-        table.add_column("$/h", justify="right", overflow="fold")
-        table.add_column("$/M tokens", justify="right", overflow="fold")
-    table.add_column("how", overflow="fold")
-    refused = []
-    for row in rows:
-        if row.candidate is None or row.candidate.estimate is None:
-            refused.append(row)
-            continue
-        told = row.candidate.estimate
-        prices = (_dollars(row.dollars_per_hour), _dollars(row.dollars_per_million_tokens)) if priced else ()
-        figures = (size(told.needed_bytes), f"{told.tokens_per_second:,.0f}")
-        table.add_row(row.inventory or "", *figures, *prices, summary(row.candidate.config))
-    if table.row_count:
-        console.print(table)
-    if refused:
-        missed = ", ".join(row.card for row in refused)
-        console.print(words((f"{rows[0].method}: ", "bold"), f"no number of {missed} that was tried suffices"))
+    out().print()
+    able = [row for row in rows if row.candidate is not None and row.candidate.estimate is not None]
+    if able:
+        priced = any(row.dollars_per_hour is not None for row in able)
+        prices = (Column("$/h", said="{} $/h"), Column("$/M tokens", said="{} $/M tokens")) if priced else ()
+        columns = (Column(rows[0].method, "name"), *SPEED, *prices, Column("how", "text"))
+        print_table(columns, [_sufficient(row, priced=priced) for row in able])
+    if len(able) < len(rows):
+        missed = ", ".join(row.card for row in rows if row not in able)
+        out().print(words((f"{rows[0].method}: ", "bold"), f"no number of {missed} that was tried suffices"))
+
+
+def _sufficient(row: Sufficient, *, priced: bool) -> tuple[Cell, ...]:
+    assert row.candidate is not None
+    assert row.candidate.estimate is not None
+    told = row.candidate.estimate
+    prices = (_dollars(row.dollars_per_hour), _dollars(row.dollars_per_million_tokens)) if priced else ()
+    figures = (size(told.needed_bytes), f"{told.tokens_per_second:,.0f}")
+    return (row.inventory or "", *figures, *prices, summary(row.candidate.config))
 
 
 def _dollars(value: float | None) -> str:
@@ -86,29 +82,21 @@ def print_reach(reach: Reach) -> None:
     for one in reach.limits:
         console.print()
         console.print(words((one.method, "bold"), f": {one.because}"))
-        console.print(_limits(one))
+        print_table(LIMITS, [_limit(each) for each in one.limits], has_head=False)
     for method in reach.refused:
         console.print(words((f"{method}: ", "bold"), "does not fit at any length"))
     console.print(words("each limit is with all else as above; what is not pinned is the planner's choice"))
 
 
-def _limits(found: Limits) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column("what", overflow="fold")
-    table.add_column("value", justify="right", overflow="fold")
-    table.add_column("needs", justify="right", overflow="fold")
-    table.add_column("how", overflow="fold")
-    for limit in found.limits:
-        if limit.candidate is None or limit.candidate.estimate is None:
-            table.add_row(NAMES[limit.field], "none", "", "not even the smallest fits")
-            continue
-        table.add_row(
-            NAMES[limit.field],
-            f"{limit.value:,} {UNITS[limit.field]}".strip(),
-            size(limit.candidate.estimate.needed_bytes),
-            summary(limit.candidate.config) + _beyond(limit),
-        )
-    return table
+def _limit(limit: Limit) -> tuple[Cell, ...]:
+    if limit.candidate is None or limit.candidate.estimate is None:
+        return (NAMES[limit.field], "none", "", "not even the smallest fits")
+    return (
+        NAMES[limit.field],
+        f"{limit.value:,} {UNITS[limit.field]}".strip(),
+        size(limit.candidate.estimate.needed_bytes),
+        summary(limit.candidate.config) + _beyond(limit),
+    )
 
 
 def _beyond(limit: Limit) -> str:

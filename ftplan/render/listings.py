@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rich.text import Text
-
 from ftplan.render.console import err, out, words
+from ftplan.render.tables import print_folded
 
 GAP: Final = "  "
 LEAST_NAME: Final = 24
@@ -53,15 +52,6 @@ def print_nothing(what: str, search: Sequence[str], hint: str) -> None:
     """That nothing was found, and what to try."""
     out().print(words(f"no {what} found{' for ' if search else ''}{' '.join(search)}"))
     err().print(words(("hint: ", "bold cyan"), hint), soft_wrap=True)
-
-
-def print_folded(lines: Sequence[str], *, indent: str = "", style: str = "") -> None:
-    """Lines that may be long, all of each indented."""
-    width = max(1, out().width - len(indent))
-    for line in lines:
-        for part in words(line, style=style).wrap(out(), width):
-            part.rstrip()
-            out().print(Text.assemble(indent, part))
 
 
 def _aligned(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:

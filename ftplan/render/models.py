@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ftplan.render.console import count, out
-from ftplan.render.listings import Column, Item, print_folded, print_listing, print_nothing
+from ftplan.render.listings import Column, Item, print_listing, print_nothing
+from ftplan.render.tables import print_folded
 from ftplan.units import GIB
 from ftplan.workflows.listing_models import ModelRow
 from ftplan.workflows.searching import Listing

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ftplan.launcher.events import Noted
 from ftplan.launcher.predict_job import PredictEvent, PredictProgressed, Scores
 from ftplan.render.console import duration, err, out, words
 from ftplan.render.progress import ProgressDisplay
+from ftplan.render.tables import Cell, Column, print_table
 from ftplan.workflows.predicting import Prediction
 
 _FIGURES = (
@@ -50,25 +50,24 @@ def print_prediction(prediction: Prediction) -> None:
     tokens = f", {prediction.after.tokens:,} tokens of completions" if prediction.after.loss is not None else ""
     rows = f"{prediction.rows:,}{of} rows{tokens}"
     console.print(words((rows, "bold"), f" · {prediction.device}, {prediction.dtype}, {duration(prediction.seconds)}"))
-    console.print(_table(prediction.before, prediction.after))
+    _print_scores(prediction.before, prediction.after)
     console.print(words(f"predictions: {shlex.quote(prediction.predictions)}"), soft_wrap=True)
 
 
-def _table(before: Scores | None, after: Scores) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("")
-    for column in ("before", "after", "change") if before is not None else ("score",):
-        table.add_column(column, justify="right")
-    for name, field, form in _FIGURES:
-        later = getattr(after, field)
-        if later is None:
-            continue
-        if before is None:
-            table.add_row(name, form.format(later))
-        else:
-            earlier = getattr(before, field)
-            known = earlier is not None
-            signed = form.replace("{:", "{:+")
-            change = signed.format(later - earlier) if known else ""
-            table.add_row(name, form.format(earlier) if known else "-", form.format(later), change)
-    return table
+def _print_scores(before: Scores | None, after: Scores) -> None:
+    heads = ("before", "after", "change") if before is not None else ("score",)
+    rows = [
+        _score(name, form, getattr(after, field), before, field)
+        for name, field, form in _FIGURES
+        if getattr(after, field) is not None
+    ]
+    print_table((Column("", "name"), *(Column(head) for head in heads)), rows)
+
+
+def _score(name: str, form: str, after: float, before: Scores | None, field: str) -> tuple[Cell, ...]:
+    if before is None:
+        return (name, form.format(after))
+    earlier = getattr(before, field)
+    if earlier is None:
+        return (name, "-", form.format(after), "")
+    return (name, form.format(earlier), form.format(after), form.replace("{:", "{:+").format(after - earlier))

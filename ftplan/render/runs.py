@@ -28,7 +28,7 @@ from ftplan.launcher.job import TrainJob
 from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.render import live
 from ftplan.render.console import count, duration, err, out, words
-from ftplan.render.figures import figures_table, speed_line
+from ftplan.render.figures import print_figures, speed_line
 from ftplan.render.live import LiveProgress
 from ftplan.render.progress import ProgressDisplay
 from ftplan.results import RunRecord
@@ -150,7 +150,7 @@ def print_record(record: RunRecord, path: Path, way_on: str) -> None:
     style = "bold green" if record.status == "finished" else "bold yellow"
     steps = f": {record.steps} steps in {duration(record.wall_seconds)}{loss}"
     console.print(words((record.status, style), steps))
-    console.print(figures_table(record.predicted, record.measured))
+    print_figures(record.predicted, record.measured)
     for each in record.recoveries:
         console.print(words(recovery_line(each.kind, each.message, each.from_step, each.changed)), soft_wrap=True)
     for warned in record.warnings:
