@@ -106,10 +106,18 @@ def _shortened(text: str) -> str:
 
 
 def _never_fail_to_encode() -> None:
-    """A terminal that cannot show a character gets it spelled out."""
+    """A terminal that cannot show a character gets it spelled out, and bars in ASCII."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=_errors(stream.encoding))
+
+
+def _errors(encoding: str) -> str:
+    if encoding.lower().replace("-", "") == "utf8":
+        return "backslashreplace"  # of lone surrogates in names of files
+    from ftplan.render.spelling import register
+
+    return register()
 
 
 def _usage_error(error: Exception) -> str | None:

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from ftplan.launcher.events import Noted
 from ftplan.launcher.merge_job import MergeEvent, MergeProgressed, MergeStated
-from ftplan.render.console import duration, err, out, size, words
+from ftplan.render.console import duration, err, is_live, out, size, words
 from ftplan.render.progress import ProgressDisplay
 from ftplan.workflows.merging import Merged
 
@@ -19,7 +19,7 @@ class MergeDisplay(ProgressDisplay):
     def __init__(self) -> None:
         console = err()
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
-        super().__init__(Progress(*columns, console=console, disable=not console.is_terminal))
+        super().__init__(Progress(*columns, console=console, disable=not is_live()))
         self._task = self._progress.add_task("reading", total=None)
 
     def show(self, event: MergeEvent) -> None:

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ftplan.launcher.events import Noted
 from ftplan.launcher.predict_job import PredictEvent, PredictProgressed, Scores
-from ftplan.render.console import duration, err, out, words
+from ftplan.render.console import duration, err, is_live, out, words
 from ftplan.render.progress import ProgressDisplay
 from ftplan.render.tables import Cell, Column, print_table
 from ftplan.workflows.predicting import Prediction
@@ -29,7 +29,7 @@ class PredictDisplay(ProgressDisplay):
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        super().__init__(Progress(*columns, console=err(), disable=not err().is_terminal))
+        super().__init__(Progress(*columns, console=err(), disable=not is_live()))
         self._task = self._progress.add_task("loading", total=None)
 
     def show(self, event: PredictEvent) -> None:

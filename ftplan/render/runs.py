@@ -27,7 +27,7 @@ from ftplan.launcher.failures import OUT_OF_MEMORY
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.render import live
-from ftplan.render.console import count, duration, err, out, words
+from ftplan.render.console import count, duration, err, is_live, out, words
 from ftplan.render.figures import print_figures, speed_line
 from ftplan.render.live import LiveProgress
 from ftplan.render.progress import ProgressDisplay
@@ -51,7 +51,7 @@ class RunDisplay(ProgressDisplay):
             *([BarColumn(min(40, err().width - 35))] if err().width >= self.BAR_FROM else []),
             TextColumn("{task.description}"),
             console=err(),
-            disable=not err().is_terminal,
+            disable=not is_live(),
         )
         super().__init__(self._live)
         self._task = self._progress.add_task("starting", total=None)
