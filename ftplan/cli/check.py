@@ -39,7 +39,7 @@ Output = Annotated[str, typer.Option("--format", help="text, json, github (annot
 OUTPUTS: Final = ("text", "json", "github", "sarif")
 NOT_CONFIG: Final = (
     *("words", "framework", "settings", "was_gpus", "was_batch", "learning_rate", "quick", "fix", "pick", "output"),
-    *("link", "network"),
+    *("link", "network", "quiet"),
 )
 WAS: Final = {"was_gpus": "gpus", "was_batch": "samples", "learning_rate": "learning_rate"}
 
@@ -80,6 +80,7 @@ def command(
     expandable_segments: options.Expandable = None,
     evaluates: options.Evaluates = None,
     output: Output = "text",
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Tell before launch whether a configuration of another tool runs on the GPUs, phase by phase, and how to mend it.
@@ -99,10 +100,12 @@ def command(
     output = "json" if as_json else output
     if output not in OUTPUTS:
         raise UnknownNameError("format", output, OUTPUTS, field="format")
+    if quiet and output != "text":
+        raise InputError(f"--format {output} and --quiet exclude each other", hint="give one of them", field="quiet")
     from ftplan.workflows import checking
 
     checked = checking.check(_asked(words, values))
-    _show(checked.check, output)
+    _show(checked.check, output, brief=quiet)
     if fix:
         _write(checked, pick)
     return 0 if checked.check.is_sound else 1
@@ -143,7 +146,7 @@ def key_values(texts: list[str] | None, option: str) -> dict[str, str]:
     return found
 
 
-def _show(check: Any, output: str) -> None:
+def _show(check: Any, output: str, *, brief: bool) -> None:
     if output == "json":
         from ftplan.results import to_json
 
@@ -155,16 +158,16 @@ def _show(check: Any, output: str) -> None:
     else:
         from ftplan.render.checks import print_check
 
-        print_check(check)
+        print_check(check, brief=brief)
 
 
 def _write(checked: Any, pick: int) -> None:
-    from ftplan.render.console import err, words
+    from ftplan.render.console import err, note, words
     from ftplan.workflows import checking, fixing
 
     found = checked.check.fixes
     if not found and checked.check.is_sound:
-        typer.echo("nothing to fix", err=True)
+        note("nothing to fix")
         return
     if not found:
         raise InputError("there is nothing to write", hint="the check proposes no fix", field="fix")
@@ -172,6 +175,6 @@ def _write(checked: Any, pick: int) -> None:
         raise InputError(f"there are {len(found)} fixes, not {pick}", hint=f"--pick 1 to {len(found)}", field="pick")
     written = checking.write(checked, found[pick - 1])
     for path in written:
-        err().print(words(f"wrote {path}"), soft_wrap=True)
+        note(f"wrote {path}")
     for line in fixing.by_hand(found[pick - 1]):
         err().print(words(f"by hand: {line}"), soft_wrap=True)

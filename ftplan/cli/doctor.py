@@ -54,6 +54,7 @@ def command(
     weights: Weights = None,
     tokenizer: Tokenizer = None,
     run_dir: RunDir = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Check this machine, and with a plan or a model whether it can do that run now: driver, GPUs, their free memory,
@@ -74,7 +75,7 @@ def command(
     else:
         from ftplan.render.doctor import print_examination
 
-        print_examination(examination)
+        print_examination(examination, brief=quiet)
     return 1 if examination.status == "error" else 0
 
 

@@ -61,6 +61,7 @@ def command(
     estimator: Estimator = None,
     batch: Batch = None,
     margin: Margin = 0.0,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Estimate memory by phase and rank, host RAM and step time of one exact configuration.
@@ -85,7 +86,7 @@ def command(
     else:
         from ftplan.render.estimates import print_estimate
 
-        print_estimate(estimated)
+        print_estimate(estimated, brief=quiet)
     return 0 if estimated.estimate.fits else 1
 
 

@@ -30,6 +30,7 @@ def command(
     sharding: options.Sharding = None,
     offload: options.Offload = None,
     expandable_segments: options.Expandable = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Find the longest sequence, the largest micro-batch and the highest rank that fit, each with all else as given.
@@ -56,5 +57,5 @@ def command(
     else:
         from ftplan.render.inverse import print_reach
 
-        print_reach(found)
+        print_reach(found, brief=quiet)
     return 0

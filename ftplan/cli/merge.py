@@ -24,6 +24,7 @@ def command(
     max_ram: MaxRam = None,
     dtype: Dtype = "keep",
     max_shard_size: MaxShardSize = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Add a LoRA or DoRA adapter to its base and write a model that needs no peft.
@@ -52,5 +53,5 @@ def command(
     if as_json:
         typer.echo(to_json(merged), nl=False)
     else:
-        print_merged(merged)
+        print_merged(merged, brief=quiet)
     return 0

@@ -23,6 +23,7 @@ def command(
     search: Search = None,
     min_params: MinParams = None,
     max_params: MaxParams = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Search the catalogue of models: sizes, weights and the names that --model takes; all of it without SEARCH.
@@ -37,5 +38,5 @@ def command(
     else:
         from ftplan.render.models import print_models
 
-        print_models(listing, search or ())
+        print_models(listing, search or (), brief=quiet)
     return 0 if listing.rows else 1

@@ -38,6 +38,7 @@ def command(
     sharding: options.Sharding = None,
     offload: options.Offload = None,
     expandable_segments: options.Expandable = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Find the fewest cards of each class on which a model can be trained, for every method or the one given.
@@ -69,4 +70,4 @@ def command(
         return 0 if any(row.inventory for row in rows) else 1
     from ftplan.render.inverse import print_needs
 
-    return 0 if print_needs(request, found) else 1
+    return 0 if print_needs(request, found, brief=quiet) else 1

@@ -117,12 +117,37 @@ MethodOrAuto = Annotated[str, typer.Option("--method", help="auto, full, lora, q
 Margin = Annotated[
     float | None, typer.Option("--margin", min=0.0, max=0.49, help="Part of each card kept free (0.03).")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def _one_answer(context: typer.Context, value: bool) -> bool:
+    """Refuse ``--quiet`` together with ``--json``, whichever comes second; and let ``--quiet`` silence the rest."""
+    given = [name for name in ANSWERS if context.params.get(name)]
+    if value and given:
+        raise InputError("--json and --quiet exclude each other", hint="give one of them", field="quiet")
+    return value
+
+
+def _hushed(context: typer.Context, value: bool) -> bool:
+    if _one_answer(context, value):
+        from ftplan.render.console import hush
+
+        context.call_on_close(hush())
+    return value
+
+
+ANSWERS: Final = ("as_json", "quiet")
+AsJson = Annotated[bool, typer.Option("--json", callback=_one_answer, help="One JSON document on stdout.")]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=_hushed, help="The answer alone, in a line or two; on stderr only what is wrong."
+    ),
+]
 
 TRAINING: Final = ("samples", "epochs", "mean_tokens", "price")
 """Options that are fields of TrainingRequest."""
 
-NOT_FIELDS: Final = frozenset({"gpus", "host_memory", "batch", "as_json", "margin", "estimator", "confirm", *TRAINING})
+NOT_FIELDS: Final = frozenset({"gpus", "host_memory", "batch", *ANSWERS, "margin", "estimator", "confirm", *TRAINING})
 """Options of a command that are no fields of RunConfig."""
 
 NOT_PINS: Final = frozenset(

@@ -114,6 +114,7 @@ def command(
     for_version: ForVersion = None,
     dataset: Dataset = None,
     job: Job = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Choose the best configuration for a model, GPUs and a global batch, with reasons and alternatives.
@@ -146,7 +147,7 @@ def command(
     else:
         from ftplan.render.plans import print_plan
 
-        print_plan(chosen, written)
+        print_plan(chosen, written, brief=quiet)
     return 0 if chosen.config is not None else 1
 
 

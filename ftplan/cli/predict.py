@@ -41,6 +41,7 @@ def command(
     seq_len: SeqLen = None,
     batch_size: BatchSize = 8,
     out: Out = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Score a trained model on a data set, beside the base it was trained from, and keep what both wrote.
@@ -75,5 +76,5 @@ def command(
     if as_json:
         typer.echo(to_json(prediction), nl=False)
     else:
-        print_prediction(prediction)
+        print_prediction(prediction, brief=quiet)
     return 0

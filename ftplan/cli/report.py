@@ -15,7 +15,7 @@ Run = Annotated[
 ]
 
 
-def command(run: Run = None, as_json: options.AsJson = False) -> int:
+def command(run: Run = None, quiet: options.Quiet = False, as_json: options.AsJson = False) -> int:
     """Report on a run, finished or not: predicted beside measured, curves, attempts, checkpoints, and how to go on.
 
     For a folder with several runs, a line for each. Only the folder is read: the run may be another machine's.
@@ -30,7 +30,7 @@ def command(run: Run = None, as_json: options.AsJson = False) -> int:
     if as_json:
         typer.echo(to_json(found), nl=False)
     elif isinstance(found, reporting.RunReport):
-        print_report(found)
+        print_report(found, brief=quiet)
     else:
-        print_runs(found.runs)
+        print_runs(found.runs, brief=quiet)
     return 0

@@ -113,7 +113,10 @@ NODE_OPTIONS: Final = {
     "interface": "interface",
 }
 RESUME_OPTIONS: Final = frozenset(
-    {*("resume", "run_dir", "gpus", "dry_run", "force", "as_json", "max_restarts", "max_fallbacks"), *NODE_OPTIONS}
+    {
+        *("resume", "run_dir", "gpus", "dry_run", "force", "quiet", "as_json", "max_restarts", "max_fallbacks"),
+        *NODE_OPTIONS,
+    }
 )
 """What goes with ``--resume``."""
 PINS: Final = frozenset(

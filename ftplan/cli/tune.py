@@ -20,7 +20,7 @@ Folder = Annotated[
     typer.Option("--folder", help="Keeps the results (default ftplan-tune): the same call goes on there."),
 ]
 
-OWN = ("plan_file", "trials", "budget", "folder", "out", "as_json")
+OWN = ("plan_file", "trials", "budget", "folder", "out", "quiet", "as_json")
 """Options that say how to measure, not what."""
 
 
@@ -50,6 +50,7 @@ def command(
     budget: Budget = "110s",
     folder: Folder = None,
     out: Out = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Measure the plans that look best for a few steps each, with random weights, and take the fastest that fits.
@@ -84,7 +85,7 @@ def command(
         asked = {name: values[name] for name in names if values[name] is not None}
         chosen = planning.plan(planning.plan_request(gpus or "local", pins=pins, **asked))
     if chosen.config is None:
-        print_plan(chosen)
+        print_plan(chosen, brief=quiet)
         return 1
     with TuneDisplay(seconds) as display:
         tuned = tuning.tune(chosen, display.show, trials=trials, budget_seconds=seconds, folder=folder)
@@ -92,7 +93,7 @@ def command(
     if as_json:
         typer.echo(json.dumps(tuning.tuned_document(tuned), indent=2))
         return 0
-    print_tuned(tuned)
-    for path in written:
+    print_tuned(tuned, brief=quiet)
+    for path in () if quiet else written:
         typer.echo(f"wrote {path}")
     return 0

@@ -27,9 +27,12 @@ SEVERITIES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Sever
 WHY_UNKNOWN = "something that is not modelled could change it"
 
 
-def print_check(check: Check) -> None:
-    """The whole answer of ``ftplan check``: verdict, problems and fixes first, then memory."""
+def print_check(check: Check, *, brief: bool = False) -> None:
+    """The answer of ``ftplan check``: verdict, problems and fixes first, then memory; or only the verdict."""
     console = out()
+    if brief:
+        _print_brief(check)
+        return
     console.print(words((", ".join(check.files) or "command line", "bold"), f" · {check.framework} {check.version}"))
     console.print(_verdict(check))
     if check.estimate is not None:
@@ -48,6 +51,14 @@ def print_check(check: Check) -> None:
         for number, fix in enumerate(check.fixes, start=1):
             _print_fix(number, fix)
     _print_memory(check)
+
+
+def _print_brief(check: Check) -> None:
+    """The verdict, and what is refused although it fits."""
+    out().print(_verdict(check), soft_wrap=True)
+    refused = next((problem for problem in check.problems if problem.severity is Severity.ERROR), None)
+    if refused is not None and check.verdict in (Verdict.FITS, Verdict.TIGHT):
+        out().print(_problem(refused), soft_wrap=True)
 
 
 def _print_config(check: Check) -> None:

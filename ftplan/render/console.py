@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from shutil import get_terminal_size
 from types import TracebackType
@@ -44,9 +45,36 @@ def err() -> Console:
     return Console(stderr=True, highlight=False, color_system=_colours())
 
 
+@cache
+def _nowhere() -> Console:
+    return Console(stderr=True, quiet=True)
+
+
+class _Manners:
+    """Whether ``--quiet`` was asked for."""
+
+    quiet = False
+
+
+def hush() -> Callable[[], None]:
+    """Leave progress and notes out from now on, until what is returned is called."""
+    _Manners.quiet = True
+    return lambda: setattr(_Manners, "quiet", False)
+
+
+def aside() -> Console:
+    """Standard error for progress and notes, which ``--quiet`` leaves out; warnings and errors go to `err`."""
+    return _nowhere() if _Manners.quiet else err()
+
+
+def note(text: str) -> None:
+    """One line beside the answer."""
+    aside().print(words(text), soft_wrap=True)
+
+
 def is_live() -> bool:
-    """Whether standard error can show what changes in place; a pipe cannot, even where it is to have colours."""
-    return err().file.isatty() and not err().is_dumb_terminal
+    """Whether progress can be shown in place; a pipe cannot, even where it is to have colours."""
+    return not _Manners.quiet and err().file.isatty() and not err().is_dumb_terminal
 
 
 class SignOfLife:

@@ -25,10 +25,13 @@ MARKS: Final = {
 }
 
 
-def print_examination(examination: Examination) -> None:
-    """The whole answer of ``ftplan doctor``."""
+def print_examination(examination: Examination, *, brief: bool = False) -> None:
+    """The answer of ``ftplan doctor``; ``brief``: the verdict, and on stderr what is to be mended."""
     console = out()
     console.print(_verdict(examination.findings))
+    if brief:
+        print_notes(examination.findings, forced=False)
+        return
     console.print()
     rows = [(Text(*MARKS[each.status]), each.check, _what(each)) for each in _worst_first(examination.findings)]
     print_table(FINDINGS, rows, has_head=False)

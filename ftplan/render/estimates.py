@@ -20,10 +20,13 @@ SMALL = 0.005
 """Terms below this part of the peak are told together."""
 
 
-def print_estimate(estimated: Estimated) -> None:
-    """The whole answer of ``ftplan estimate``."""
+def print_estimate(estimated: Estimated, *, brief: bool = False) -> None:
+    """The answer of ``ftplan estimate``, or its verdict alone."""
     result = estimated.estimate
     console = out()
+    if brief:
+        console.print(verdict(result), soft_wrap=True)
+        return
     config = estimated.config
     title = f"{estimated.name} · {config.method} · {config.sharding} on {estimated.cluster.text}"
     console.print(words(title, style="bold"))

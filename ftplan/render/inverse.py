@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Final
 
 from ftplan.planner.limits import Limit
@@ -19,30 +20,28 @@ LIMITS: Final = (Column("", "name"), Column("", said="{}"), Column("", said="nee
 UNITS = {"seq_len": "tokens", "micro_batch": "samples", "lora_rank": ""}
 
 
-def print_needs(request: PlanRequest, found: Iterable[Sufficient]) -> bool:
-    """A table for each method, as they are found; whether any cards suffice."""
+def print_needs(request: PlanRequest, found: Iterable[Sufficient], *, brief: bool = False) -> bool:
+    """A table for each method, or a line, as they are found; whether any cards suffice."""
     console = out()
     title = (
         f"{request.model}, global batch {request.global_batch}, {request.seq_len} tokens: the fewest cards that suffice"
     )
     any_fits = False
-    method = ""
-    rows: list[Sufficient] = []
-    for row in found:
-        if not method:
+    for method, of_it in groupby(found, key=lambda row: row.method):
+        if title and not brief:
             console.print(words(title, style="bold"))  # not before: bad input shows with the first row
-        if row.method != method:
+            title = ""
+        rows = list(of_it)
+        any_fits = any_fits or any(row.inventory is not None for row in rows)
+        if brief:
+            enough = [row.inventory for row in rows if row.inventory is not None]
+            console.print(words((f"{method}: ", "bold"), ", ".join(enough) or "no cards suffice"), soft_wrap=True)
+        else:
             _print_method(rows)
-            method, rows = row.method, []
-        rows.append(row)
-        any_fits = any_fits or row.inventory is not None
-    _print_method(rows)
     return any_fits
 
 
 def _print_method(rows: list[Sufficient]) -> None:
-    if not rows:
-        return
     out().print()
     able = [row for row in rows if row.candidate is not None and row.candidate.estimate is not None]
     if able:
@@ -71,9 +70,12 @@ def _dollars(value: float | None) -> str:
     return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
 
 
-def print_reach(reach: Reach) -> None:
-    """The limits of each method, and the configuration that has them."""
+def print_reach(reach: Reach, *, brief: bool = False) -> None:
+    """The limits of each method, and the configuration that has them; or a line for each method."""
     console = out()
+    if brief:
+        _print_brief(reach)
+        return
     request = reach.request
     title = (
         f"{request.model} on {request.inventory.text}, {request.seq_len} tokens, global batch {request.global_batch}"
@@ -88,12 +90,26 @@ def print_reach(reach: Reach) -> None:
     console.print(words("each limit is with all else as above; what is not pinned is the planner's choice"))
 
 
+def _print_brief(reach: Reach) -> None:
+    for one in reach.limits:
+        told = ", ".join(f"{NAMES[limit.field]} {_value(limit)}" for limit in one.limits)
+        out().print(words((f"{one.method}: ", "bold"), told), soft_wrap=True)
+    for method in reach.refused:
+        out().print(words((f"{method}: ", "bold"), "does not fit at any length"), soft_wrap=True)
+
+
+def _value(limit: Limit) -> str:
+    if limit.candidate is None or limit.candidate.estimate is None:
+        return "none"
+    return f"{limit.value:,} {UNITS[limit.field]}".strip()
+
+
 def _limit(limit: Limit) -> tuple[Cell, ...]:
     if limit.candidate is None or limit.candidate.estimate is None:
-        return (NAMES[limit.field], "none", "", "not even the smallest fits")
+        return (NAMES[limit.field], _value(limit), "", "not even the smallest fits")
     return (
         NAMES[limit.field],
-        f"{limit.value:,} {UNITS[limit.field]}".strip(),
+        _value(limit),
         size(limit.candidate.estimate.needed_bytes),
         summary(limit.candidate.config) + _beyond(limit),
     )

@@ -48,9 +48,16 @@ def print_listing(what: str, columns: Sequence[Column], items: Sequence[Item]) -
         _print_row(item, row, room, widths)
 
 
-def print_nothing(what: str, search: Sequence[str], hint: str) -> None:
-    """That nothing was found, and what to try."""
-    out().print(words(f"no {what} found{' for ' if search else ''}{' '.join(search)}"))
+def print_names(items: Sequence[str]) -> None:
+    """Names alone, one a line."""
+    for item in items:
+        out().print(words(item), soft_wrap=True)
+
+
+def print_nothing(what: str, search: Sequence[str], hint: str, *, brief: bool) -> None:
+    """That nothing was found, and what to try; ``brief``: where only names are asked for, it is none of them."""
+    console = err() if brief else out()
+    console.print(words(f"no {what} found{' for ' if search else ''}{' '.join(search)}"))
     err().print(words(("hint: ", "bold cyan"), hint), soft_wrap=True)
 
 

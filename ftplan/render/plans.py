@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ftplan.planner.ranking import point
-from ftplan.render.console import duration, err, out, size, words
+from ftplan.render.console import aside, duration, out, size, words
 from ftplan.render.estimates import print_memory, print_notes, print_speed, speed, summary, verdict
 from ftplan.render.tables import Column, print_table
 from ftplan.results import Plan, Point, RejectedGroup
@@ -19,9 +19,12 @@ SPEEDS: Final = (Column("needs"), Column("step"), Column("tokens/s", said="{} to
 REJECTED: Final = (Column("rejected, nearest of each kind", "name"), Column("lacks"), Column("why", "text"))
 
 
-def print_plan(plan: Plan, written: Sequence[Path] = ()) -> None:
-    """The whole answer of ``ftplan plan``."""
+def print_plan(plan: Plan, written: Sequence[Path] = (), *, brief: bool = False) -> None:
+    """The answer of ``ftplan plan``, whole or ``brief``."""
     console = out()
+    if brief:
+        _print_brief(plan)
+        return
     request = plan.request
     title = f"{request.model} on {request.inventory.text}, global batch {plan.global_batch}, {request.seq_len} tokens"
     console.print(words(title, style="bold"))
@@ -48,27 +51,39 @@ def print_plan(plan: Plan, written: Sequence[Path] = ()) -> None:
         console.print(words(f"wrote {path}"), soft_wrap=True)
 
 
+def _print_brief(plan: Plan) -> None:
+    if plan.config is None or plan.estimate is None:
+        _print_nearest(plan, folds=False)
+        return
+    out().print(words(("plan: ", "bold"), summary(plan.config)), soft_wrap=True)
+    out().print(verdict(plan.estimate), soft_wrap=True)
+
+
 def print_choice(plan: Plan) -> None:
     """The choice alone, on stderr: what a run shows before it starts."""
     assert plan.config is not None
     assert plan.estimate is not None
-    console = err()
+    console = aside()
     console.print(words(("plan: ", "bold"), summary(plan.config)), soft_wrap=True)
     console.print(verdict(plan.estimate))
     console.print(speed(plan.estimate, fits=plan.estimate.fits), soft_wrap=True)
 
 
 def _print_no_plan(plan: Plan) -> None:
-    console = out()
-    console.print(words("no plan: nothing fits", style="bold red"))
+    _print_nearest(plan, folds=True)
+    if plan.rejections and plan.rejections[0].rejection.hint:
+        out().print(words(("hint: ", "bold cyan"), plan.rejections[0].rejection.hint))
+    _print_rejections(plan)
+
+
+def _print_nearest(plan: Plan, *, folds: bool) -> None:
+    out().print(words("no plan: nothing fits", style="bold red"))
     if plan.rejections:
         nearest = plan.rejections[0]
         lacking = nearest.rejection.lacking_bytes
         by = f" by {size(lacking)}" if lacking is not None else ""
-        console.print(words(f"nearest miss{by}: {summary(nearest.config)}: {nearest.rejection.reason}"))
-        if nearest.rejection.hint:
-            console.print(words(("hint: ", "bold cyan"), nearest.rejection.hint))
-    _print_rejections(plan)
+        missed = f"nearest miss{by}: {summary(nearest.config)}: {nearest.rejection.reason}"
+        out().print(words(missed), soft_wrap=not folds)
 
 
 def _print_points(title: str, points: Iterable[Point]) -> None:

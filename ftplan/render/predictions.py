@@ -8,9 +8,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ftplan.launcher.events import Noted
 from ftplan.launcher.predict_job import PredictEvent, PredictProgressed, Scores
-from ftplan.render.console import duration, err, is_live, out, words
+from ftplan.render.console import duration, err, is_live, note, out, words
 from ftplan.render.progress import ProgressDisplay
-from ftplan.render.tables import Cell, Column, print_table
+from ftplan.render.tables import Column, print_table
 from ftplan.workflows.predicting import Prediction
 
 _FIGURES = (
@@ -35,17 +35,21 @@ class PredictDisplay(ProgressDisplay):
     def show(self, event: PredictEvent) -> None:
         """Show one event."""
         if isinstance(event, Noted):
-            err().print(words(f"note: {event.message}"), soft_wrap=True)
+            note(f"note: {event.message}")
         elif isinstance(event, PredictProgressed):
             text = f"{_DONE[event.what]} {event.side}"
             self._progress.update(self._task, description=text, completed=event.done, total=event.total)
             if self._progress.disable and event.done == event.total:
-                err().print(words(f"{text}: {event.done} of {event.total}"), soft_wrap=True)
+                note(f"{text}: {event.done} of {event.total}")
 
 
-def print_prediction(prediction: Prediction) -> None:
-    """The scores, side by side where there are two."""
+def print_prediction(prediction: Prediction, *, brief: bool = False) -> None:
+    """The scores, side by side where there are two; or all in one line."""
     console = out()
+    if brief:
+        scores = _scores(prediction.before, prediction.after)
+        console.print(words(", ".join(f"{name} {' -> '.join(told[:2])}" for name, *told in scores)), soft_wrap=True)
+        return
     of = f" of {prediction.available:,}" if prediction.available > prediction.rows else ""
     tokens = f", {prediction.after.tokens:,} tokens of completions" if prediction.after.loss is not None else ""
     rows = f"{prediction.rows:,}{of} rows{tokens}"
@@ -56,15 +60,19 @@ def print_prediction(prediction: Prediction) -> None:
 
 def _print_scores(before: Scores | None, after: Scores) -> None:
     heads = ("before", "after", "change") if before is not None else ("score",)
-    rows = [
+    print_table((Column("", "name"), *(Column(head) for head in heads)), _scores(before, after))
+
+
+def _scores(before: Scores | None, after: Scores) -> list[tuple[str, ...]]:
+    """The name of each figure that is known, and its values."""
+    return [
         _score(name, form, getattr(after, field), before, field)
         for name, field, form in _FIGURES
         if getattr(after, field) is not None
     ]
-    print_table((Column("", "name"), *(Column(head) for head in heads)), rows)
 
 
-def _score(name: str, form: str, after: float, before: Scores | None, field: str) -> tuple[Cell, ...]:
+def _score(name: str, form: str, after: float, before: Scores | None, field: str) -> tuple[str, ...]:
     if before is None:
         return (name, form.format(after))
     earlier = getattr(before, field)

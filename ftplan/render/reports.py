@@ -44,9 +44,12 @@ RUNS: Final = (
 STYLES: Final = {"finished": "bold green", "running": "bold cyan"}
 
 
-def print_report(report: RunReport) -> None:
-    """Everything the folder tells, most asked first."""
+def print_report(report: RunReport, *, brief: bool = False) -> None:
+    """Everything the folder tells, most asked first; or how the run stands, and what next."""
     console = out()
+    if brief:
+        _print_brief(report)
+        return
     _head(console, report)
     console.print()
     print_figures(report.predicted, report.measured)
@@ -58,6 +61,16 @@ def print_report(report: RunReport) -> None:
     _attempts(console, report)
     _checkpoints(console, report)
     _tail(console, report)
+
+
+def _print_brief(report: RunReport) -> None:
+    of = f" of {report.total_steps}" if report.total_steps is not None else ""
+    losses = (f", loss {_span(curve)}" for curve in report.curves if curve.name == "loss")
+    told = f", {report.steps}{of} steps{next(losses, '')}"
+    state = (report.state, STYLES.get(report.state, "bold yellow"))
+    out().print(words((report.run_id, "bold"), ": ", state, told), soft_wrap=True)
+    if report.way_on:
+        out().print(words(f"next: {report.way_on}"), soft_wrap=True)
 
 
 def _head(console: Console, report: RunReport) -> None:
@@ -168,8 +181,12 @@ def _tail(console: Console, report: RunReport) -> None:
         console.print(words(f"next: {report.way_on}"), soft_wrap=True)
 
 
-def print_runs(runs: tuple[RunLine, ...]) -> None:
+def print_runs(runs: tuple[RunLine, ...], *, brief: bool = False) -> None:
     """A line for each run, the newest last."""
+    if brief:
+        for run in runs:
+            out().print(words(f"{run.folder}: {run.state or run.problem}"), soft_wrap=True)
+        return
     print_table(RUNS, [_run(run) for run in runs])
 
 
