@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from ftplan.cli import options
+from ftplan.cli.completing import constant
 from ftplan.errors import InputError
 
 Show = Annotated[bool, typer.Option("--show", help="Print what was measured and recorded; measure nothing.")]
 Reset = Annotated[bool, typer.Option("--reset", help="Remove what was measured and recorded; measure nothing.")]
-Gpus = Annotated[str, typer.Option("--gpus", help="local: this machine's GPUs, else its CPU; or cpu.")]
+Gpus = Annotated[
+    str,
+    typer.Option(
+        "--gpus",
+        autocompletion=constant("ftplan.workflows.calibrating", "DEVICES"),
+        help="local: this machine's GPUs, else its CPU; or cpu.",
+    ),
+]
+
+EXAMPLES: Final = """
+# measure this machine, in two minutes at most
+ftplan calibrate
+# what was measured and recorded
+ftplan calibrate --show
+# back to the packaged figures
+ftplan calibrate --reset
+"""
 
 
 def command(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ftplan.cli import options
+from ftplan.cli.completing import constant
 from ftplan.errors import InputError, UnknownNameError
 
 Words = Annotated[
@@ -17,7 +18,14 @@ Words = Annotated[
         show_default=False,
     ),
 ]
-From = Annotated[str | None, typer.Option("--from", help="Whose files they are, where that cannot be told.")]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        autocompletion=constant("ftplan.cli.options", "FRAMEWORKS"),
+        help="Whose files they are, where that cannot be told.",
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting in the files' own words, as KEY=VALUE; may be repeated.")
 ]
@@ -34,7 +42,14 @@ LearningRate = Annotated[
 Quick = Annotated[bool, typer.Option("--quick", help="The verdict alone: no fixes, nothing about speed.")]
 FixIt = Annotated[bool, typer.Option("--fix", help="Write the first fix into the files, keeping comments and order.")]
 Pick = Annotated[int, typer.Option("--pick", min=1, help="Which of the fixes --fix writes.")]
-Output = Annotated[str, typer.Option("--format", help="text, json, github (annotations) or sarif.")]
+Output = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        autocompletion=constant("ftplan.cli.check", "OUTPUTS"),
+        help="text, json, github (annotations) or sarif.",
+    ),
+]
 
 OUTPUTS: Final = ("text", "json", "github", "sarif")
 NOT_CONFIG: Final = (
@@ -42,6 +57,17 @@ NOT_CONFIG: Final = (
     *("link", "network", "quiet"),
 )
 WAS: Final = {"was_gpus": "gpus", "was_batch": "samples", "learning_rate": "learning_rate"}
+
+EXAMPLES: Final = """
+# does it fit, and what would mend it
+ftplan check train.yaml --gpus 2x24GB
+# write the first fix into the file
+ftplan check train.yaml --gpus 1xRTX4090 --fix
+# a command line, with the files that it names
+ftplan check --gpus 8xRTX4090 -- torchrun --nproc_per_node 8 train.py --deepspeed ds.json
+# annotations for a pull request
+ftplan check train.yaml --gpus 2x24GB --format github
+"""
 
 
 def command(
@@ -60,7 +86,7 @@ def command(
     link: options.Link = None,
     network: options.Network = None,
     model: options.Model = None,
-    method: Annotated[str | None, typer.Option("--method", help="full, lora, qlora or llama-adapter.")] = None,
+    method: options.Method = None,
     lora_rank: options.LoraRank = None,
     lora_targets: options.LoraTargets = None,
     weights_dtype: options.WeightsDtype = None,
@@ -88,9 +114,6 @@ def command(
     Reads files of LLaMA-Factory, axolotl, TRL, transformers, torchtune, ms-swift, llama-cookbook, accelerate and
     DeepSpeed, Python scripts' literal arguments, shell scripts and command lines; nothing is executed. Options that
     name a field, such as --seq-len, take the place of what the files say, or say what they leave open.
-
-    Examples: ftplan check train.yaml --gpus 2x24GB;
-    ftplan check --gpus 8xRTX4090 -- torchrun --nproc_per_node 8 train.py --deepspeed ds.json
 
     Exit code 0 if it fits, 1 if it does not, would be refused or cannot be told, 2 for bad input.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -35,6 +35,15 @@ Given = Annotated[
 ASKED = ("model", "method", "global_batch", "seq_len")
 OF_A_JOB = ("data", "dataset", "data_format", "chat_template", "keep", "weights", "tokenizer", "run_dir")
 """Options that make a job of a plan; a run has its own."""
+
+EXAMPLES: Final = """
+# this machine alone
+ftplan doctor
+# whether it can do this plan now, with these data
+ftplan doctor plan.json --data train.jsonl
+# whether a stopped run can go on
+ftplan doctor ftplan-runs/20250131-120000-3f2a
+"""
 
 
 def command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -14,6 +14,15 @@ Search = Annotated[
     typer.Argument(metavar="SEARCH", help="Words that names hold, all of them, in any case; or a size class."),
 ]
 MinMemory = Annotated[str | None, typer.Option("--min-memory", help="At least so much memory, such as 24GB.")]
+
+EXAMPLES: Final = """
+# one kind of card
+ftplan gpus a100 sxm
+# what a size stands for
+ftplan gpus 24gb
+# with 80 GB or more
+ftplan gpus --min-memory 80GB
+"""
 
 
 def command(

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import Final
 
 import typer
 
 from ftplan.cli import options
+
+EXAMPLES: Final = """
+# longest sequence, largest micro-batch, highest rank
+ftplan max --model Qwen2.5-7B --gpus 1xRTX4090
+# of QLoRA alone, with micro-batches of 4
+ftplan max --model Llama-3.1-8B --gpus 1x24GB --method qlora --micro-batch 4
+"""
 
 
 def command(
@@ -37,8 +45,6 @@ def command(
 
     What is not pinned is the planner's choice, such as sharding and checkpointing. With method auto, each method is
     told for itself.
-
-    Example: ftplan max --model Qwen2.5-7B --gpus 1xRTX4090
 
     Exit code 0 with limits, 1 if nothing fits whatever the length, 2 for bad input.
     """

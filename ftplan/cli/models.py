@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -17,6 +17,15 @@ MinParams = Annotated[str | None, typer.Option("--min-params", help="At least so
 MaxParams = Annotated[
     str | None, typer.Option("--max-params", help="At most so many, such as 9B (Llama-3.1-8B has 8.03B).")
 ]
+
+EXAMPLES: Final = """
+# all Llamas of 8B
+ftplan models llama 8b
+# mixtures of experts of 100B at most
+ftplan models moe --max-params 100B
+# names alone, for a script
+ftplan models qwen2.5 --quiet
+"""
 
 
 def command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -13,6 +13,15 @@ Run = Annotated[
     Path | None,
     typer.Argument(metavar="[RUN]", help="Folder of a run, or of many (default: the newest in ftplan-runs)."),
 ]
+
+EXAMPLES: Final = """
+# the newest run
+ftplan report
+# one run, as JSON
+ftplan report ftplan-runs/20250131-120000-3f2a --json
+# a line for each run of a folder
+ftplan report ftplan-runs
+"""
 
 
 def command(run: Run = None, quiet: options.Quiet = False, as_json: options.AsJson = False) -> int:

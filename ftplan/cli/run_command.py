@@ -6,13 +6,14 @@ import gc
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from ftplan.cli import options
 from ftplan.cli.options import refuse
 from ftplan.cli.run_options import (
+    ENGINES,
     HYPERPARAMETERS,
     NODE_OPTIONS,
     PINS,
@@ -69,6 +70,18 @@ if TYPE_CHECKING:
     from ftplan.launcher.records import RunDir as Folder
     from ftplan.results import Plan, RunRecord
     from ftplan.workflows.nodes import NodeOptions
+
+EXAMPLES: Final = """
+# a small real training, offline, on this machine's CPU
+ftplan run --demo
+# plan and train in one go
+ftplan run --model Qwen2.5-7B --gpus local --data train.jsonl
+# train a plan, or prove it first without a download
+ftplan run plan.json --data train.jsonl
+ftplan run plan.json --rehearse
+# go on with what stopped
+ftplan run --resume
+"""
 
 
 def command(
@@ -211,8 +224,8 @@ def _only_resume(given: Mapping[str, Any]) -> None:
 
 def _is_foreign(engine: str | None, engine_env: Path | None, *, tune: bool) -> bool:
     """Whether LLaMA-Factory's loop trains; raises InputError for another engine, or one without its environment."""
-    if engine not in (None, "ftplan", "llamafactory"):
-        raise UnknownNameError("engine", engine, ("ftplan", "llamafactory"), field="engine")
+    if engine is not None and engine not in ENGINES:
+        raise UnknownNameError("engine", engine, ENGINES, field="engine")
     if (engine == "llamafactory") != (engine_env is not None):
         hint = "--engine llamafactory --engine-env DIR, with DIR/bin/llamafactory-cli in it"
         raise InputError("--engine llamafactory and --engine-env go together", hint=hint, field="engine_env")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -22,6 +22,13 @@ Folder = Annotated[
 
 OWN = ("plan_file", "trials", "budget", "folder", "out", "quiet", "as_json")
 """Options that say how to measure, not what."""
+
+EXAMPLES: Final = """
+# measure the best plans here, and write the fastest
+ftplan tune --model Qwen2.5-7B --gpus local --method lora --out tuned
+# measure what is near a plan, for five minutes at most
+ftplan tune plan.json --budget 5m --trials 6
+"""
 
 
 def command(
@@ -56,8 +63,6 @@ def command(
     """Measure the plans that look best for a few steps each, with random weights, and take the fastest that fits.
 
     An out-of-memory error is a result, not a failure. All results are recorded, so that later plans go by them.
-
-    Example: ftplan tune --model Qwen2.5-7B --gpus local --method lora --out tuned
 
     Exit code 0 with a plan, 1 if nothing fits, 2 for bad input, 3 if nothing could be measured.
     """
