@@ -18,9 +18,9 @@ RUNS: Final = (
     Column("on", "value"),
     Column("kind", "text"),
     Column("process"),
-    Column("prediction", said="({})"),
+    Column("prediction", said="{}"),
     Column("step"),
-    Column("prediction", said="({})"),
+    Column("prediction", said="{}"),
 )
 HINT = "measure this machine: ftplan calibrate"
 

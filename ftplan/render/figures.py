@@ -35,5 +35,5 @@ def print_figures(predicted: Measured, measured: Measured) -> None:
             continue
         shown = [show(value) if value is not None else "-" for value in (expected, found)]
         rows.append((name, *shown, off(expected, found) if found is not None else ""))
-    columns = (Column("", "name"), Column("predicted"), Column("measured"), Column("predicted is", said="({})"))
+    columns = (Column("", "name"), Column("predicted"), Column("measured"), Column("predicted is", said="{}"))
     print_table(columns, rows)

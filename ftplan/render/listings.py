@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ftplan.render.console import err, out, words
-from ftplan.render.tables import print_folded
+from ftplan.render.tables import print_folded, print_parts
 
 GAP: Final = "  "
 LEAST_NAME: Final = 24
@@ -77,7 +77,8 @@ def _print_row(item: Item, cells: Sequence[str], room: int, widths: Sequence[int
 def _print_paragraphs(columns: Sequence[Column], items: Sequence[Item]) -> None:
     for item in items:
         out().print(words(item.name, style="bold"))
-        print_folded((" · ".join(_told(columns, item)), *item.notes), indent=GAP)
+        for line in (" · ".join(_told(columns, item)), *item.notes):
+            print_parts(words(line), indent=GAP)
 
 
 def _told(columns: Sequence[Column], item: Item) -> Iterator[str]:

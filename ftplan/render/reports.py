@@ -20,14 +20,14 @@ NAME_WIDTH: Final = 15
 RANGE_WIDTH: Final = 30
 PHASES: Final = (Column("predicted by phase", "name"), Column("allocated", said="{}"), Column("", "bar", width=24))
 RANKS: Final = (
-    Column("rank", "name"),
+    Column("rank", "name", said="rank {}"),
     Column("allocated"),
     Column("reserved"),
     Column("process"),
     Column("host RAM"),
 )
 ATTEMPTS: Final = (
-    Column("attempt", "name"),
+    Column("attempt", "name", said="attempt {}"),
     Column("from", said="from {}"),
     Column("steps"),
     Column("processes", said="{} process(es)"),

@@ -30,7 +30,8 @@ Cell = str | Shown
 class Column:
     """The head of a column. Names and texts fold, figures never do, and bars take what room is left.
 
-    A short line says ``said`` of a figure, by default its head and the value; ``width`` is that of a whole bar.
+    A short line says ``said`` of a figure, by default its head and the value; what follows the value there is its unit,
+    which only a number has. ``width`` is that of a whole bar.
     """
 
     head: str = ""
@@ -46,7 +47,7 @@ class Column:
     def told(self, cell: Text) -> Text:
         """A cell as a short line has it."""
         before, _, after = (self.said or f"{self.head} {{}}").partition("{}")
-        return Text.assemble(before.lstrip(), cell, after)
+        return Text.assemble(before.lstrip(), cell, after if cell.plain[-1:].isdigit() else "")
 
 
 def print_table(
@@ -85,12 +86,12 @@ def print_folded(lines: Sequence[str | Text], *, indent: str = "", style: str = 
             out().print(Text.assemble(indent, part))
 
 
-def print_parts(text: Text) -> None:
-    """A line of figures, which breaks only between them."""
-    _print_packed(list(text.split(SEPARATOR.plain)))
+def print_parts(text: Text, *, indent: str = "") -> None:
+    """A line of figures, which breaks between them wherever one fits a line."""
+    _print_packed(list(text.split(SEPARATOR.plain)), indent)
 
 
-def _print_packed(parts: Sequence[Text], indent: str = "") -> None:
+def _print_packed(parts: Sequence[Text], indent: str) -> None:
     """As many of ``parts`` on a line as fit it."""
     width = out().width - len(indent)
     line = Text()
@@ -151,11 +152,12 @@ def _least(head: Column, cells: Sequence[Shown], natural: int) -> int:
 def _print_lines(
     columns: Sequence[Column], rows: Sequence[Sequence[Shown]], styles: Sequence[str], *, has_head: bool
 ) -> None:
-    if has_head and columns[0].head:
+    if has_head and columns[0].head and not columns[0].said:
         print_folded([words(columns[0].head, style="dim")])
     for row, style in zip(rows, styles, strict=True):
         figures = list(_figures(columns, row))
         name = row[0] if isinstance(row[0], Text) else Text()
+        name = columns[0].told(name) if columns[0].said else name
         together = Text.assemble(name, ": " if figures else "", SEPARATOR.join(figures), style=style)
         if len(together) <= out().width:
             out().print(together)

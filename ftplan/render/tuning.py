@@ -13,7 +13,7 @@ TRIED: Final = (
     Column("tried", "name"),
     Column("tokens/s", said="{} tokens/s"),
     Column("step"),
-    Column("predicted is", said="({})"),
+    Column("predicted is", said="{}"),
     Column("process"),
 )
 STATUS = {"out_of_memory": "out of memory", "failed": "failed", "no_time": "no time was left for it"}

@@ -82,3 +82,24 @@ def test_bars_scale_together_and_go_where_there_is_no_room(window):
 
 def test_a_cell_is_neither_markup_nor_control_codes(window):
     assert window(80, print_table, (Column("", "name"),), [("[red]x\x1b[31m",)], has_head=False) == ["[red]x\\x1b[31m"]
+
+
+def test_only_a_number_has_a_unit(window):
+    rows = [("first plan of some length", "1,576"), ("second plan of some length", "out of memory")]
+    assert window(28, print_table, (Column("tried", "name"), Column("tokens/s", said="{} tokens/s")), rows) == [
+        "tried",
+        "first plan of some length",
+        "  1,576 tokens/s",
+        "second plan of some length",
+        "  out of memory",
+    ]
+
+
+def test_a_name_may_say_what_it_is(window):
+    columns = (Column("attempt", "name", said="attempt {}"), Column("from", said="from {}"), Column("ended", "text"))
+    ended = "ended without a word: killed; processes 2 -> 1"
+    assert window(32, print_table, columns, [("1", "the start", ended)]) == [
+        "attempt 1: from the start",
+        "  ended without a word: killed;",
+        "  processes 2 -> 1",
+    ]
