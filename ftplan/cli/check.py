@@ -106,6 +106,7 @@ def command(
     expandable_segments: options.Expandable = None,
     evaluates: options.Evaluates = None,
     output: Output = "text",
+    report: options.Report = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
@@ -128,6 +129,10 @@ def command(
     from ftplan.workflows import checking
 
     checked = checking.check(_asked(words, values))
+    if report is not None:
+        from ftplan.workflows import picturing
+
+        options.write_report(picturing.of_check(checked), report)
     _show(checked.check, output, brief=quiet)
     if fix:
         _write(checked, pick)

@@ -78,6 +78,7 @@ def command(
     estimator: Estimator = None,
     batch: Batch = None,
     margin: Margin = 0.0,
+    report: options.Report = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
@@ -90,6 +91,7 @@ def command(
     values = dict(locals())
     fields, training = options.given_fields(values), options.given_training(values)
     if batch is not None:
+        options.refuse(values, ("report",), "--batch answers many cases, and takes no", hint="leave one of the two out")
         shared = {"gpus": gpus, "estimator": estimator, "margin": margin}
         defaults = {**fields, **training, **{name: value for name, value in shared.items() if value}}
         return _batch(batch, defaults, as_json=as_json)
@@ -98,6 +100,10 @@ def command(
     from ftplan.workflows import estimating
 
     estimated = estimating.estimate(fields, gpus, margin=margin, estimator=estimator or "analytic", training=training)
+    if report is not None:
+        from ftplan.workflows import picturing
+
+        options.write_report(picturing.of_estimate(estimated), report)
     if as_json:
         typer.echo(json.dumps(estimating.estimate_document(estimated), indent=2))
     else:

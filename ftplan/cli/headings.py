@@ -43,13 +43,14 @@ OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         *("run_dir", "cache_dir", "engine", "engine_env", "tune", "rehearse", "dry_run", "force"),
         *("max_restarts", "max_fallbacks"),
     ),
-    "Output": ("folder", "out", "formats", "for_version", "job", "output", "quiet", "as_json", "help"),
+    "Page": ("host", "port", "runs", "hosted", "token", "open_browser"),
+    "Output": ("folder", "out", "report", "formats", "for_version", "job", "output", "quiet", "as_json", "help"),
 }
 """Names of parameters."""
 
 COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "Planning": ("plan", "check", "estimate", "need", "max"),
-    "Running": ("tune", "doctor", "run", "report", "merge", "predict", "calibrate"),
+    "Running": ("tune", "doctor", "run", "report", "merge", "predict", "calibrate", "ui"),
     "Catalogues": ("models", "gpus"),
 }
 

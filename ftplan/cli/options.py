@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -206,10 +207,16 @@ Quiet = Annotated[
     ),
 ]
 
+Report = Annotated[
+    Path | None, typer.Option("--report", help="Write the answer as one HTML page, with charts, that needs no network.")
+]
+
 TRAINING: Final = ("samples", "epochs", "mean_tokens", "price")
 """Options that are fields of TrainingRequest."""
 
-NOT_FIELDS: Final = frozenset({"gpus", "host_memory", "batch", *ANSWERS, "margin", "estimator", "confirm", *TRAINING})
+NOT_FIELDS: Final = frozenset(
+    {"gpus", "host_memory", "batch", *ANSWERS, "margin", "estimator", "confirm", "report", *TRAINING}
+)
 """Options of a command that are no fields of RunConfig."""
 
 NOT_PINS: Final = frozenset(
@@ -238,6 +245,20 @@ def refuse(given: Mapping[str, Any], names: Iterable[str], why: str, hint: str) 
     name = next((name for name in names if given.get(name) not in (None, "auto")), None)
     if name is not None:
         raise InputError(f"{why} --{name.replace('_', '-')}", hint=hint, field=name)
+
+
+def write_report(picture: Any, file: Path) -> None:
+    """Write the page about an answer, complete or not at all; raises InputError if the file cannot be written."""
+    from ftplan.files import write_atomic
+    from ftplan.render.console import note
+    from ftplan.render.pages import page
+
+    try:
+        write_atomic(file, page(picture))
+    except OSError as error:
+        hint = "name a file in a folder that can be written"
+        raise InputError(f"cannot write {file}: {error.strerror}", hint=hint, field="report") from error
+    note(f"wrote {file}")
 
 
 def missing_model_or_gpus(model: str | None, example: str) -> InputError:

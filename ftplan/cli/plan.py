@@ -132,6 +132,7 @@ def command(
     for_version: ForVersion = None,
     dataset: Dataset = None,
     job: Job = None,
+    report: options.Report = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
@@ -160,6 +161,10 @@ def command(
 
         chosen = confirming.confirmed(chosen)
     written = _written(chosen, out, emission) if out is not None and chosen.config is not None else ()
+    if report is not None:
+        from ftplan.workflows import picturing
+
+        options.write_report(picturing.of_plan(chosen, emission), report)
     if as_json:
         typer.echo(to_json(chosen), nl=False)
     else:

@@ -25,12 +25,13 @@ class Findings:
     """What the search has seen, tier by tier in their order.
 
     ``waiting`` are tiers not looked at, because something fits in a better one. ``looked_at`` counts every
-    configuration that was decided, ``estimated`` those that took an estimate.
+    configuration that was decided, ``estimated`` those that took an estimate; ``misses`` are those that are out.
     """
 
     waiting: list[Tier] = field(default_factory=list)
     tiers: list[Looked] = field(default_factory=list)
     refused: list[RejectedGroup] = field(default_factory=list)
+    misses: list[Candidate] = field(default_factory=list)
     looked_at: int = 0
     estimated: int = 0
 
@@ -67,3 +68,5 @@ class Findings:
         """Take note of a candidate that is out, and of ``count`` less one that are for the same reason."""
         assert candidate.rejection is not None
         self.refused.append(RejectedGroup(candidate.rejection, candidate.config, count))
+        if candidate.estimate is not None:
+            self.misses.append(candidate)

@@ -83,14 +83,18 @@ def _print_memory(check: Check) -> None:
 
 def _verdict(check: Check) -> Text:
     name, style = VERDICTS[check.verdict]
-    if check.estimate is None:
-        return words((name, style))
+    return words((name, style), f": {need(check)}") if check.estimate is not None else words((name, style))
+
+
+def need(check: Check) -> str:
+    """What a check that has an estimate needs of what there is, and why that may not be all."""
     told = check.estimate
+    assert told is not None
     highest = max(told.needed_bytes, *(phase.bytes for phase in check.phases))
-    need = f": needs {size(highest)} of {size(told.capacity_bytes)} on the worst rank"
+    text = f"needs {size(highest)} of {size(told.capacity_bytes)} on the worst rank"
     if not told.host.fits:
-        need = f": a host needs {size(told.host.needed_bytes)} of {size(told.host.capacity_bytes)} of RAM"
-    return words((name, style), need, f"; {WHY_UNKNOWN}" if check.verdict is Verdict.UNKNOWN else "")
+        text = f"a host needs {size(told.host.needed_bytes)} of {size(told.host.capacity_bytes)} of RAM"
+    return f"{text}; {WHY_UNKNOWN}" if check.verdict is Verdict.UNKNOWN else text
 
 
 def _print_phases(phases: tuple[PhaseVerdict, ...]) -> None:

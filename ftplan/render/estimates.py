@@ -59,14 +59,20 @@ def summary(config: RunConfig) -> str:
 
 def verdict(result: Estimate) -> Text:
     """One line: fits or not, what is needed and what there is."""
+    word, told = fit(result)
+    return words((word, "bold green" if result.fits else "bold red"), f": {told}")
+
+
+def fit(result: Estimate) -> tuple[str, str]:
+    """Whether it fits in a word or three, and what is needed of what there is."""
     need, have = size(result.needed_bytes), size(result.capacity_bytes)
     if result.fits:
         free = size(result.capacity_bytes - result.needed_bytes)
-        return words(("fits", "bold green"), f": needs {need} of {have} on the worst rank, {free} free")
+        return "fits", f"needs {need} of {have} on the worst rank, {free} free"
     if not result.host.fits:
         need, have = size(result.host.needed_bytes), size(result.host.capacity_bytes)
-        return words(("does not fit", "bold red"), f": host RAM needs {need} of {have}")
-    return words(("does not fit", "bold red"), f": needs {need} of {have} on the worst rank")
+        return "does not fit", f"host RAM needs {need} of {have}"
+    return "does not fit", f"needs {need} of {have} on the worst rank"
 
 
 def print_speed(result: Estimate) -> None:

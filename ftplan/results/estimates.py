@@ -141,6 +141,15 @@ class RankEstimate:
     peak_phase: Phase
     terms: tuple[Term, ...]
 
+    @property
+    def needed_by_phase(self) -> dict[Phase, int]:
+        """What each phase needs: its tensors and the process; at the peak what the allocator needs for them."""
+        outside = self.process_bytes - self.peak_reserved_bytes
+        return {
+            phase: self.needed_bytes if phase == self.peak_phase else min(tensors + outside, self.needed_bytes)
+            for phase, tensors in Timeline(self.terms).by_phase.items()
+        }
+
 
 @dataclass(frozen=True)
 class HostEstimate:

@@ -91,6 +91,14 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Placed(Point):
+    """A configuration that the search estimated, among the others: whether it fits, and if not, why."""
+
+    fits: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class SearchStats:
     """How much the search looked at: ``candidates`` it decided, of which it estimated ``estimated``.
 

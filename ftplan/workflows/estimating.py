@@ -16,7 +16,7 @@ from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.models import load_hf_config, load_model
 from ftplan.results import Estimate, to_jsonable
-from ftplan.spec import EstimatorName, RunConfig, TrainingRequest
+from ftplan.spec import EstimatorName, Inventory, RunConfig, TrainingRequest
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.inputs import run_config, training_request
 
@@ -34,6 +34,10 @@ class Estimated:
     """The model's id, or the path it was given by."""
     cluster: Cluster
     estimate: Estimate
+    inventory: Inventory
+    model: ModelProfile | None
+    """None where a trace told of an architecture that has no profile."""
+    margin: float
 
 
 def estimate(
@@ -71,7 +75,8 @@ def estimate(
         estimated = replace(estimated, notes=(note, *estimated.notes))
     if asked is not None:
         estimated = with_training(estimated, asked, config, model, cluster)
-    return Estimated(config, model.id if model is not None else config.model, cluster, estimated)
+    name = model.id if model is not None else config.model
+    return Estimated(config, name, cluster, estimated, inventory, model, margin)
 
 
 def _profile(name: str, *, needed: bool) -> ModelProfile | None:

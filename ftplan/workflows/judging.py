@@ -50,16 +50,14 @@ def _exactly(config: RunConfig, case: Case) -> Estimate:
 def phases_of(case: Case, told: Told) -> tuple[PhaseVerdict, ...]:
     """The worst rank's memory by phase: its tensors and the process; at the peak what the allocator needs for them."""
     worst = worst_of(told.estimate.ranks)
-    outside = worst.process_bytes - worst.peak_reserved_bytes
     room = round(worst.capacity_bytes * (1 - case.margin))
-    by_phase = Timeline(worst.terms).by_phase
     found = []
-    for phase, tensors in by_phase.items():
-        needed = worst.needed_bytes if phase == worst.peak_phase else min(tensors + outside, worst.needed_bytes)
+    for phase, expected in worst.needed_by_phase.items():
+        needed = expected
         if phase is Phase.EVAL:
             if not case.config.evaluates:
                 continue
-            needed = told.evaluation_bytes if told.evaluation_bytes is not None else needed
+            needed = expected if told.evaluation_bytes is None else told.evaluation_bytes
         found.append(PhaseVerdict(str(phase), needed, room, needed <= room))
     return tuple(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -37,6 +38,15 @@ LAUNCH_SCRIPT: Final = """\
 set -euo pipefail
 exec ftplan run "$(dirname "$0")/plan.json" "$@"
 """
+
+
+def draft(request: PlanRequest) -> Plan:
+    """`plan` by the fit of what the allocator wastes, without playing any allocation: cautious, in some 30 ms."""
+    model = load_model(request.model)
+    try:
+        return search_plan(request, model, known_cluster(request.inventory), replays_from=math.inf)
+    except ValidationError as error:
+        raise input_error(error) from error
 
 
 def plan(request: PlanRequest) -> Plan:
@@ -225,12 +235,7 @@ def write_plan(chosen: Plan, folder: Path) -> tuple[Path, ...]:
 
     Each file is complete or absent. Raises InputError if the folder cannot be written.
     """
-    config, _ = require_config(chosen)
-    files = {
-        "plan.json": to_json(chosen),
-        "config.yaml": _yaml(config),
-        "launch.sh": LAUNCH_SCRIPT,
-    }
+    files = native_files(chosen)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -240,6 +245,12 @@ def write_plan(chosen: Plan, folder: Path) -> tuple[Path, ...]:
         hint = "name a folder that can be made or written"
         raise InputError(f"cannot write to {folder}: {error.strerror}", hint=hint, field="out") from error
     return tuple(folder / name for name in files)
+
+
+def native_files(chosen: Plan) -> dict[str, str]:
+    """The plan as ftplan's own files, by name; raises DoesNotFitError where nothing fits."""
+    config, _ = require_config(chosen)
+    return {"plan.json": to_json(chosen), "config.yaml": _yaml(config), "launch.sh": LAUNCH_SCRIPT}
 
 
 def _yaml(config: RunConfig) -> str:

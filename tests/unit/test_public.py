@@ -35,15 +35,15 @@ COMMANDS = {
         --packing --no-packing --attention --kernels --loss-path --sharding --offload --zero-reduce-bucket
         --zero-prefetch-bucket --zero-persistence-threshold --zero-overlap --no-zero-overlap --sync-each-batch
         --no-sync-each-batch --stack --expandable-segments --no-expandable-segments --evaluates --no-evaluates
-        --samples --epochs --mean-tokens --price --confirm --out --format --for-version --dataset --job --quiet -q
-        --json
+        --samples --epochs --mean-tokens --price --confirm --out --format --for-version --dataset --job --report
+        --quiet -q --json
     """,
     "check": """
         --gpus --from --set --quick --fix --pick --was-gpus --was-batch --learning-rate --margin --host-memory
         --link --network --model --method --lora-rank --lora-targets --weights-dtype --precision --optimizer
         --gradient-checkpointing --no-gradient-checkpointing --seq-len --micro-batch --accumulation --padding
         --no-padding --packing --no-packing --attention --kernels --sharding --offload --stack
-        --expandable-segments --no-expandable-segments --evaluates --no-evaluates --format --quiet -q --json
+        --expandable-segments --no-expandable-segments --evaluates --no-evaluates --format --report --quiet -q --json
     """,
     "estimate": """
         --model --gpus --method --lora-rank --lora-alpha --lora-targets --lora-dropout --adapter-len
@@ -53,7 +53,7 @@ COMMANDS = {
         --no-packing --attention --kernels --loss-path --sharding --offload --zero-reduce-bucket
         --zero-prefetch-bucket --zero-persistence-threshold --zero-overlap --no-zero-overlap --sync-each-batch
         --no-sync-each-batch --stack --expandable-segments --no-expandable-segments --evaluates --no-evaluates
-        --samples --epochs --mean-tokens --price --estimator --batch --margin --quiet -q --json
+        --samples --epochs --mean-tokens --price --estimator --batch --margin --report --quiet -q --json
     """,
     "need": """
         --model --method --cards --max-devices --global-batch --seq-len --margin --host-memory --lora-rank
@@ -93,6 +93,7 @@ COMMANDS = {
         --seq-len --batch-size --out --quiet -q --json
     """,
     "calibrate": "--gpus --show --reset --quiet -q --json",
+    "ui": "--host --port --runs --hosted --token --open --quiet -q --json",
     "models": "--min-params --max-params --quiet -q --json",
     "gpus": "--min-memory --quiet -q --json",
 }
