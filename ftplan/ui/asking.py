@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ftplan.errors import InputError, UnknownNameError
 from ftplan.profiles.models import is_catalogued, list_models
-from ftplan.spec import PlanRequest
+from ftplan.spec import Inventory, PlanRequest
 from ftplan.workflows.planning import plan_request
 
 OPEN: Final = "planner's choice"
@@ -23,6 +23,10 @@ WORDS: Final = (
 )
 PINS: Final = (*FLAGS, *NUMBERS, *WORDS)
 """Controls that are fields of `RunConfig`, open or pinned."""
+
+MOST_DEVICES: Final = 512
+MOST_KINDS: Final = 8
+"""Of a hosted page: a plan for so many takes a second or two."""
 
 TRAINING: Final[tuple[str, ...]] = ("samples", "epochs", "price")
 
@@ -77,7 +81,18 @@ def request_of(values: Mapping[str, Any], *, hosted: bool = False) -> PlanReques
         _refuse_local(asked)
     pins = {name: asked.pop(name) for name in PINS if name in asked}
     training = {name: asked.pop(name) for name in TRAINING if name in asked}
-    return plan_request(asked.pop("gpus"), pins=pins, training=training, **asked)
+    request = plan_request(asked.pop("gpus"), pins=pins, training=training, **asked)
+    if hosted:
+        refuse_large(request.inventory)
+    return request
+
+
+def refuse_large(inventory: Inventory) -> None:
+    """Raise InputError for devices that a page which strangers share would plan for too long."""
+    if inventory.world_size > MOST_DEVICES or len(inventory.groups) > MOST_KINDS:
+        hint = "install ftplan for more: there it has your machine to itself"
+        message = f"this page plans for up to {MOST_DEVICES} devices of {MOST_KINDS} kinds"
+        raise InputError(message, hint=hint, field="gpus")
 
 
 def _refuse_local(asked: Mapping[str, Any]) -> None:

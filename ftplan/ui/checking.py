@@ -9,6 +9,7 @@ import gradio as gr
 
 from ftplan.errors import FtplanError
 from ftplan.launcher.formats.registry import FORMATS
+from ftplan.planner.inventory import parse_inventory
 from ftplan.profiles.models import list_models
 from ftplan.render import pages
 from ftplan.ui import asking
@@ -80,6 +81,7 @@ class CheckTab:
             texts = dict(dropped.read(Path(file).name, Path(file).read_bytes()) for file in files or ())
             if self.settings.hosted:
                 asking.refuse_local_devices(gpus)
+                asking.refuse_large(parse_inventory(gpus))
             session.checked = dropped.check(
                 texts or dropped.pasted(text),
                 gpus,

@@ -72,6 +72,12 @@ def serve(settings: Settings, host: str, port: int, token: str, tell: Callable[[
     _Telling(config, lambda: tell(address)).run(sockets=[bound])
 
 
+def hosted() -> Guard:
+    """The page for strangers, for any ASGI server: ``uvicorn --factory ftplan.ui.serving:hosted``."""
+    settings = Settings(hosted=True)
+    return Guard(application(settings), token=os.environ.get(TOKEN_VARIABLE, ""), framed=True)
+
+
 class _Telling(uvicorn.Server):
     """A server that says when it has started."""
 

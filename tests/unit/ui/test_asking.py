@@ -125,3 +125,10 @@ def test_the_command_is_no_shell_text_of_its_own():
     words = shlex.split(command({**START, "model": "x; rm -rf $(pwd) `id`", "inventory": "1x'24GB"}))
     assert words[3] == "x; rm -rf $(pwd) `id`"
     assert words[5] == "1x'24GB"
+
+
+@pytest.mark.parametrize("inventory", ["100000xH100", "513xH100", "+".join(["1xH100", "1xA100-80GB"] * 5)])
+def test_strangers_do_not_keep_a_hosted_page_busy(inventory):
+    with pytest.raises(InputError, match="up to 512 devices"):
+        request_of({**START, "inventory": inventory, "global_batch": 102600}, hosted=True)
+    assert request_of({**START, "inventory": inventory, "global_batch": 102600}).inventory.text == inventory
