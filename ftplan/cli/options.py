@@ -166,6 +166,8 @@ def write_report(picture: Any, file: Path) -> None:
     from ftplan.render.console import err, words
     from ftplan.render.pages import page
 
+    if file.is_dir():
+        raise InputError(f"--report names a folder: {file}", hint="name a file, such as report.html", field="report")
     try:
         write_atomic(file, page(picture))
     except OSError as error:
