@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ftplan.render.charts.drawing import WIDTH, Svg
+from ftplan.render.charts.drawing import WIDTH, Svg, clean
 
 ROW: Final = 22
 NAME: Final = 164
@@ -41,7 +41,7 @@ def bars(rows: Sequence[Row], title: str, description: str, *, name: str) -> str
         y, height = top + 3, ROW - 7
         width = round(max(1.0, row.length / longest * room), 2)
         bar = svg.add("rect", title=full, x=NAME, y=y, height=height, width=width, class_=f"term {row.kind}")
-        bar.attrib.update({name: str(value) for name, value in row.data.items()})
+        bar.attrib.update({name: clean(str(value)) for name, value in row.data.items()})
         if row.frame:
             framed = round(row.frame / longest * room, 2)
             svg.add("rect", x=NAME, y=y, height=height, width=framed, class_="frame")

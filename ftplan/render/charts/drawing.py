@@ -93,7 +93,7 @@ class Svg:
                 "viewBox": f"0 0 {width:g} {height:g}",
                 "role": "img",
                 "class": "chart",
-                "data-name": name,
+                "data-name": clean(name),
                 "aria-label": clean(f"{title}. {description}"),
             },
         )
@@ -135,7 +135,7 @@ def kind_of(term: str) -> str:
 
 def ticks(highest: float, most: int = 5) -> list[float]:
     """Round values from 0 to at most ``highest``, no more than ``most`` above 0."""
-    if not highest > 0 or not math.isfinite(highest):
+    if not 1e-300 < highest < math.inf:
         return [0.0]
     rough = highest / most
     power = 10.0 ** math.floor(math.log10(rough))
