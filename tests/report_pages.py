@@ -26,7 +26,7 @@ class Element:
 
     def is_in(self, **attributes: str) -> bool:
         return any(
-            all(each.attributes.get(name.replace("_", "-")) == value for name, value in attributes.items())
+            all(each.attributes.get(name.rstrip("_").replace("_", "-")) == value for name, value in attributes.items())
             for each in self.within
         )
 
@@ -44,7 +44,9 @@ class Page:
             each
             for each in self.elements
             if attribute in each.attributes
-            and all(each.attributes.get(name.replace("_", "-")) == value for name, value in attributes.items())
+            and all(
+                each.attributes.get(name.rstrip("_").replace("_", "-")) == value for name, value in attributes.items()
+            )
         ]
 
     def tagged(self, tag: str) -> list[Element]:

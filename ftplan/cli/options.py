@@ -166,9 +166,10 @@ def write_report(picture: Any, file: Path) -> None:
     from ftplan.render.console import err, words
     from ftplan.render.pages import page
 
-    if file.is_dir():
-        raise InputError(f"--report names a folder: {file}", hint="name a file, such as report.html", field="report")
     try:
+        if file.is_dir():
+            hint = "name a file, such as report.html"
+            raise InputError(f"--report names a folder: {file}", hint=hint, field="report")
         write_atomic(file, page(picture))
     except OSError as error:
         hint = "name a file in a folder that can be written"
