@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "merge": ("merge", "Add a trained adapter to its base."),
     "predict": ("predict", "What a trained model makes of a data set, beside its base."),
     "calibrate": ("calibrate", "Measure this machine, so that later plans go by it."),
+    "ui": ("ui_command", "A local page to plan, check, launch and watch on."),
     "models": ("models", "Search the catalogue of models."),
     "gpus": ("gpus", "Search the catalogue of GPUs."),
 }

@@ -137,6 +137,13 @@ class Child:
                 os.killpg(self.pid, number)
 
 
+def start_detached(argv: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
+    """Start a command that outlives this process, in a session of its own; what it says goes to the file ``output``."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("ab") as file:
+        return subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
+
+
 def _outcome(returncode: int) -> Outcome:
     return Outcome(None, -returncode) if returncode < 0 else Outcome(returncode, None)
 

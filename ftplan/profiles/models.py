@@ -89,6 +89,11 @@ def list_models() -> tuple[ModelEntry, ...]:
     )
 
 
+def is_catalogued(name: str) -> bool:
+    """Whether the catalogue has a model of this name, so that neither a disk nor the hub is asked for it."""
+    return not _is_written_as_path(name.strip()) and name.strip().lower() in _slugs()
+
+
 def catalogued_namesake(name: str) -> str | None:
     """The model of the catalogue whose name ends as ``name`` does: that is somebody's copy, or one on a disk."""
     last = name.strip().rstrip("/").rsplit("/", 1)[-1].lower()

@@ -17,18 +17,20 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
 from ftplan import __version__
+from ftplan.errors import FtplanError
 from ftplan.estimators.combined import worst_of
 from ftplan.render.charts.drawing import clean, kind_of
+from ftplan.render.charts.lines import figure
 from ftplan.render.charts.memory import LOW, by_phase, by_rank, by_term
 from ftplan.render.charts.steps import by_part
 from ftplan.render.charts.tradeoff import MARKS, by_speed, drawn
 from ftplan.render.checks import VERDICTS, change_line, need
-from ftplan.render.console import count, duration, size
+from ftplan.render.console import count, duration, percent, size
 from ftplan.render.estimates import basis_notes, fit, summary
 from ftplan.results import Estimate, HostEstimate, Phase, Plan, Term, Timeline
 from ftplan.verdicts import Check, Verdict
 from ftplan.workflows.estimating import Estimated
-from ftplan.workflows.picturing import Picture
+from ftplan.workflows.picturing import FileSet, Picture
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -52,6 +54,9 @@ SHOWN: Final[Mapping[str, Callable[[Any], str]]] = {
     "count": count,
     "integer": lambda value: f"{value:,.0f}",
     "ratio": lambda value: f"{value:.2f}",
+    "speed": lambda value: f"{value:,.0f} tokens/s",
+    "figure": figure,
+    "percent": percent,
     "dollars": lambda value: f"${value:,.2f}",
     "text": str,
 }
@@ -86,18 +91,35 @@ def page(picture: Picture) -> str:
 
 def piece(picture: Picture) -> str:
     """The part of the page that tells the answer, to stand in another page with the same styles and script."""
-    shown = partial(_shown, picture.document)
-    values: dict[str, Any] = {
-        "view": view(picture),
-        "shown": shown,
-        "figure": partial(_figure, picture.document),
+    return rendered(
+        f"{picture.command}.html.j2",
+        picture.document,
+        view=view(picture),
+        landscape=picture.landscape,
+        files=picture.files,
+        is_draft=picture.is_draft,
+        **{_NAMES[type(picture.answer)]: picture.answer},
+    )
+
+
+def problem(error: FtplanError, title: str = "not possible") -> str:
+    """What is wrong with what was asked, and a hint."""
+    return rendered("problem.html.j2", {}, title=title, message=error.message, hint=error.hint)
+
+
+def files_piece(plan: Plan, files: FileSet) -> str:
+    """The files of one tool for ``plan``, to copy and to save."""
+    return rendered("files.html.j2", {}, set=files, plan=plan)
+
+
+def rendered(template: str, document: Mapping[str, Any], **values: Any) -> str:
+    """A template with the figures of ``document`` and ``values``."""
+    own = {
+        "shown": partial(_shown, document),
+        "figure": partial(_figure, document),
         "derived": _derived,
-        "landscape": picture.landscape,
-        "files": picture.files,
-        "is_draft": picture.is_draft,
-        _NAMES[type(picture.answer)]: picture.answer,
     }
-    return _environment().get_template(f"{picture.command}.html.j2").render(values)
+    return _environment().get_template(template).render({**own, **values})
 
 
 def asset(name: str) -> str:
@@ -230,7 +252,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=spelled,
     )
-    environment.filters |= {"summary": summary, "change_line": change_line, "exact": exact}
+    environment.filters |= {
+        "size": size,
+        "duration": duration,
+        "summary": summary,
+        "change_line": change_line,
+        "exact": exact,
+    }
     environment.policies["json.dumps_kwargs"] = {}  # keys stay in the order that --json has
     return environment
 

@@ -48,6 +48,9 @@ class Asked:
     ``fields`` of `RunConfig` take the place of what the files say; ``settings`` are in the framework's own words.
     ``was`` holds what is known of an earlier run: ``gpus``, ``samples``, ``learning_rate``. Without ``mends`` only the
     verdict is told, with neither fixes nor what could be faster.
+
+    With ``texts``, files by name, nothing else is read: for what was pasted or dropped into a page. Then models are
+    those of the catalogue alone if ``only_catalogue``.
     """
 
     words: Sequence[str]
@@ -61,6 +64,8 @@ class Asked:
     link: str | None = None
     network: str | None = None
     mends: bool = True
+    texts: Mapping[Path, str] | None = None
+    only_catalogue: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def write(checked: Checked, fix: Fix) -> tuple[Path, ...]:
 
 def check(asked: Asked) -> Checked:
     """The verdict on a configuration; raises InputError for what cannot be read, or names nothing."""
-    files = Files()
+    files = Files(asked.texts, closed=asked.texts is not None)
     source = opened(asked.words, files, asked.framework)
     if asked.settings:
         given = {key: Setting(key, plain_value(text), Place("--set")) for key, text in asked.settings.items()}
@@ -94,7 +99,7 @@ def check(asked: Asked) -> Checked:
     there = placed(source.shape, inventory)
     part = source.understood(there.ranks)
     config = _config(part, asked, there.ranks)
-    model, taken_for = model_called(config.model)
+    model, taken_for = model_called(config.model, only_catalogue=asked.only_catalogue)
     config, wrong_names = existing_targets(supported_attention(config, model, part), model, part)
     config, wrong_layers = existing_layers(config, model, part)
     cluster = known_cluster(there.inventory)

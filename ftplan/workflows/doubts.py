@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from ftplan.errors import InputError
+from ftplan.errors import InputError, UnknownNameError
 from ftplan.estimators.targets import targeted_linears
 from ftplan.launcher.formats.partial import Partial
 from ftplan.launcher.formats.sources import Source
 from ftplan.planner.rules import first_rejection
 from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.model_schema import ModelProfile
-from ftplan.profiles.models import catalogued_namesake, load_model
+from ftplan.profiles.models import catalogued_namesake, is_catalogued, list_models, load_model
 from ftplan.profiles.runtime import runtime_figure
 from ftplan.results import Estimate
 from ftplan.spec import Inventory, RunConfig
@@ -22,14 +22,22 @@ QUANTIZED_NAMES: Final = ("gptq", "awq", "aqlm", "gguf", "-fp8", "int4", "int8",
 """Parts of the names of checkpoints that are already quantized."""
 
 
-def model_called(name: str) -> tuple[ModelProfile, tuple[Problem, ...]]:
-    """The model called ``name``; one that is on another machine, or somebody's copy, is taken for its namesake."""
-    try:
-        return load_model(name), ()
-    except InputError:
-        namesake = catalogued_namesake(name)
-        if namesake is None:
-            raise
+def model_called(name: str, *, only_catalogue: bool = False) -> tuple[ModelProfile, tuple[Problem, ...]]:
+    """The model called ``name``; one that is on another machine, or somebody's copy, is taken for its namesake.
+
+    With ``only_catalogue`` no path is looked at and the hub is not asked.
+    """
+    namesake = None
+    if not only_catalogue or is_catalogued(name):
+        try:
+            return load_model(name), ()
+        except InputError:
+            namesake = catalogued_namesake(name)
+            if namesake is None:
+                raise
+    namesake = namesake or catalogued_namesake(name)
+    if namesake is None:
+        raise UnknownNameError("model", name, (model.id for model in list_models()), field="model")
     model = load_model(namesake)
     note = Problem(
         "assumption", Severity.NOTE, f"{name} is not here: taken for {model.id}, by its name", key="model", hint=""

@@ -55,7 +55,7 @@ def fixes(case: Case, told: Estimate, *, evaluation: bool = False) -> tuple[Fix,
 def _patched(case: Case, new: RunConfig, *, evaluation: bool = False) -> Patch | None:
     """The edits that say ``new``; None where the files' own words cannot say it."""
     made = patch(case.source, case.config, new, case.target, case.files, evaluation=evaluation)
-    return made if made is not None and says(case.source, made, case.config, new, case.target) else None
+    return made if made is not None and says(case.source, made, case.config, new, case.target, case.files) else None
 
 
 def batch_fixes(case: Case, told: Estimate) -> tuple[Fix, ...]:
@@ -127,25 +127,30 @@ def write_fix(case: Case, fix: Fix) -> tuple[Path, ...]:
     Every file is replaced whole or not at all. What belongs into the environment or onto a command line is left to the
     user, who is told.
     """
-    evaluation = any(change.key.removeprefix("--") in EVAL_KEYS for change in fix.changes)
-    made = _patched(case, fix.config, evaluation=evaluation) if fix.changes else None
-    if made is None or not (made.texts or made.new_files):
-        raise InputError("this fix cannot be written into the files", hint="make the change by hand", field="fix")
-    for path in made.texts:
+    new, edited = fixed_texts(case, fix)
+    for path in edited:
         _require_own(case, path)
-    given = case.source.given.base
-    base = given if not given.suffix else given.parent
-    new = {base / name: text for name, text in made.new_files.items()}
     taken = [path for path in new if path.exists()]
     if taken:
         raise InputError(f"{taken[0]} is there already", hint="move it away, or make the change by hand", field="fix")
-    written = {**new, **made.texts}
+    written = {**new, **edited}
     try:
         for path, text in written.items():
             _replace(path, text)
     except OSError as error:
         raise InputError(f"cannot write: {error.strerror}", hint="make the change by hand", field="fix") from error
     return tuple(written)
+
+
+def fixed_texts(case: Case, fix: Fix) -> tuple[dict[Path, str], dict[Path, str]]:
+    """The new files and the edited ones that ``fix`` makes, whole; raises InputError where it is no edit of files."""
+    evaluation = any(change.key.removeprefix("--") in EVAL_KEYS for change in fix.changes)
+    made = _patched(case, fix.config, evaluation=evaluation) if fix.changes else None
+    if made is None or not (made.texts or made.new_files):
+        raise InputError("this fix cannot be written into the files", hint="make the change by hand", field="fix")
+    given = case.source.given.base
+    base = given if not given.suffix else given.parent
+    return {base / name: text for name, text in made.new_files.items()}, dict(made.texts)
 
 
 def _require_own(case: Case, path: Path) -> None:

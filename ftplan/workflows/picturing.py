@@ -72,13 +72,20 @@ class Picture:
         return self.answer.estimate
 
 
-def of_plan(chosen: Plan, asked: Emission | None = None, *, is_draft: bool = False) -> Picture:
-    """A plan with the files that were ``asked`` for (None: of the tools most used), and those of ftplan itself."""
+def of_plan(
+    chosen: Plan, asked: Emission | None = None, *, shows_files: bool = True, is_draft: bool = False
+) -> Picture:
+    """A plan with the files that were ``asked`` for (None: of the tools most used), and those of ftplan itself.
+
+    Neither a draft nor a page that offers them otherwise shows files.
+    """
     request = chosen.request
     known = () if chosen.config is None or chosen.estimate is None else ((chosen.config, chosen.estimate),)
     seen = landscape(request, load_model(request.model), known_cluster(request.inventory), known)
-    files = () if is_draft or chosen.config is None else (file_set(chosen, NATIVE), *_foreign(chosen, asked))
-    return Picture("plan", chosen, to_jsonable(chosen), seen, files, is_draft)
+    if is_draft or not shows_files or chosen.config is None:
+        return Picture("plan", chosen, to_jsonable(chosen), seen, (), is_draft)
+    files = (file_set(chosen, NATIVE), *_foreign(chosen, asked))
+    return Picture("plan", chosen, to_jsonable(chosen), seen, files)
 
 
 def _foreign(chosen: Plan, asked: Emission | None) -> tuple[FileSet, ...]:

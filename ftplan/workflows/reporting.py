@@ -60,6 +60,7 @@ class RunReport:
         measured: of the newest attempt that trained.
         phases: predicted peak of allocated bytes by phase, of the plan's worst rank.
         memory: peaks of each rank, over all attempts.
+        predicted_memory: what was predicted of each rank, empty where nothing was.
         tokens: put through the model in all attempts, padding included.
         train_seconds: of the optimizer steps of all attempts.
         save_seconds: of each save.
@@ -83,6 +84,7 @@ class RunReport:
     measured: Measured
     phases: Mapping[Phase, int]
     memory: tuple[RankMemory, ...]
+    predicted_memory: tuple[RankMemory, ...]
     curves: tuple[Curve, ...]
     attempts: tuple[AttemptReport, ...]
     checkpoints: tuple[CheckpointReport, ...]
@@ -128,20 +130,20 @@ def report(folder: Path | None) -> RunReport | Runs:
         return _of_run(RunDir(_newest(DEFAULT_RUNS)))
     if (folder / "job.json").exists():
         return _of_run(RunDir(folder))
-    below = _runs(folder)
+    below = run_folders(folder)
     if not below:
         raise InputError(f"no run in {folder}", hint="name a run's folder, or one that holds runs", field="run")
     return Runs(tuple(_line(RunDir(run)) for run in below))
 
 
-def _runs(folder: Path) -> list[Path]:
+def run_folders(folder: Path) -> list[Path]:
     """The folders of runs below ``folder``, oldest first."""
     jobs = sorted(folder.glob("*/job.json"), key=lambda job: (job.stat().st_mtime_ns, job))
     return [job.parent for job in jobs]
 
 
 def _newest(runs: Path) -> Path:
-    found = _runs(runs)
+    found = run_folders(runs)
     if not found:
         raise InputError(f"no run in {runs}", hint="ftplan report DIR names a run's folder", field="run")
     return found[-1]
@@ -192,6 +194,7 @@ def _of_run(run: RunDir) -> RunReport:
         measured=_measured(tries, job),
         phases=_phases(job),
         memory=history.worst_memory(events),
+        predicted_memory=job.predicted_ranks,
         curves=history.curves(events),
         attempts=_attempts(tries, state),
         checkpoints=tuple(CheckpointReport(one.step, str(one.path), one.world_size, _size(one.path)) for one in saved),

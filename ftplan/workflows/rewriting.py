@@ -17,7 +17,7 @@ BY_LAUNCH: Final = frozenset({"sharding", "offload", "precision", "zero_overlap"
 """Fields that a launcher's new file decides, which only a new command names."""
 
 
-def says(source: Source, made: Patch, old: RunConfig, new: RunConfig, target: Target) -> bool:
+def says(source: Source, made: Patch, old: RunConfig, new: RunConfig, target: Target, files: Files) -> bool:
     """Whether the files edited as ``made`` says say ``new``, where they said ``old``.
 
     What stands in the environment or on a command line is not in a file, and is taken as it is shown. A field that
@@ -28,7 +28,7 @@ def says(source: Source, made: Patch, old: RunConfig, new: RunConfig, target: Ta
     base = source.given.base if not source.given.base.suffix else source.given.base.parent
     texts = {**made.texts, **{base / name: text for name, text in made.new_files.items()}}
     try:
-        again = overridden(opened(source.words, Files(texts), source.framework), source.stated)
+        again = overridden(opened(source.words, files.over(texts), source.framework), source.stated)
         said = again.understood(target.ranks).fields
     except FtplanError:
         return False

@@ -21,7 +21,8 @@ SUFFIXES: Final = (".json", ".jsonc", ".yaml", ".yml")
 class Files:
     """The files that one check reads, in the order they were read; ``texts`` take the place of files on disk.
 
-    With ``closed`` there are no others: what is referred to is not looked for.
+    With ``closed`` there are no others: nothing on disk is looked for or read, and a reference means the text of that
+    name, wherever it says that it lies.
     """
 
     def __init__(self, texts: Mapping[Path, str] | None = None, *, closed: bool = False) -> None:
@@ -45,6 +46,10 @@ class Files:
         """The text in ``path``; raises ConfigFileError if it was read before: a script that calls itself has no end."""
         self._note(path, asked_by)
         known = self._texts.get(path)
+        if known is None and self._closed:
+            told = f" (named in {shown(asked_by)})" if asked_by else ""
+            hint = "give it, too: " + ", ".join(sorted(shown(each) for each in self._texts)) + " is all there is"
+            raise ConfigFileError(f"{shown(path)}{told} is not among the files", file=shown(path), hint=hint)
         return read_config(path, asked_by=asked_by) if known is None else known
 
     def module(self, path: Path) -> str:
@@ -57,7 +62,15 @@ class Files:
     def find(self, reference: str, base: Path) -> Path:
         """The file that ``reference`` means in ``base``: see `referred`."""
         path = (base if not base.suffix else base.parent) / reference
-        return path if path in self._texts or self._closed else referred(reference, base)
+        if path in self._texts:
+            return path
+        if self._closed:
+            return next((known for known in self._texts if known.name == path.name), path)
+        return referred(reference, base)
+
+    def over(self, texts: Mapping[Path, str]) -> Files:
+        """The same files before any was read, with ``texts`` in the place of some of them or beside them."""
+        return Files({**self._texts, **texts}, closed=self._closed)
 
     def _note(self, path: Path, asked_by: str) -> None:
         name = shown(path)

@@ -33,12 +33,17 @@ def read_config(path: Path, *, asked_by: str = "") -> str:
         raise ConfigFileError(
             f"{shown(path)}{told} is larger than {LARGEST_FILE // KIB} KiB", hint=hint, file=str(path)
         )
+    return text_of(data, shown(path), told)
+
+
+def text_of(data: bytes, name: str, told: str = "") -> str:
+    """``data`` of the file ``name`` as text with plain line ends; raises ConfigFileError where it is none."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigFileError(f"{shown(path)}{told} is no UTF-8 text", file=str(path)) from error
+        raise ConfigFileError(f"{name}{told} is no UTF-8 text", file=name) from error
     if "\0" in text:
-        raise ConfigFileError(f"{shown(path)}{told} is no text: it holds a null character", file=str(path))
+        raise ConfigFileError(f"{name}{told} is no text: it holds a null character", file=name)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -39,7 +39,6 @@ def line(name: str, steps: Sequence[int], values: Sequence[float], *, total_step
         svg.add("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(value), y2=y(value), class_="grid")
         svg.label(LEFT - 6, y(value) + 4, figure(value), anchor="end", kind="tick")
         svg.label(x(part * last), HEIGHT - BOTTOM + 16, f"{round(part * last)}", kind="tick")
-    svg.label(LEFT, 14, name, anchor="start", kind="label strong")
     for piece in _pieces(pairs):
         points = " ".join(f"{x(step)},{y(value)}" for step, value in piece)
         svg.add("polyline", points=points, class_="curve")

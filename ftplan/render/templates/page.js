@@ -1,6 +1,8 @@
 "use strict";
 (() => {
   const root = document.documentElement;
+  if ("ftplan" in root.dataset) return; // a page around may load this twice
+  root.dataset.ftplan = "";
   const save = (name, blob) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);

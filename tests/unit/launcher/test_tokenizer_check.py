@@ -20,9 +20,9 @@ def made_of(merges: list[tuple[str, str]]) -> object:
     pieces = {"<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz", *(f"▁{word}" for word in WORDS)}
     pieces |= {left + right for left, right in merges}
     vocabulary = {piece: number for number, piece in enumerate(sorted(pieces))}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))  # noqa: S106
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")  # noqa: S106
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
 
 
 def merges_to(word: str) -> list[tuple[str, str]]:

@@ -1,0 +1,71 @@
+"""``ftplan ui``: the local page to plan, check, launch and watch on."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ftplan.cli import options
+from ftplan.errors import InputError
+
+if TYPE_CHECKING:
+    from ftplan.ui.serving import Address
+
+Host = Annotated[str, typer.Option("--host", help="Address to listen on; beyond loopback the page asks for a token.")]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 for any that is free.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs that are launched and listed.")]
+Hosted = Annotated[
+    bool, typer.Option("--hosted", help="For strangers: plan and check alone, models of the catalogue, no token.")
+]
+Token = Annotated[
+    bool, typer.Option("--token", help="Ask for a token on loopback or --hosted, too. FTPLAN_UI_TOKEN may hold it.")
+]
+Open = Annotated[bool, typer.Option("--open", help="Open it in this machine's browser.")]
+
+
+def command(
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    runs: Runs = Path("ftplan-runs"),
+    hosted: Hosted = False,
+    token: Token = False,
+    open_browser: Open = False,
+    as_json: options.AsJson = False,
+) -> int:
+    """Serve a page to plan by sliders, compare, check files, launch runs and watch them.
+
+    It listens on this machine alone unless --host says otherwise. Runs that it started go on when it ends.
+    """
+    missing = [name for name in ("gradio", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"the page needs {', '.join(missing)}", hint="pip install 'ftplan[ui]'", field="ui")
+    gc.enable()  # this command lives for hours (see ftplan.__main__)
+    from ftplan.ui import serving
+    from ftplan.ui.session import Settings
+
+    asked = serving.token_for(host, hosted=hosted, asked=token)
+
+    def tell(address: Address) -> None:
+        _tell(address, as_json=as_json)
+        if open_browser:
+            import webbrowser
+
+            webbrowser.open(address.url)
+
+    serving.serve(Settings(hosted=hosted, runs=runs.absolute()), host, port, asked, tell)
+    return 0
+
+
+def _tell(address: Address, *, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        typer.echo(json.dumps({"url": address.url, "port": address.port, "token": address.token or None}))
+        return
+    from ftplan.render.console import out, words
+
+    out().print(words(("ftplan's page: ", "bold"), address.url, " (Ctrl-C ends it; runs go on)"), soft_wrap=True)

@@ -1,0 +1,58 @@
+import socket
+
+import pytest
+
+from ftplan.errors import InputError
+from ftplan.ui.serving import Address, _bound, is_loopback, token_for
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.9.1"])
+def test_loopback_asks_for_no_token(host):
+    assert is_loopback(host)
+    assert token_for(host, hosted=False, asked=False) == ""
+    assert token_for(host, hosted=False, asked=True)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "my-machine", "example.org"])
+def test_anything_else_does(host, monkeypatch):
+    monkeypatch.delenv("FTPLAN_UI_TOKEN", raising=False)
+    assert not is_loopback(host)
+    first = token_for(host, hosted=False, asked=False)
+    assert len(first) >= 32
+    assert token_for(host, hosted=False, asked=False) != first
+    assert token_for(host, hosted=True, asked=False) == ""
+    assert token_for(host, hosted=True, asked=True)
+
+
+def test_the_token_may_be_given(monkeypatch):
+    monkeypatch.setenv("FTPLAN_UI_TOKEN", "mine")
+    assert token_for("0.0.0.0", hosted=False, asked=False) == "mine"
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        (Address("127.0.0.1", 7860, ""), "http://127.0.0.1:7860/"),
+        (Address("0.0.0.0", 1, "t"), "http://127.0.0.1:1/?token=t"),
+        (Address("::1", 1, ""), "http://[::1]:1/"),
+    ],
+)
+def test_urls_can_be_opened(address, url):
+    assert address.url == url
+
+
+def test_a_port_that_is_taken_is_an_error_with_a_way_out():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match="cannot listen") as raised:
+            _bound("127.0.0.1", port)
+        assert "--port" in raised.value.hint
+    with _bound("127.0.0.1", 0) as free:
+        assert free.getsockname()[1] > 0
+
+
+def test_a_host_that_is_none_is_an_error():
+    with pytest.raises(InputError, match="cannot listen"):
+        _bound("no.such.host.invalid", 7860)
