@@ -42,7 +42,7 @@ INSTALLS = (["apt-get", "update", "-q"], ["apt-get", "install", "-y", "-q", "--n
 
 
 def provide_browser() -> None:
-    """See that there is a Chromium for the tests of pages: install Debian's where that can be done, else say what to do.
+    """See that there is a Chromium for the tests of pages: install Debian's where that goes, else say what to do.
 
     Without one those tests are skipped, or fail where the environment variable CI is set.
     """

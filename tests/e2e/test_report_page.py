@@ -18,6 +18,10 @@ PAGES = {
     "nodes": ("estimate", *NODES, "--sharding", "fsdp2"),
     "unequal": ("estimate", "--model", "Llama-3.1-8B", "--gpus", "1xA100-80GB+1xRTX3090"),
     "large": ("estimate", "--model", "Llama-3.1-70B", "--gpus", "1x24GB", "--method", "full"),
+    "experts": (
+        *("estimate", "--model", "Mixtral-8x7B-v0.1", "--gpus", "8xA100-80GB"),
+        *("--sharding", "zero3", "--offload", "optimizer+params"),
+    ),
     "check": ("check", "oom.yaml", "--gpus", "2x24GB"),
     "long": ("estimate", "--model", "/".join(["models", "n" * 90, "m" * 90]), "--gpus", "1x24GB"),
 }

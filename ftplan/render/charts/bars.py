@@ -9,12 +9,12 @@ from typing import Final
 from ftplan.render.charts.drawing import WIDTH, Svg, clean
 
 ROW: Final = 22
-NAME: Final = 164
+NAME: Final = 172
 """Room for a name, left of its bar."""
 FIGURE: Final = 84
 FRAMED: Final = 172
 """Room for a figure, right of it: alone, and with what it is a part of."""
-MOST_LETTERS: Final = 24
+MOST_LETTERS: Final = 23
 
 
 @dataclass(frozen=True)
