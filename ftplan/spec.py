@@ -24,6 +24,7 @@ LossPath = Literal["full", "chunked", "liger"]
 Link = Literal["auto", "nvlink", "pcie"]
 StackName = Literal["trainer", "trl", "llamafactory", "axolotl", "swift", "torchtune", "cookbook"]
 Objective = Literal["throughput", "memory", "headroom", "cost"]
+EstimatorName = Literal["analytic", "trace"]
 
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 Elements = Annotated[int, Field(ge=0, lt=2**63)]

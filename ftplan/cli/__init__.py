@@ -13,8 +13,11 @@ from typing import Annotated, Final
 import typer
 
 from ftplan import __version__
+from ftplan.cli import helping
+from ftplan.cli.completing import command_word, is_asked
 from ftplan.errors import FtplanError
 
+NAME: Final = "ftplan"
 COMMANDS: Final = {
     "plan": ("plan", "Choose what fits and is fastest, and say why."),
     "check": ("check", "Whether another tool's configuration fits, and what would mend it."),
@@ -38,22 +41,32 @@ OF_PATHS: Final = frozenset({errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errn
 """What a path that a user named may be at fault for, wherever it is looked at."""
 SHOWN_CHARACTERS: Final = 80
 HELP: Final = "Plan and launch fine-tuning of language models: what fits your GPUs, how fast, and why."
+EXAMPLES: Final = """
+# what fits two cards of 24 GB, how fast, and why
+ftplan plan --model Qwen-7B --gpus 2x24GB
+# a small real training, offline, on this machine's CPU
+ftplan run --demo
+# all that a command takes
+ftplan plan --help
+"""
 
 
 def build_app(only: str | None = None) -> typer.Typer:
     """The application with every command, or with the one that is about to run: building the others costs time."""
     app = typer.Typer(
-        name="ftplan",
+        name=NAME,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # plain help: boxes cut long option names
         help=HELP,
-        epilog="Example: ftplan plan --model Qwen-7B --gpus 2x24GB",
+        epilog=EXAMPLES,
+        cls=helping.Group,
+        context_settings=helping.context_settings(),
     )
     app.callback()(_root)
     for name, (module, short_help) in COMMANDS.items():
         if only in (None, name):
-            app.command(name=name, short_help=short_help)(import_module(f"ftplan.cli.{module}").command)
+            helping.register(app, name, import_module(f"ftplan.cli.{module}"), short_help)
     return app
 
 
@@ -72,11 +85,16 @@ def _root(version: Version = False) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on ``arguments`` (default: the process's) and return the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and is_asked():
+        return _complete()
+    return _run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(given: list[str]) -> int:
     _never_fail_to_encode()
     only = given[0] if given and given[0] in COMMANDS else None
     try:
-        result = build_app(only)(args=given, standalone_mode=False)
+        result = build_app(only)(args=given, prog_name=NAME, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except FtplanError as error:
         return _report(error.message, error.hint, error.exit_code)
@@ -102,15 +120,33 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _report(usage, f"see ftplan {only} --help" if only else "see ftplan --help", 2)
 
 
+def _complete() -> int:
+    """Answer a shell. Nothing that fails is told: it would land in the line that is being typed."""
+    try:
+        word = command_word(os.environ)
+        build_app(word if word in COMMANDS else None)(args=[], prog_name=NAME, standalone_mode=False)
+    except Exception:
+        return 1
+    return 0
+
+
 def _shortened(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def _never_fail_to_encode() -> None:
-    """A terminal that cannot show a character gets it spelled out."""
+    """A terminal that cannot show a character gets it spelled out, and bars in ASCII."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=_errors(stream.encoding))
+
+
+def _errors(encoding: str) -> str:
+    if encoding.lower().replace("-", "") == "utf8":
+        return "backslashreplace"  # of lone surrogates in names of files
+    from ftplan.render.spelling import register
+
+    return register()
 
 
 def _usage_error(error: Exception) -> str | None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ftplan.cli import options
+from ftplan.cli.completing import constant
 from ftplan.errors import InputError, UnknownNameError
 
 Words = Annotated[
@@ -17,7 +18,14 @@ Words = Annotated[
         show_default=False,
     ),
 ]
-From = Annotated[str | None, typer.Option("--from", help="Whose files they are, where that cannot be told.")]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        autocompletion=constant("ftplan.cli.options", "FRAMEWORKS"),
+        help="Whose files they are, where that cannot be told.",
+    ),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting in the files' own words, as KEY=VALUE; may be repeated.")
 ]
@@ -34,14 +42,32 @@ LearningRate = Annotated[
 Quick = Annotated[bool, typer.Option("--quick", help="The verdict alone: no fixes, nothing about speed.")]
 FixIt = Annotated[bool, typer.Option("--fix", help="Write the first fix into the files, keeping comments and order.")]
 Pick = Annotated[int, typer.Option("--pick", min=1, help="Which of the fixes --fix writes.")]
-Output = Annotated[str, typer.Option("--format", help="text, json, github (annotations) or sarif.")]
+Output = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        autocompletion=constant("ftplan.cli.check", "OUTPUTS"),
+        help="text, json, github (annotations) or sarif.",
+    ),
+]
 
 OUTPUTS: Final = ("text", "json", "github", "sarif")
 NOT_CONFIG: Final = (
     *("words", "framework", "settings", "was_gpus", "was_batch", "learning_rate", "quick", "fix", "pick", "output"),
-    *("link", "network"),
+    *("link", "network", "quiet"),
 )
 WAS: Final = {"was_gpus": "gpus", "was_batch": "samples", "learning_rate": "learning_rate"}
+
+EXAMPLES: Final = """
+# does it fit, and what would mend it
+ftplan check train.yaml --gpus 2x24GB
+# write the first fix into the file
+ftplan check train.yaml --gpus 1xRTX4090 --fix
+# a command line, with the files that it names
+ftplan check --gpus 8xRTX4090 -- torchrun --nproc_per_node 8 train.py --deepspeed ds.json
+# annotations for a pull request
+ftplan check train.yaml --gpus 2x24GB --format github
+"""
 
 
 def command(
@@ -60,7 +86,7 @@ def command(
     link: options.Link = None,
     network: options.Network = None,
     model: options.Model = None,
-    method: Annotated[str | None, typer.Option("--method", help="full, lora, qlora or llama-adapter.")] = None,
+    method: options.Method = None,
     lora_rank: options.LoraRank = None,
     lora_targets: options.LoraTargets = None,
     weights_dtype: options.WeightsDtype = None,
@@ -81,6 +107,7 @@ def command(
     evaluates: options.Evaluates = None,
     output: Output = "text",
     report: options.Report = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Tell before launch whether a configuration of another tool runs on the GPUs, phase by phase, and how to mend it.
@@ -88,9 +115,6 @@ def command(
     Reads files of LLaMA-Factory, axolotl, TRL, transformers, torchtune, ms-swift, llama-cookbook, accelerate and
     DeepSpeed, Python scripts' literal arguments, shell scripts and command lines; nothing is executed. Options that
     name a field, such as --seq-len, take the place of what the files say, or say what they leave open.
-
-    Examples: ftplan check train.yaml --gpus 2x24GB;
-    ftplan check --gpus 8xRTX4090 -- torchrun --nproc_per_node 8 train.py --deepspeed ds.json
 
     Exit code 0 if it fits, 1 if it does not, would be refused or cannot be told, 2 for bad input.
     """
@@ -100,6 +124,8 @@ def command(
     output = "json" if as_json else output
     if output not in OUTPUTS:
         raise UnknownNameError("format", output, OUTPUTS, field="format")
+    if quiet and output != "text":
+        raise InputError(f"--format {output} and --quiet exclude each other", hint="give one of them", field="quiet")
     from ftplan.workflows import checking
 
     checked = checking.check(_asked(words, values))
@@ -107,7 +133,7 @@ def command(
         from ftplan.workflows import picturing
 
         options.write_report(picturing.of_check(checked), report)
-    _show(checked.check, output)
+    _show(checked.check, output, brief=quiet)
     if fix:
         _write(checked, pick)
     return 0 if checked.check.is_sound else 1
@@ -148,7 +174,7 @@ def key_values(texts: list[str] | None, option: str) -> dict[str, str]:
     return found
 
 
-def _show(check: Any, output: str) -> None:
+def _show(check: Any, output: str, *, brief: bool) -> None:
     if output == "json":
         from ftplan.results import to_json
 
@@ -160,16 +186,16 @@ def _show(check: Any, output: str) -> None:
     else:
         from ftplan.render.checks import print_check
 
-        print_check(check)
+        print_check(check, brief=brief)
 
 
 def _write(checked: Any, pick: int) -> None:
-    from ftplan.render.console import err, words
+    from ftplan.render.console import err, note, words
     from ftplan.workflows import checking, fixing
 
     found = checked.check.fixes
     if not found and checked.check.is_sound:
-        typer.echo("nothing to fix", err=True)
+        note("nothing to fix")
         return
     if not found:
         raise InputError("there is nothing to write", hint="the check proposes no fix", field="fix")
@@ -177,6 +203,6 @@ def _write(checked: Any, pick: int) -> None:
         raise InputError(f"there are {len(found)} fixes, not {pick}", hint=f"--pick 1 to {len(found)}", field="pick")
     written = checking.write(checked, found[pick - 1])
     for path in written:
-        err().print(words(f"wrote {path}"), soft_wrap=True)
+        note(f"wrote {path}")
     for line in fixing.by_hand(found[pick - 1]):
         err().print(words(f"by hand: {line}"), soft_wrap=True)

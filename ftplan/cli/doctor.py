@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -36,6 +36,15 @@ ASKED = ("model", "method", "global_batch", "seq_len")
 OF_A_JOB = ("data", "dataset", "data_format", "chat_template", "keep", "weights", "tokenizer", "run_dir")
 """Options that make a job of a plan; a run has its own."""
 
+EXAMPLES: Final = """
+# this machine alone
+ftplan doctor
+# whether it can do this plan now, with these data
+ftplan doctor plan.json --data train.jsonl
+# whether a stopped run can go on
+ftplan doctor ftplan-runs/20250131-120000-3f2a
+"""
+
 
 def command(
     given: Given = None,
@@ -54,6 +63,7 @@ def command(
     weights: Weights = None,
     tokenizer: Tokenizer = None,
     run_dir: RunDir = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Check this machine, and with a plan or a model whether it can do that run now: driver, GPUs, their free memory,
@@ -74,7 +84,7 @@ def command(
     else:
         from ftplan.render.doctor import print_examination
 
-        print_examination(examination)
+        print_examination(examination, brief=quiet)
     return 1 if examination.status == "error" else 0
 
 

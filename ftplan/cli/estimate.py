@@ -6,22 +6,39 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from ftplan.cli import options
+from ftplan.cli.completing import constant
 from ftplan.errors import InputError
 
 Batch = Annotated[Path | None, typer.Option("--batch", help="JSON Lines of cases; - reads standard input.")]
-Estimator = Annotated[str | None, typer.Option("--estimator", help="analytic (default), or trace: exact, in seconds.")]
+Estimator = Annotated[
+    str | None,
+    typer.Option(
+        "--estimator",
+        autocompletion=constant("ftplan.spec", "EstimatorName"),
+        help="analytic (default), or trace: exact, in seconds.",
+    ),
+]
 Margin = Annotated[float, typer.Option("--margin", min=0.0, max=0.9, help="Part of each card to keep free.")]
+
+EXAMPLES: Final = """
+# LoRA with the defaults on one card
+ftplan estimate --model Qwen-7B --gpus 1x24GB
+# one exact configuration
+ftplan estimate --model Llama-3.1-8B --gpus 4xA100-80GB --method full --sharding fsdp2 --seq-len 4096
+# a file of them, as one JSON document a line
+ftplan estimate --batch cases.jsonl --gpus 1x24GB --json
+"""
 
 
 def command(
     model: options.Model = None,
     gpus: options.Gpus = None,
-    method: Annotated[str | None, typer.Option("--method", help="full, lora, qlora or llama-adapter.")] = None,
+    method: options.Method = None,
     lora_rank: options.LoraRank = None,
     lora_alpha: options.LoraAlpha = None,
     lora_targets: options.LoraTargets = None,
@@ -62,6 +79,7 @@ def command(
     batch: Batch = None,
     margin: Margin = 0.0,
     report: options.Report = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Estimate memory by phase and rank, host RAM and step time of one exact configuration.
@@ -91,7 +109,7 @@ def command(
     else:
         from ftplan.render.estimates import print_estimate
 
-        print_estimate(estimated)
+        print_estimate(estimated, brief=quiet)
     return 0 if estimated.estimate.fits else 1
 
 

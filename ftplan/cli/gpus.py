@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -15,8 +15,19 @@ Search = Annotated[
 ]
 MinMemory = Annotated[str | None, typer.Option("--min-memory", help="At least so much memory, such as 24GB.")]
 
+EXAMPLES: Final = """
+# one kind of card
+ftplan gpus a100 sxm
+# what a size stands for
+ftplan gpus 24gb
+# with 80 GB or more
+ftplan gpus --min-memory 80GB
+"""
 
-def command(search: Search = None, min_memory: MinMemory = None, as_json: options.AsJson = False) -> int:
+
+def command(
+    search: Search = None, min_memory: MinMemory = None, quiet: options.Quiet = False, as_json: options.AsJson = False
+) -> int:
     """Search the catalogue of GPUs: memory, rates, links and price, as plans take them; all of it without SEARCH.
 
     Figures that ftplan calibrate measured are in the place of packaged ones. Exit code 0 if some were found, 1 if none,
@@ -30,5 +41,5 @@ def command(search: Search = None, min_memory: MinMemory = None, as_json: option
     else:
         from ftplan.render.gpus import print_gpus
 
-        print_gpus(listing, search or ())
+        print_gpus(listing, search or (), brief=quiet)
     return 0 if listing.rows else 1

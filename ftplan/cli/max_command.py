@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import Final
 
 import typer
 
 from ftplan.cli import options
+
+EXAMPLES: Final = """
+# longest sequence, largest micro-batch, highest rank
+ftplan max --model Qwen2.5-7B --gpus 1xRTX4090
+# of QLoRA alone, with micro-batches of 4
+ftplan max --model Llama-3.1-8B --gpus 1x24GB --method qlora --micro-batch 4
+"""
 
 
 def command(
@@ -30,14 +38,13 @@ def command(
     sharding: options.Sharding = None,
     offload: options.Offload = None,
     expandable_segments: options.Expandable = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Find the longest sequence, the largest micro-batch and the highest rank that fit, each with all else as given.
 
     What is not pinned is the planner's choice, such as sharding and checkpointing. With method auto, each method is
     told for itself.
-
-    Example: ftplan max --model Qwen2.5-7B --gpus 1xRTX4090
 
     Exit code 0 with limits, 1 if nothing fits whatever the length, 2 for bad input.
     """
@@ -56,5 +63,5 @@ def command(
     else:
         from ftplan.render.inverse import print_reach
 
-        print_reach(found)
+        print_reach(found, brief=quiet)
     return 0

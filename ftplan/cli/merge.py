@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from ftplan.cli import options
+from ftplan.cli import completing, options
+from ftplan.cli.completing import constant
 
 Trained = Annotated[Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="Folder of a run, or of an adapter.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the merged model: new, and there only when complete.")]
-Base = Annotated[str | None, typer.Option("--base", help="The model it was trained from, if nothing names it.")]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base", autocompletion=completing.models, help="The model it was trained from, if nothing names it."
+    ),
+]
 MaxRam = Annotated[str | None, typer.Option("--max-ram", help="What merging may take, such as 8GB.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="keep (the base's own), bf16, fp16 or fp32.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        autocompletion=constant("ftplan.launcher.merge_job", "MergeDtype"),
+        help="keep (the base's own), bf16, fp16 or fp32.",
+    ),
+]
 MaxShardSize = Annotated[str | None, typer.Option("--max-shard-size", help="Of one file (default 5GB).")]
+
+EXAMPLES: Final = """
+# a model that needs no peft
+ftplan merge ftplan-runs/20250131-120000-3f2a --out merged
+# with 8 GB of RAM at most, in bf16
+ftplan merge adapter --base Qwen2.5-7B --out merged --max-ram 8GB --dtype bf16
+"""
 
 
 def command(
@@ -24,6 +44,7 @@ def command(
     max_ram: MaxRam = None,
     dtype: Dtype = "keep",
     max_shard_size: MaxShardSize = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Add a LoRA or DoRA adapter to its base and write a model that needs no peft.
@@ -52,5 +73,5 @@ def command(
     if as_json:
         typer.echo(to_json(merged), nl=False)
     else:
-        print_merged(merged)
+        print_merged(merged, brief=quiet)
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -18,11 +18,21 @@ MaxParams = Annotated[
     str | None, typer.Option("--max-params", help="At most so many, such as 9B (Llama-3.1-8B has 8.03B).")
 ]
 
+EXAMPLES: Final = """
+# all Llamas of 8B
+ftplan models llama 8b
+# mixtures of experts of 100B at most
+ftplan models moe --max-params 100B
+# names alone, for a script
+ftplan models qwen2.5 --quiet
+"""
+
 
 def command(
     search: Search = None,
     min_params: MinParams = None,
     max_params: MaxParams = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Search the catalogue of models: sizes, weights and the names that --model takes; all of it without SEARCH.
@@ -37,5 +47,5 @@ def command(
     else:
         from ftplan.render.models import print_models
 
-        print_models(listing, search or ())
+        print_models(listing, search or (), brief=quiet)
     return 0 if listing.rows else 1

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from ftplan.cli import options
+from ftplan.cli import completing, options
 from ftplan.errors import InputError
 
 Cards = Annotated[
-    str | None, typer.Option("--cards", help="Cards to try, joined by commas: RTX4090,24GB (default: size classes).")
+    str | None,
+    typer.Option(
+        "--cards",
+        autocompletion=completing.cards,
+        help="Cards to try, joined by commas: RTX4090,24GB (default: size classes).",
+    ),
 ]
 Most = Annotated[int, typer.Option("--max-devices", min=1, help="Most devices to try: 1, 2, 4, 8, then nodes of 8.")]
+
+EXAMPLES: Final = """
+# the fewest cards of each size
+ftplan need --model Llama-3.1-70B --method qlora
+# of these cards alone, by any method
+ftplan need --model Qwen2.5-7B --cards RTX4090,A100-80GB --max-devices 8
+"""
 
 
 def command(
@@ -38,11 +50,10 @@ def command(
     sharding: options.Sharding = None,
     offload: options.Offload = None,
     expandable_segments: options.Expandable = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Find the fewest cards of each class on which a model can be trained, for every method or the one given.
-
-    Example: ftplan need --model Llama-3.1-70B --method qlora
 
     Exit code 0 if some cards suffice, 1 if none do, 2 for bad input.
     """
@@ -69,4 +80,4 @@ def command(
         return 0 if any(row.inventory for row in rows) else 1
     from ftplan.render.inverse import print_needs
 
-    return 0 if print_needs(request, found) else 1
+    return 0 if print_needs(request, found, brief=quiet) else 1

@@ -8,18 +8,41 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from ftplan.cli import completing
+from ftplan.cli.completing import constant, field
 from ftplan.errors import InputError
 
+FRAMEWORKS: Final = (
+    *("llamafactory", "axolotl", "trl", "torchtune", "swift", "cookbook", "transformers"),
+    *("accelerate", "deepspeed"),
+)
+"""Whose files are read and written: `launcher.formats.registry.FORMATS`, without its start-up time."""
+SCHEDULERS: Final = ("slurm", "skypilot", "kubeflow")
+
 Model = Annotated[
-    str | None, typer.Option("--model", help="Catalogue name or alias, hub id, or a path to a config.json or folder.")
+    str | None,
+    typer.Option(
+        "--model",
+        autocompletion=completing.models,
+        help="Catalogue name or alias, hub id, or a path to a config.json or folder.",
+    ),
 ]
 Gpus = Annotated[
     str | None,
-    typer.Option("--gpus", help="2x24GB, 8xRTX4090, 1xA100-80GB+1xRTX3090, 2x8xH100 (nodes x GPUs), 2xcpu:4GB, local."),
+    typer.Option(
+        "--gpus",
+        autocompletion=completing.gpus,
+        help="2x24GB, 8xRTX4090, 1xA100-80GB+1xRTX3090, 2x8xH100 (nodes x GPUs), 2xcpu:4GB, local.",
+    ),
 ]
 HostMemory = Annotated[str | None, typer.Option("--host-memory", help="RAM of each node, such as 64GB.")]
 Link = Annotated[
-    str | None, typer.Option("--link", help="Between the cards of a node: auto (the cards' own), nvlink or pcie.")
+    str | None,
+    typer.Option(
+        "--link",
+        autocompletion=field("link", "Inventory"),
+        help="Between the cards of a node: auto (the cards' own), nvlink or pcie.",
+    ),
 ]
 Network = Annotated[
     str | None, typer.Option("--network", help="Bytes a second of each node to the others, such as 25GB.")
@@ -42,10 +65,23 @@ AdapterLen = Annotated[int | None, typer.Option("--adapter-len", min=1, help="To
 AdapterLayers = Annotated[
     int | None, typer.Option("--adapter-layers", min=1, help="Layers with LLaMA-Adapter's prompts, from the last down.")
 ]
-AdapterDtype = Annotated[str | None, typer.Option("--adapter-dtype", help="fp32, bf16 or fp16.")]
-WeightsDtype = Annotated[str | None, typer.Option("--weights-dtype", help="bf16, fp16 or fp32.")]
-Precision = Annotated[str | None, typer.Option("--precision", help="Autocast: none, bf16 or fp16.")]
-Optimizer = Annotated[str | None, typer.Option("--optimizer", help="A name of transformers' optim.")]
+AdapterDtype = Annotated[
+    str | None, typer.Option("--adapter-dtype", autocompletion=field("adapter_dtype"), help="fp32, bf16 or fp16.")
+]
+WeightsDtype = Annotated[
+    str | None, typer.Option("--weights-dtype", autocompletion=field("weights_dtype"), help="bf16, fp16 or fp32.")
+]
+Precision = Annotated[
+    str | None, typer.Option("--precision", autocompletion=field("precision"), help="Autocast: none, bf16 or fp16.")
+]
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        "--optimizer",
+        autocompletion=constant("ftplan.estimators.states", "OPTIMIZERS"),
+        help="A name of transformers' optim.",
+    ),
+]
 Checkpointing = Annotated[
     bool | None, typer.Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Recompute activations.")
 ]
@@ -54,13 +90,27 @@ MicroBatch = Annotated[int | None, typer.Option("--micro-batch", min=1, help="Sa
 Accumulation = Annotated[int | None, typer.Option("--accumulation", min=1, help="Micro-batches of one step.")]
 Padding = Annotated[bool | None, typer.Option("--padding/--no-padding", help="Batches carry an attention mask.")]
 Packing = Annotated[bool | None, typer.Option("--packing/--no-packing", help="Samples are joined to full length.")]
-Attention = Annotated[str | None, typer.Option("--attention", help="sdpa, eager or flash_attention_2.")]
-Kernels = Annotated[str | None, typer.Option("--kernels", help="none or liger.")]
-LossPath = Annotated[str | None, typer.Option("--loss-path", help="full, chunked or liger; default as the stack does.")]
-Sharding = Annotated[
-    str | None, typer.Option("--sharding", help="none, ddp, fsdp2, fsdp2-grad-op, hsdp, zero1, zero2 or zero3.")
+Attention = Annotated[
+    str | None, typer.Option("--attention", autocompletion=field("attention"), help="sdpa, eager or flash_attention_2.")
 ]
-Offload = Annotated[str | None, typer.Option("--offload", help="none, optimizer or optimizer+params.")]
+Kernels = Annotated[str | None, typer.Option("--kernels", autocompletion=field("kernels"), help="none or liger.")]
+LossPath = Annotated[
+    str | None,
+    typer.Option(
+        "--loss-path", autocompletion=field("loss_path"), help="full, chunked or liger; default as the stack does."
+    ),
+]
+Sharding = Annotated[
+    str | None,
+    typer.Option(
+        "--sharding",
+        autocompletion=field("sharding"),
+        help="none, ddp, fsdp2, fsdp2-grad-op, hsdp, zero1, zero2 or zero3.",
+    ),
+]
+Offload = Annotated[
+    str | None, typer.Option("--offload", autocompletion=field("offload"), help="none, optimizer or optimizer+params.")
+]
 ZeroReduceBucket = Annotated[
     int | None,
     typer.Option(
@@ -88,7 +138,9 @@ SyncEachBatch = Annotated[
     bool | None,
     typer.Option("--sync-each-batch/--no-sync-each-batch", help="Reduce gradients after every micro-batch (FSDP2)."),
 ]
-Quantization = Annotated[str | None, typer.Option("--quantization", help="none, nf4 or fp4.")]
+Quantization = Annotated[
+    str | None, typer.Option("--quantization", autocompletion=field("quantization"), help="none, nf4 or fp4.")
+]
 DoubleQuantization = Annotated[
     bool | None, typer.Option("--double-quantization/--no-double-quantization", help="Quantize the scales, too.")
 ]
@@ -96,7 +148,9 @@ PrepareKbit = Annotated[bool | None, typer.Option("--prepare-kbit/--no-prepare-k
 Stack = Annotated[
     str | None,
     typer.Option(
-        "--stack", help="Whose loop runs it: trainer, trl, llamafactory, axolotl, swift, torchtune or cookbook."
+        "--stack",
+        autocompletion=field("stack"),
+        help="Whose loop runs it: trainer, trl, llamafactory, axolotl, swift, torchtune or cookbook.",
     ),
 ]
 Expandable = Annotated[
@@ -114,11 +168,44 @@ MeanTokens = Annotated[
 ]
 Price = Annotated[float | None, typer.Option("--price", help="Dollars for an hour of one GPU, in place of its own.")]
 GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Samples of one step (default 32).")]
-MethodOrAuto = Annotated[str, typer.Option("--method", help="auto, full, lora, qlora or llama-adapter.")]
+Method = Annotated[
+    str | None, typer.Option("--method", autocompletion=field("method"), help="full, lora, qlora or llama-adapter.")
+]
+MethodOrAuto = Annotated[
+    str,
+    typer.Option(
+        "--method", autocompletion=field("method", "PlanRequest"), help="auto, full, lora, qlora or llama-adapter."
+    ),
+]
 Margin = Annotated[
     float | None, typer.Option("--margin", min=0.0, max=0.49, help="Part of each card kept free (0.03).")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def _one_answer(context: typer.Context, value: bool) -> bool:
+    """Refuse ``--quiet`` together with ``--json``, whichever comes second; and let ``--quiet`` silence the rest."""
+    given = [name for name in ANSWERS if context.params.get(name)]
+    if value and given:
+        raise InputError("--json and --quiet exclude each other", hint="give one of them", field="quiet")
+    return value
+
+
+def _hushed(context: typer.Context, value: bool) -> bool:
+    if _one_answer(context, value):
+        from ftplan.render.console import hush
+
+        context.call_on_close(hush())
+    return value
+
+
+ANSWERS: Final = ("as_json", "quiet")
+AsJson = Annotated[bool, typer.Option("--json", callback=_one_answer, help="One JSON document on stdout.")]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=_hushed, help="The answer alone, in a line or two; on stderr only what is wrong."
+    ),
+]
 
 Report = Annotated[
     Path | None, typer.Option("--report", help="Write the answer as one HTML page, with charts, that needs no network.")
@@ -128,7 +215,7 @@ TRAINING: Final = ("samples", "epochs", "mean_tokens", "price")
 """Options that are fields of TrainingRequest."""
 
 NOT_FIELDS: Final = frozenset(
-    {"gpus", "host_memory", "batch", "as_json", "margin", "estimator", "confirm", "report", *TRAINING}
+    {"gpus", "host_memory", "batch", *ANSWERS, "margin", "estimator", "confirm", "report", *TRAINING}
 )
 """Options of a command that are no fields of RunConfig."""
 
@@ -163,7 +250,7 @@ def refuse(given: Mapping[str, Any], names: Iterable[str], why: str, hint: str) 
 def write_report(picture: Any, file: Path) -> None:
     """Write the page about an answer, complete or not at all; raises InputError if the file cannot be written."""
     from ftplan.files import write_atomic
-    from ftplan.render.console import err, words
+    from ftplan.render.console import note
     from ftplan.render.pages import page
 
     try:
@@ -174,7 +261,7 @@ def write_report(picture: Any, file: Path) -> None:
     except OSError as error:
         hint = "name a file in a folder that can be written"
         raise InputError(f"cannot write {file}: {error.strerror}", hint=hint, field="report") from error
-    err().print(words(f"wrote {file}"), soft_wrap=True)
+    note(f"wrote {file}")
 
 
 def missing_model_or_gpus(model: str | None, example: str) -> InputError:

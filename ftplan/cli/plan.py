@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from ftplan.cli import options
+from ftplan.cli.completing import constant, field
 from ftplan.errors import InputError
 
 Out = Annotated[Path | None, typer.Option("--out", help="Write plan.json and files to launch it into this folder.")]
+FORMATS: Final = ("native", *options.FRAMEWORKS, *options.SCHEDULERS)
 Formats = Annotated[
     list[str] | None,
     typer.Option(
         "--format",
-        help="Whose files --out writes: native, llamafactory, axolotl, trl, torchtune, swift, cookbook, transformers, "
-        "accelerate, deepspeed, slurm, skypilot or kubeflow.",
+        autocompletion=constant("ftplan.cli.plan", "FORMATS"),
+        help=f"Whose files --out writes: {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
     ),
 ]
 ForVersion = Annotated[
@@ -27,7 +29,12 @@ Job = Annotated[
     typer.Option("--job", help="For slurm, skypilot, kubeflow: name=…, hours=…, partition=…, image=…, as KEY=VALUE."),
 ]
 Dataset = Annotated[str | None, typer.Option("--dataset", help="Training data, by the name that the tool knows.")]
-Objective = Annotated[str | None, typer.Option("--objective", help="throughput, memory, headroom or cost.")]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        "--objective", autocompletion=field("objective", "PlanRequest"), help="throughput, memory, headroom or cost."
+    ),
+]
 MaxSeq = Annotated[
     int | None, typer.Option("--max-seq", min=1, help="Tokens of a sample, or the most that fit where these do not.")
 ]
@@ -56,6 +63,17 @@ EMISSION = ("formats", "for_version", "dataset", "job")
 
 WAS = {"was_gpus": "gpus", "was_batch": "samples", "learning_rate": "learning_rate"}
 """Options about the configuration before, and the fields of `FormerBatch` they are."""
+
+EXAMPLES: Final = """
+# what fits, how fast and why
+ftplan plan --model Qwen-7B --gpus 2x24GB
+# full fine-tuning, time and cost of three epochs
+ftplan plan --model Qwen2.5-1.5B --gpus 1xH100 --method full --samples 50000 --epochs 3
+# the longest samples up to 16384 tokens, with a tenth of each card kept free
+ftplan plan --model Llama-3.1-8B --gpus 2xRTX4090 --max-seq 16384 --margin 0.1
+# the plan as files of LLaMA-Factory
+ftplan plan --model Qwen2.5-7B --gpus 1xRTX4090 --out plan --format llamafactory
+"""
 
 
 def command(
@@ -115,6 +133,7 @@ def command(
     dataset: Dataset = None,
     job: Job = None,
     report: options.Report = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Choose the best configuration for a model, GPUs and a global batch, with reasons and alternatives.
@@ -151,7 +170,7 @@ def command(
     else:
         from ftplan.render.plans import print_plan
 
-        print_plan(chosen, written)
+        print_plan(chosen, written, brief=quiet)
     return 0 if chosen.config is not None else 1
 
 

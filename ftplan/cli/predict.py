@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from ftplan.cli import options
+from ftplan.cli import completing, options
+from ftplan.cli.completing import constant
 from ftplan.cli.run_options import Dataset, SkipBadRows, set_names
 
 Trained = Annotated[Path, typer.Argument(metavar="TRAINED", help="Folder of a run, an adapter, or a model.")]
@@ -15,16 +16,36 @@ Data = Annotated[
     list[Path], typer.Option("--data", help="JSON or JSON Lines (may be repeated), or a folder with dataset_info.json.")
 ]
 DataForm = Annotated[
-    str, typer.Option("--data-format", help="auto, alpaca, sharegpt, chat, prompt-completion or text.")
+    str,
+    typer.Option(
+        "--data-format",
+        autocompletion=constant("ftplan.launcher.job", "FormChoice"),
+        help="auto, alpaca, sharegpt, chat, prompt-completion or text.",
+    ),
 ]
-Base = Annotated[str | None, typer.Option("--base", help="The model it was trained from, if nothing names it.")]
-Metrics = Annotated[str, typer.Option("--metrics", help="Joined by commas: loss, exact_match, rouge.")]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base", autocompletion=completing.models, help="The model it was trained from, if nothing names it."
+    ),
+]
+Metrics = Annotated[
+    str,
+    typer.Option("--metrics", autocompletion=completing.metrics, help="Joined by commas: loss, exact_match, rouge."),
+]
 Before = Annotated[bool, typer.Option("--before/--no-before", help="Ask the base, too, to compare.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="Rows at most, from the first on.")]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of one prediction, at most.")]
 SeqLen = Annotated[int | None, typer.Option("--seq-len", min=2, help="Tokens read of a row (default: the run's).")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows at once; halved where memory runs out.")]
 Out = Annotated[Path | None, typer.Option("--out", help="File of predictions (default predictions.jsonl).")]
+
+EXAMPLES: Final = """
+# what a run taught, beside its base
+ftplan predict ftplan-runs/20250131-120000-3f2a --data test.jsonl
+# the loss alone, of 500 rows
+ftplan predict adapter --data test.jsonl --metrics loss --limit 500 --no-before
+"""
 
 
 def command(
@@ -41,6 +62,7 @@ def command(
     seq_len: SeqLen = None,
     batch_size: BatchSize = 8,
     out: Out = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Score a trained model on a data set, beside the base it was trained from, and keep what both wrote.
@@ -75,5 +97,5 @@ def command(
     if as_json:
         typer.echo(to_json(prediction), nl=False)
     else:
-        print_prediction(prediction)
+        print_prediction(prediction, brief=quiet)
     return 0

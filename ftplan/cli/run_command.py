@@ -6,13 +6,14 @@ import gc
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from ftplan.cli import options
 from ftplan.cli.options import refuse
 from ftplan.cli.run_options import (
+    ENGINES,
     HYPERPARAMETERS,
     NODE_OPTIONS,
     PINS,
@@ -70,6 +71,18 @@ if TYPE_CHECKING:
     from ftplan.results import Plan, RunRecord
     from ftplan.workflows.nodes import NodeOptions
 
+EXAMPLES: Final = """
+# a small real training, offline, on this machine's CPU
+ftplan run --demo
+# plan and train in one go
+ftplan run --model Qwen2.5-7B --gpus local --data train.jsonl
+# train a plan, or prove it first without a download
+ftplan run plan.json --data train.jsonl
+ftplan run plan.json --rehearse
+# go on with what stopped
+ftplan run --resume
+"""
+
 
 def command(
     plan_file: PlanFile = None,
@@ -125,6 +138,7 @@ def command(
     rehearse: Rehearse = False,
     max_restarts: MaxRestarts = 2,
     max_fallbacks: MaxFallbacks = 3,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Train a plan under torchrun, with progress, checkpoints and a record of predicted beside measured.
@@ -147,7 +161,7 @@ def command(
     if chosen.config is None:
         from ftplan.render.plans import print_plan
 
-        print_plan(chosen)
+        print_plan(chosen, brief=quiet)
         return 1
     if tune and not dry_run:
         chosen = _tuned(chosen)
@@ -161,10 +175,10 @@ def _resume(given: Mapping[str, Any]) -> int:
     folder = given.get("run_dir")
     if "gpus" in given:
         job = resuming.resumed_on(folder, given["gpus"], _nodes(given), waits=not given["dry_run"])
-        from ftplan.render.console import err, words
+        from ftplan.render.console import note
         from ftplan.render.estimates import summary
 
-        err().print(words(f"on {job.inventory}: {summary(job.config)}"), soft_wrap=True)
+        note(f"on {job.inventory}: {summary(job.config)}")
     else:
         job = resuming.resumed(folder, _nodes(given), waits=not given["dry_run"])
     return _go(job, None, given)
@@ -172,18 +186,17 @@ def _resume(given: Mapping[str, Any]) -> int:
 
 def _gone_on(given: Mapping[str, Any]) -> int | None:
     """The end of a run that is there and goes on, or has ended; None where it is still to begin."""
-    from ftplan.render.console import err, words
+    from ftplan.render.console import note
     from ftplan.results import RunRecord
     from ftplan.workflows import resuming
 
     folder, found = resuming.going_on(given.get("run_dir"), _nodes(given), waits=not given["dry_run"])
     if isinstance(found, RunRecord):
-        err().print(words(f"note: the run in {folder.root} is finished: nothing is started"), soft_wrap=True)
-        return _finish(found, folder, as_json=given["as_json"])
+        note(f"note: the run in {folder.root} is finished: nothing is started")
+        return _finish(found, folder, given)
     if found is None:
         return None
-    note = f"note: going on with the run in {folder.root}, with the options it was started with"
-    err().print(words(note), soft_wrap=True)
+    note(f"note: going on with the run in {folder.root}, with the options it was started with")
     return _go(found, None, given)
 
 
@@ -211,8 +224,8 @@ def _only_resume(given: Mapping[str, Any]) -> None:
 
 def _is_foreign(engine: str | None, engine_env: Path | None, *, tune: bool) -> bool:
     """Whether LLaMA-Factory's loop trains; raises InputError for another engine, or one without its environment."""
-    if engine not in (None, "ftplan", "llamafactory"):
-        raise UnknownNameError("engine", engine, ("ftplan", "llamafactory"), field="engine")
+    if engine is not None and engine not in ENGINES:
+        raise UnknownNameError("engine", engine, ENGINES, field="engine")
     if (engine == "llamafactory") != (engine_env is not None):
         hint = "--engine llamafactory --engine-env DIR, with DIR/bin/llamafactory-cli in it"
         raise InputError("--engine llamafactory and --engine-env go together", hint=hint, field="engine_env")
@@ -265,12 +278,12 @@ def _confirmed(chosen: Plan, *, made_before: bool, skip: bool) -> Plan:
     """``chosen`` as a trace confirms it; a dry run starts nothing and needs no training libraries."""
     if skip:
         return chosen
-    from ftplan.render.console import err, words
+    from ftplan.render.console import note
     from ftplan.workflows import confirming
 
-    plan, note = confirming.before_run(chosen, made_before=made_before)
-    if note:
-        err().print(words(f"note: {note}"), soft_wrap=True)
+    plan, why = confirming.before_run(chosen, made_before=made_before)
+    if why:
+        note(f"note: {why}")
     return plan
 
 
@@ -297,9 +310,9 @@ def _start(chosen: Plan, given: dict[str, Any]) -> int:
     if given.get("demo"):
         settings = running.demo_settings(settings)
     if settings.rehearse and settings.data:
-        from ftplan.render.console import err, words
+        from ftplan.render.console import note
 
-        err().print(words("note: a rehearsal trains on random tokens: --data is not read"), soft_wrap=True)
+        note("note: a rehearsal trains on random tokens: --data is not read")
     ready = running.ready(chosen, settings, force=given["force"], waits=not given["dry_run"])
     if not given["as_json"]:
         from ftplan.render.plans import print_choice
@@ -328,7 +341,7 @@ def _go(job: TrainJob, chosen: Plan | None, given: Mapping[str, Any]) -> int:
         if given["as_json"]:
             typer.echo(to_json(prepared), nl=False)
         else:
-            print_prepared(prepared)
+            print_prepared(prepared, brief=given["quiet"])
         return 0
     if not job.engine_env:
         require_training_libraries()
@@ -337,7 +350,7 @@ def _go(job: TrainJob, chosen: Plan | None, given: Mapping[str, Any]) -> int:
     replaces: Replaces = "unsaved" if given["resume_or_start"] else "nothing"
     with RunDisplay(job) as display:
         record = running.launch(job, chosen, display.show, patience, replaces=replaces)
-    return _finish(record, job.folder, as_json=given["as_json"])
+    return _finish(record, job.folder, given)
 
 
 def _preflight(job: TrainJob, chosen: Plan | None, *, force: bool) -> None:
@@ -351,13 +364,14 @@ def _preflight(job: TrainJob, chosen: Plan | None, *, force: bool) -> None:
         preflight.refuse(findings)
 
 
-def _finish(record: RunRecord, folder: Folder, *, as_json: bool) -> int:
+def _finish(record: RunRecord, folder: Folder, given: Mapping[str, Any]) -> int:
     from ftplan.render.runs import print_record
     from ftplan.results import to_json
     from ftplan.workflows import reporting
 
-    if as_json:
+    if given["as_json"]:
         typer.echo(to_json(record), nl=False)
     else:
-        print_record(record, folder.record, reporting.way_on(folder, record.status, record.config))
+        way_on = reporting.way_on(folder, record.status, record.config)
+        print_record(record, folder.record, way_on, brief=given["quiet"])
     return 0 if record.status == "finished" else 3

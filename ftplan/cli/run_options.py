@@ -8,6 +8,8 @@ from typing import Annotated, Final
 
 import typer
 
+from ftplan.cli.completing import constant, field
+
 PlanFile = Annotated[Path | None, typer.Argument(metavar="[PLAN.json]", help="A plan that ftplan plan --out wrote.")]
 Demo = Annotated[bool, typer.Option("--demo", help="Train the embedded tiny model on this machine's CPU, offline.")]
 Resume = Annotated[
@@ -29,7 +31,11 @@ Dataset = Annotated[
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Train without the rows that cannot be used.")]
 ChatTemplate = Annotated[
     str | None,
-    typer.Option("--chat-template", help="alpaca, chatml, llama3, mistral or plain, in place of the tokenizer's."),
+    typer.Option(
+        "--chat-template",
+        autocompletion=constant("ftplan.launcher.chat_templates", "TEMPLATES"),
+        help="alpaca, chatml, llama3, mistral or plain, in place of the tokenizer's.",
+    ),
 ]
 NoDataCache = Annotated[bool, typer.Option("--no-data-cache", help="Tokenize anew, and keep nothing of it.")]
 ResumeOrStart = Annotated[
@@ -45,7 +51,12 @@ Timeout = Annotated[
     int | None, typer.Option("--timeout", min=1, help="Seconds a rank waits for the others (default: planned).")
 ]
 DataForm = Annotated[
-    str | None, typer.Option("--data-format", help="auto, alpaca, sharegpt, chat, prompt-completion or text.")
+    str | None,
+    typer.Option(
+        "--data-format",
+        autocompletion=constant("ftplan.launcher.job", "FormChoice"),
+        help="auto, alpaca, sharegpt, chat, prompt-completion or text.",
+    ),
 ]
 EvalFraction = Annotated[float | None, typer.Option("--eval-fraction", min=0.0, max=0.9, help="Rows held out.")]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run (default ftplan-runs/ID).")]
@@ -61,16 +72,34 @@ Keep = Annotated[int | None, typer.Option("--keep", min=1, help="Complete checkp
 Seed = Annotated[int | None, typer.Option("--seed", help="Of initial weights and data order (default 42).")]
 GlobalBatch = Annotated[int | None, typer.Option("--global-batch", min=1, help="Samples of one step (default 32).")]
 Track = Annotated[
-    list[str] | None, typer.Option("--track", help="A tracker beside TensorBoard: wandb, mlflow, …; several times.")
+    list[str] | None,
+    typer.Option(
+        "--track",
+        autocompletion=constant("ftplan.launcher.trackers", "PACKAGES"),
+        help="A tracker beside TensorBoard: wandb, mlflow, …; several times.",
+    ),
 ]
 CountFlops = Annotated[bool, typer.Option("--count-flops", help="Count the FLOPs of one step.")]
 Profile = Annotated[bool, typer.Option("--profile", help="Trace a few steps with the PyTorch profiler.")]
-Method = Annotated[str | None, typer.Option("--method", help="auto, full, lora, qlora or llama-adapter.")]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method", autocompletion=field("method", "PlanRequest"), help="auto, full, lora, qlora or llama-adapter."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the command and the files; start nothing.")]
 CacheDir = Annotated[
     Path | None, typer.Option("--cache-dir", help="For what libraries download and compile (default: their own).")
 ]
-Engine = Annotated[str | None, typer.Option("--engine", help="Whose loop trains: ftplan (default) or llamafactory.")]
+ENGINES: Final = ("ftplan", "llamafactory")
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        autocompletion=constant("ftplan.cli.run_options", "ENGINES"),
+        help="Whose loop trains: ftplan (default) or llamafactory.",
+    ),
+]
 EngineEnv = Annotated[
     Path | None, typer.Option("--engine-env", help="Folder of the environment that holds llamafactory-cli.")
 ]
@@ -113,7 +142,10 @@ NODE_OPTIONS: Final = {
     "interface": "interface",
 }
 RESUME_OPTIONS: Final = frozenset(
-    {*("resume", "run_dir", "gpus", "dry_run", "force", "as_json", "max_restarts", "max_fallbacks"), *NODE_OPTIONS}
+    {
+        *("resume", "run_dir", "gpus", "dry_run", "force", "quiet", "as_json", "max_restarts", "max_fallbacks"),
+        *NODE_OPTIONS,
+    }
 )
 """What goes with ``--resume``."""
 PINS: Final = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -20,8 +20,15 @@ Folder = Annotated[
     typer.Option("--folder", help="Keeps the results (default ftplan-tune): the same call goes on there."),
 ]
 
-OWN = ("plan_file", "trials", "budget", "folder", "out", "as_json")
+OWN = ("plan_file", "trials", "budget", "folder", "out", "quiet", "as_json")
 """Options that say how to measure, not what."""
+
+EXAMPLES: Final = """
+# measure the best plans here, and write the fastest
+ftplan tune --model Qwen2.5-7B --gpus local --method lora --out tuned
+# measure what is near a plan, for five minutes at most
+ftplan tune plan.json --budget 5m --trials 6
+"""
 
 
 def command(
@@ -50,13 +57,12 @@ def command(
     budget: Budget = "110s",
     folder: Folder = None,
     out: Out = None,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Measure the plans that look best for a few steps each, with random weights, and take the fastest that fits.
 
     An out-of-memory error is a result, not a failure. All results are recorded, so that later plans go by them.
-
-    Example: ftplan tune --model Qwen2.5-7B --gpus local --method lora --out tuned
 
     Exit code 0 with a plan, 1 if nothing fits, 2 for bad input, 3 if nothing could be measured.
     """
@@ -84,7 +90,7 @@ def command(
         asked = {name: values[name] for name in names if values[name] is not None}
         chosen = planning.plan(planning.plan_request(gpus or "local", pins=pins, **asked))
     if chosen.config is None:
-        print_plan(chosen)
+        print_plan(chosen, brief=quiet)
         return 1
     with TuneDisplay(seconds) as display:
         tuned = tuning.tune(chosen, display.show, trials=trials, budget_seconds=seconds, folder=folder)
@@ -92,7 +98,7 @@ def command(
     if as_json:
         typer.echo(json.dumps(tuning.tuned_document(tuned), indent=2))
         return 0
-    print_tuned(tuned)
-    for path in written:
+    print_tuned(tuned, brief=quiet)
+    for path in () if quiet else written:
         typer.echo(f"wrote {path}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -26,6 +26,13 @@ Token = Annotated[
 ]
 Open = Annotated[bool, typer.Option("--open", help="Open it in this machine's browser.")]
 
+EXAMPLES: Final = """
+# on this machine alone, in its browser
+ftplan ui --open
+# for other machines, which then need a token
+ftplan ui --host 0.0.0.0 --port 8080
+"""
+
 
 def command(
     host: Host = "127.0.0.1",
@@ -34,6 +41,7 @@ def command(
     hosted: Hosted = False,
     token: Token = False,
     open_browser: Open = False,
+    quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> int:
     """Serve a page to plan by sliders, compare, check files, launch runs and watch them.
@@ -50,7 +58,7 @@ def command(
     asked = serving.token_for(host, hosted=hosted, asked=token)
 
     def tell(address: Address) -> None:
-        _tell(address, as_json=as_json)
+        _tell(address, as_json=as_json, brief=quiet)
         if open_browser:
             import webbrowser
 
@@ -60,11 +68,14 @@ def command(
     return 0
 
 
-def _tell(address: Address, *, as_json: bool) -> None:
+def _tell(address: Address, *, as_json: bool, brief: bool) -> None:
     if as_json:
         import json
 
         typer.echo(json.dumps({"url": address.url, "port": address.port, "token": address.token or None}))
+        return
+    if brief:
+        typer.echo(address.url)
         return
     from ftplan.render.console import out, words
 

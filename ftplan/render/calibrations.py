@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-from rich.table import Table
+from typing import Final
 
 from ftplan.launcher.probing import Part
 from ftplan.profiles.calibration import Calibration, DeviceFigures, Kept, RecordedRun
-from ftplan.render.console import SignOfLife, duration, err, number, off, out, size, words
+from ftplan.render.console import SignOfLife, aside, duration, err, number, off, out, size, words
+from ftplan.render.tables import Cell, Column, print_table
 from ftplan.units import GB
 
+FIGURES: Final = (Column("", "name"), Column("", "text"))
+RUNS: Final = (
+    Column("recorded run", "name"),
+    Column("on", "value"),
+    Column("kind", "text"),
+    Column("process"),
+    Column("prediction", said="{}"),
+    Column("step"),
+    Column("prediction", said="{}"),
+)
 HINT = "measure this machine: ftplan calibrate"
 
 
@@ -25,35 +35,48 @@ class CalibrationDisplay(SignOfLife):
         """Show one part that ended; a group's has no device."""
         where = f" of {device}" if device else ""
         how = f"failed: {part.failed}" if part.failed else "measured"
-        err().print(words(f"{part.name}{where}: {how}"), soft_wrap=True)
+        console = err() if part.failed else aside()
+        console.print(words(f"{part.name}{where}: {how}"), soft_wrap=True)
 
 
-def print_calibration(calibration: Calibration) -> None:
-    """One device's figures."""
+def print_calibration(calibration: Calibration, *, brief: bool = False) -> None:
+    """One device's figures, or how many of them there are."""
+    if brief:
+        _print_brief(calibration)
+        return
     versions = [f"driver {calibration.driver}"] if calibration.driver else []
     told = " · ".join([*versions, f"torch {calibration.torch}", calibration.measured_at[:10]])
     out().print(words((calibration.device, "bold"), f" · {told}"))
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, text in _figures(calibration.figures):
-        table.add_row(name, text)
-    out().print(table)
+    print_table(FIGURES, list(_figures(calibration.figures)), has_head=False)
     for name, reason in calibration.failures.items():
         out().print(words(f"not measured: {name}: {reason}"))
 
 
-def print_kept(kept: Kept) -> None:
-    """All calibrations, and the recorded runs with how far off their predictions were."""
+def _print_brief(calibration: Calibration) -> None:
+    missed = f", {len(calibration.failures)} not" if calibration.failures else ""
+    figures = len(list(_figures(calibration.figures)))
+    measured = f" · {figures} figures measured{missed} · {calibration.measured_at[:10]}"
+    out().print(words((calibration.device, "bold"), measured), soft_wrap=True)
+
+
+def print_kept(kept: Kept, *, brief: bool = False) -> None:
+    """All calibrations, and the recorded runs with how far off their predictions were; or how many there are."""
     if not kept.calibrations and not kept.runs:
         out().print("nothing was measured or recorded yet")
-        err().print(words(("hint: ", "bold cyan"), HINT), soft_wrap=True)
+        aside().print(words(("hint: ", "bold cyan"), HINT), soft_wrap=True)
     for calibration in kept.calibrations:
-        print_calibration(calibration)
-    if kept.runs:
-        out().print(_runs(kept.runs))
+        print_calibration(calibration, brief=brief)
+    if kept.runs and brief:
+        out().print(f"{len(kept.runs)} recorded run(s)")
+    elif kept.runs:
+        print_table(RUNS, [_run(run) for run in kept.runs])
 
 
-def print_removed(removed: Sequence[Path]) -> None:
-    """Which files were removed."""
+def print_removed(removed: Sequence[Path], *, brief: bool = False) -> None:
+    """Which files were removed, or how many."""
+    if removed and brief:
+        out().print(f"removed {len(removed)} file(s)")
+        return
     for path in removed:
         out().print(words(f"removed {path}"), soft_wrap=True)
     if not removed:
@@ -83,22 +106,14 @@ def _rate(bytes_per_second: float) -> str:
     return f"{number(bytes_per_second / GB)} GB/s"
 
 
-def _runs(runs: Sequence[RecordedRun]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("recorded run", "on", "kind"):
-        table.add_column(column, overflow="fold")
-    for column in ("process", "predicted is", "step", "predicted is"):
-        table.add_column(column, justify="right")
-    for run in runs:
-        kind = " ".join(part for part in (run.method, run.sharding, run.offload) if part != "none")
-        table.add_row(
-            run.run_id,
-            words(f"{run.ranks}x{'+'.join(run.devices)}"),
-            kind,
-            *_beside(run.predicted.process_bytes, run.measured.process_bytes, size),
-            *_beside(run.predicted.step_seconds, run.measured.step_seconds, duration),
-        )
-    return table
+def _run(run: RecordedRun) -> tuple[Cell, ...]:
+    return (
+        run.run_id,
+        f"{run.ranks}x{'+'.join(run.devices)}",
+        " ".join(part for part in (run.method, run.sharding, run.offload) if part != "none"),
+        *_beside(run.predicted.process_bytes, run.measured.process_bytes, size),
+        *_beside(run.predicted.step_seconds, run.measured.step_seconds, duration),
+    )
 
 
 def _beside(predicted: float | None, measured: float | None, show: Callable[[float], str]) -> tuple[str, str]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 
-from rich.table import Table
 from rich.text import Text
 
-from ftplan.render.console import bar, duration, out, size, words
-from ftplan.render.estimates import summary
+from ftplan.render.console import out, size, words
+from ftplan.render.estimates import host_line, speed, summary
+from ftplan.render.tables import Column, print_parts, print_table
 from ftplan.verdicts import Change, Check, Fix, PhaseVerdict, Problem, Severity, Verdict
 
-BAR_WIDTH = 32
+PHASES = (
+    Column("phase", "name"),
+    Column("needs", said="{}"),
+    Column("of what is offered", "bar"),
+    Column("", "value", said="{}"),
+)
 VERDICTS = {
     Verdict.FITS: ("fits", "bold green"),
     Verdict.TIGHT: ("tight", "bold yellow"),
@@ -22,30 +27,17 @@ SEVERITIES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Sever
 WHY_UNKNOWN = "something that is not modelled could change it"
 
 
-def print_check(check: Check) -> None:
-    """The whole answer of ``ftplan check``."""
+def print_check(check: Check, *, brief: bool = False) -> None:
+    """The answer of ``ftplan check``: verdict, problems and fixes first, then memory; or only the verdict."""
     console = out()
+    if brief:
+        _print_brief(check)
+        return
     console.print(words((", ".join(check.files) or "command line", "bold"), f" · {check.framework} {check.version}"))
-    if check.config is not None:
-        processes = f"{check.ranks} process{'es' if check.ranks > 1 else ''}"
-        config = check.config
-        console.print(
-            words(f"{config.model} on {check.inventory}, {processes}, global batch {check.global_batch}, ")
-            + words(f"{config.seq_len} tokens")
-        )
-        console.print(words(f"{summary(config)}, {config.optimizer}, {config.stack}"))
     console.print(_verdict(check))
-    if check.phases:
-        console.print()
-        console.print(_phases(check.phases))
     if check.estimate is not None:
-        host = check.estimate.host
-        known = " assumed" if host.capacity_assumed else ""
-        console.print(
-            f"host RAM {size(host.needed_bytes)} of{known} {size(host.capacity_bytes)} a node, highest in "
-            f"{host.needed_phase} · step {duration(check.estimate.step_seconds)} · "
-            f"{check.estimate.tokens_per_second:,.0f} tokens/s"
-        )
+        print_parts(speed(check.estimate, fits=check.verdict is not Verdict.OOM))
+    _print_config(check)
     if check.problems:
         console.print()
         for problem in check.problems:
@@ -58,6 +50,35 @@ def print_check(check: Check) -> None:
         console.print()
         for number, fix in enumerate(check.fixes, start=1):
             _print_fix(number, fix)
+    _print_memory(check)
+
+
+def _print_brief(check: Check) -> None:
+    """The verdict, and what is refused although it fits."""
+    out().print(_verdict(check), soft_wrap=True)
+    refused = next((problem for problem in check.problems if problem.severity is Severity.ERROR), None)
+    if refused is not None and check.verdict in (Verdict.FITS, Verdict.TIGHT):
+        out().print(_problem(refused), soft_wrap=True)
+
+
+def _print_config(check: Check) -> None:
+    """What was read, as fields."""
+    if check.config is None:
+        return
+    config = check.config
+    processes = f"{check.ranks} process{'es' if check.ranks > 1 else ''}"
+    batch = f"global batch {check.global_batch}, {config.seq_len} tokens"
+    out().print(words(f"{config.model} on {check.inventory}, {processes}, {batch}"))
+    out().print(words(f"{summary(config)}, {config.optimizer}, {config.stack}"))
+
+
+def _print_memory(check: Check) -> None:
+    if check.phases or check.estimate is not None:
+        out().print()
+    if check.phases:
+        _print_phases(check.phases)
+    if check.estimate is not None:
+        out().print(words(host_line(check.estimate)))
 
 
 def _verdict(check: Check) -> Text:
@@ -76,15 +97,13 @@ def need(check: Check) -> str:
     return f"{text}; {WHY_UNKNOWN}" if check.verdict is Verdict.UNKNOWN else text
 
 
-def _phases(phases: tuple[PhaseVerdict, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column, justify in (("phase", "left"), ("needs", "right"), ("of what is offered", "left"), ("", "left")):
-        table.add_column(column, justify="right" if justify == "right" else "left")
+def _print_phases(phases: tuple[PhaseVerdict, ...]) -> None:
+    rows = []
     for each in phases:
         part = each.bytes / each.available_bytes if each.available_bytes else 1.0
         fits = ("", "") if each.fits else ("does not fit", "bold red")
-        table.add_row(each.phase, size(each.bytes), bar(part, BAR_WIDTH), Text(*fits))
-    return table
+        rows.append((each.phase, size(each.bytes), part, Text(*fits)))
+    print_table(PHASES, rows)
 
 
 def _problem(problem: Problem) -> Text:

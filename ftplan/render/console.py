@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
+from shutil import get_terminal_size
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from rich.console import Console
 from rich.text import Text
@@ -18,10 +20,17 @@ MAX_WIDTH = 110
 @cache
 def out() -> Console:
     """Standard output: no wider than a page, plain text when piped."""
-    console = _Output(highlight=False)
-    if (not console.is_terminal and "COLUMNS" not in os.environ) or console.width > MAX_WIDTH:
+    console = _Output(highlight=False, color_system=_colours())
+    if console.is_dumb_terminal:
+        console.width = get_terminal_size().columns  # rich takes it for 80
+    if (not console.file.isatty() and "COLUMNS" not in os.environ) or console.width > MAX_WIDTH:
         console.width = MAX_WIDTH
     return console
+
+
+def _colours() -> Literal["auto"] | None:
+    """No styles at all where none are wanted: rich itself would keep bold and dim."""
+    return None if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else "auto"
 
 
 class _Output(Console):
@@ -33,17 +42,49 @@ class _Output(Console):
 @cache
 def err() -> Console:
     """Standard error."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, color_system=_colours())
+
+
+@cache
+def _nowhere() -> Console:
+    return Console(stderr=True, quiet=True)
+
+
+class _Manners:
+    """Whether ``--quiet`` was asked for."""
+
+    quiet = False
+
+
+def hush() -> Callable[[], None]:
+    """Leave progress and notes out from now on, until what is returned is called."""
+    _Manners.quiet = True
+    return lambda: setattr(_Manners, "quiet", False)
+
+
+def aside() -> Console:
+    """Standard error for progress and notes, which ``--quiet`` leaves out; warnings and errors go to `err`."""
+    return _nowhere() if _Manners.quiet else err()
+
+
+def note(text: str) -> None:
+    """One line beside the answer."""
+    aside().print(words(text), soft_wrap=True)
+
+
+def is_live() -> bool:
+    """Whether progress can be shown in place; a pipe cannot, even where it is to have colours."""
+    return not _Manners.quiet and err().file.isatty() and not err().is_dumb_terminal
 
 
 class SignOfLife:
     """A spinner on stderr while something goes on, on a terminal only."""
 
     def __init__(self, text: str) -> None:
-        self._status = err().status(text)
+        self._status = err().status(text, spinner="dots" if "utf" in err().encoding else "line")
 
     def __enter__(self) -> Self:
-        if err().is_terminal:
+        if is_live():
             self._status.start()
         return self
 
@@ -65,9 +106,9 @@ def words(*parts: str | tuple[str, str], style: str = "") -> Text:
 
 
 def print_error(message: str, hint: str) -> None:
-    """``error:`` and ``hint:`` lines on stderr, readable without colour."""
+    """``error:`` and ``hint:`` lines on stderr, readable without colour; a hint stays whole, to be copied."""
     console = err()
-    console.print(words(("error: ", "bold red"), message), soft_wrap=True)
+    console.print(words(("error: ", "bold red"), message), soft_wrap=not console.file.isatty())
     if hint:
         console.print(words(("hint: ", "bold cyan"), hint), soft_wrap=True)
 

@@ -5,38 +5,45 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from rich.table import Table
 from rich.text import Text
 
 from ftplan.launcher.preflight.findings import Finding, Status
-from ftplan.render.console import bar, err, out, size, words
+from ftplan.render.console import err, out, size, words
+from ftplan.render.tables import Cell, Column, print_table
 
 if TYPE_CHECKING:
     from ftplan.launcher.lengths import LengthReport
     from ftplan.workflows.examining import Examination
 
-BAR_WIDTH: Final = 32
+FINDINGS: Final = (Column("", "name"), Column("", "value", said="{}"), Column("", "text"))
+HISTOGRAM: Final = (Column("tokens"), Column("rows", said="{} rows"), Column("", "bar"), Column("", "value", said="{}"))
 MARKS: Final = {
     Status.OK: ("ok", "green"),
-    Status.UNKNOWN: ("?", "yellow"),
+    Status.UNKNOWN: ("unknown", "yellow"),
     Status.WARNING: ("warning", "bold yellow"),
     Status.ERROR: ("ERROR", "bold red"),
 }
 
 
-def print_examination(examination: Examination) -> None:
-    """The whole answer of ``ftplan doctor``."""
+def print_examination(examination: Examination, *, brief: bool = False) -> None:
+    """The answer of ``ftplan doctor``; ``brief``: the verdict, and on stderr what is to be mended."""
     console = out()
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for column in ("", "check", "what"):
-        table.add_column(column, no_wrap=column != "what")
-    for finding in examination.findings:
-        table.add_row(Text(*MARKS[finding.status]), words(finding.check), _what(finding))
-    console.print(table)
+    console.print(_verdict(examination.findings))
+    if brief:
+        print_notes(examination.findings, forced=False)
+        return
+    console.print()
+    rows = [(Text(*MARKS[each.status]), each.check, _what(each)) for each in _worst_first(examination.findings)]
+    print_table(FINDINGS, rows, has_head=False)
     if examination.lengths is not None:
         console.print()
-        console.print(_histogram(examination.lengths))
-    console.print(_verdict(examination.findings))
+        _print_histogram(examination.lengths)
+
+
+def _worst_first(findings: Sequence[Finding]) -> list[Finding]:
+    """What is to be mended before what is well."""
+    order = list(reversed(MARKS))
+    return sorted(findings, key=lambda finding: order.index(finding.status))
 
 
 def print_notes(findings: Sequence[Finding], *, forced: bool) -> None:
@@ -74,18 +81,15 @@ def _figures(figures: Mapping[str, float]) -> str:
     return f": {'; '.join(parts)}"
 
 
-def _histogram(lengths: LengthReport) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("tokens", justify="right")
-    table.add_column("rows", justify="right")
-    table.add_column("")
+def _print_histogram(lengths: LengthReport) -> None:
+    rows: list[tuple[Cell, ...]] = []
     most = max((rows for _, rows in lengths.buckets), default=1) or 1
     below = -1
-    for longest, rows in lengths.buckets:
-        cut = "  cutoff" if below < lengths.cutoff <= longest else ""
-        table.add_row(f"{below + 1} to {longest}", str(rows), f"{bar(rows / most, BAR_WIDTH)}{cut}")
+    for longest, count in lengths.buckets:
+        cut = "cutoff" if below < lengths.cutoff <= longest else ""
+        rows.append((f"{below + 1} to {longest}", str(count), count / most, cut))
         below = longest
-    return table
+    print_table(HISTOGRAM, rows)
 
 
 def _verdict(findings: Sequence[Finding]) -> Text:

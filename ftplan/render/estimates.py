@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
-from ftplan.render.console import bar, count, duration, out, plain, size, words
+from ftplan.render.console import count, duration, out, plain, size, words
+from ftplan.render.tables import Cell, Column, print_parts, print_table
 from ftplan.render.training import print_training
 from ftplan.results import Basis, Estimate, Phase, Term, Timeline
 from ftplan.spec import RunConfig
@@ -16,24 +16,25 @@ from ftplan.spec import RunConfig
 if TYPE_CHECKING:
     from ftplan.workflows.estimating import Estimated
 
-BAR_WIDTH = 32
 SMALL = 0.005
 """Terms below this part of the peak are told together."""
 
 
-def print_estimate(estimated: Estimated) -> None:
-    """The whole answer of ``ftplan estimate``."""
+def print_estimate(estimated: Estimated, *, brief: bool = False) -> None:
+    """The answer of ``ftplan estimate``, or its verdict alone."""
     result = estimated.estimate
     console = out()
+    if brief:
+        console.print(verdict(result), soft_wrap=True)
+        return
     config = estimated.config
     title = f"{estimated.name} · {config.method} · {config.sharding} on {estimated.cluster.text}"
     console.print(words(title, style="bold"))
     console.print(words(f"{summary(config)}, {config.seq_len} tokens, {config.optimizer}, {config.stack}"))
     console.print(verdict(result))
+    print_speed(result)
     console.print()
     print_memory(result)
-    console.print(time_line(result))
-    print_training(result.training)
     print_notes(result)
 
 
@@ -74,58 +75,75 @@ def fit(result: Estimate) -> tuple[str, str]:
     return "does not fit", f"needs {need} of {have} on the worst rank"
 
 
+def print_speed(result: Estimate) -> None:
+    """How fast it is, and of a whole training what it takes."""
+    print_parts(speed(result, fits=result.fits))
+    print_training(result.training)
+
+
+def speed(result: Estimate, *, fits: bool) -> Text:
+    """One line: tokens a second, seconds a step and what bounds it."""
+    return words(("speed: " if fits else "speed if it fitted: ", "bold"), time_line(result))
+
+
 def print_memory(result: Estimate) -> None:
     """Peak by phase, terms at the peak, and the three figures of a device; then the host."""
-    console = out()
     timeline = Timeline(result.terms)
-    console.print(_phases(timeline, result))
-    console.print(_terms(timeline))
-    console.print(
+    _print_phases(timeline, result)
+    _print_terms(timeline)
+    peak = (
         f"peak allocated {size(result.peak_allocated_bytes)} · reserved {size(result.peak_reserved_bytes)} · "
         f"process {size(result.process_bytes)} · {result.provenance}"
     )
+    print_parts(words(peak))
     if result.process_bytes > result.needed_bytes:
-        console.print("(process is with room to spare: where memory is short, cached blocks are given back)")
+        out().print("(process is with room to spare: where memory is short, cached blocks are given back)")
+    print_parts(words(f"{host_line(result)} · {parameters_line(result)}"))
+
+
+def host_line(result: Estimate) -> str:
+    """What the host's RAM has to hold."""
     host = result.host
     known = " assumed" if host.capacity_assumed else ""
-    console.print(
-        f"host RAM {size(host.needed_bytes)} of{known} {size(host.capacity_bytes)} a node, highest in "
-        f"{host.needed_phase}"
-    )
+    needs = f"{size(host.needed_bytes)} of{known} {size(host.capacity_bytes)}"
+    return f"host RAM {needs} a node, highest in {host.needed_phase}"
 
 
-def _phases(timeline: Timeline, result: Estimate) -> Table:
-    table = _table("phase", "allocated", "of the card's memory")
-    for phase, peak in timeline.by_phase.items():
-        style = "bold" if phase == timeline.peak_phase else ""
-        table.add_row(phase, size(peak), bar(peak / result.capacity_bytes, BAR_WIDTH), style=style)
-    return table
+def parameters_line(result: Estimate) -> str:
+    """How many parameters train."""
+    return f"{count(result.trainable_params)} of {count(result.total_params)} parameters train"
 
 
-def _terms(timeline: Timeline) -> Table:
+def _print_phases(timeline: Timeline, result: Estimate) -> None:
+    columns = (Column("phase", "name"), Column("allocated", said="{}"), Column("of the card's memory", "bar"))
+    rows = [(phase, size(peak), peak / result.capacity_bytes) for phase, peak in timeline.by_phase.items()]
+    styles = ["bold" if phase == timeline.peak_phase else "" for phase in timeline.by_phase]
+    print_table(columns, rows, styles=styles)
+
+
+def _print_terms(timeline: Timeline) -> None:
     peak = timeline.peak_bytes
-    table = _table(f"at the peak ({timeline.peak_phase})", "bytes", "", "what it is")
+    columns = (
+        Column(f"at the peak ({timeline.peak_phase})", "name"),
+        Column("bytes", said="{}"),
+        Column("", "bar", width=16),
+        Column("what it is", "text"),
+    )
+    rows: list[tuple[Cell, ...]] = []
     small = 0
     for term in terms_at(timeline.terms, timeline.peak_phase):
         if term.bytes < SMALL * peak:
             small += term.bytes
             continue
-        table.add_row(term.name, size(term.bytes), bar(term.bytes / peak, BAR_WIDTH // 2), words(term.reason))
+        rows.append((term.name, size(term.bytes), term.bytes / peak, term.reason))
     if small:
-        table.add_row("smaller terms", size(small), "", "")
-    return table
+        rows.append(("smaller terms", size(small), "", ""))
+    print_table(columns, rows)
 
 
 def terms_at(terms: Sequence[Term], phase: Phase) -> list[Term]:
     """The terms alive in ``phase``, largest first."""
     return sorted((term for term in terms if phase in term.alive), key=lambda term: -term.bytes)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index == 1 else "left", overflow="fold")
-    return table
 
 
 def print_notes(result: Estimate) -> None:
@@ -148,10 +166,9 @@ def basis_notes(basis: Basis) -> Iterator[str]:
 
 
 def time_line(result: Estimate) -> str:
-    """One line: parameters, seconds a step, tokens a second and what bounds it."""
+    """One line: tokens a second, seconds a step and what bounds it."""
     return (
-        f"{count(result.trainable_params)} of {count(result.total_params)} parameters train · "
-        f"step {duration(result.step_seconds)} · {result.tokens_per_second:,.0f} tokens/s · "
+        f"{result.tokens_per_second:,.0f} tokens/s · step {duration(result.step_seconds)} · "
         f"bound by {result.step.bound_by} ({_trust(result.basis)})"
     )
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from rich.table import Table
-
 from ftplan.render.console import duration, off, percent, size
+from ftplan.render.tables import Cell, Column, print_table
 from ftplan.results import Measured
 
 FIGURES: Final[tuple[tuple[str, str, Callable[[float], str]], ...]] = (
@@ -27,15 +26,14 @@ def speed_line(measured: Measured) -> str:
     return "" if speed is None else f"{speed:,.0f} tokens/s (the prediction is for samples of full length)"
 
 
-def figures_table(predicted: Measured, measured: Measured) -> Table:
+def print_figures(predicted: Measured, measured: Measured) -> None:
     """A row for each figure that is known on either side."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("", "predicted", "measured", "predicted is"):
-        table.add_column(column, justify="right" if column else "left")
+    rows: list[tuple[Cell, ...]] = []
     for name, field, show in FIGURES:
         expected, found = getattr(predicted, field), getattr(measured, field)
         if expected is None and found is None:
             continue
         shown = [show(value) if value is not None else "-" for value in (expected, found)]
-        table.add_row(name, *shown, off(expected, found) if found is not None else "")
-    return table
+        rows.append((name, *shown, off(expected, found) if found is not None else ""))
+    columns = (Column("", "name"), Column("predicted"), Column("measured"), Column("predicted is", said="{}"))
+    print_table(columns, rows)

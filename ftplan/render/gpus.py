@@ -7,7 +7,8 @@ from typing import Final
 
 from ftplan.profiles.size_classes import list_size_classes
 from ftplan.render.console import number, out
-from ftplan.render.listings import Column, Item, print_folded, print_listing, print_nothing
+from ftplan.render.listings import Column, Item, print_listing, print_names, print_nothing
+from ftplan.render.tables import print_folded
 from ftplan.units import GB, GIB
 from ftplan.workflows.listing_gpus import GpuRow
 from ftplan.workflows.searching import Listing
@@ -31,10 +32,13 @@ LEGEND: Final = (
 )
 
 
-def print_gpus(listing: Listing[GpuRow], search: Sequence[str] = ()) -> None:
-    """The whole answer of ``ftplan gpus``."""
+def print_gpus(listing: Listing[GpuRow], search: Sequence[str] = (), *, brief: bool = False) -> None:
+    """The answer of ``ftplan gpus``, or the names alone."""
     if not listing.rows:
-        print_nothing("GPU", search, listing.hint)
+        print_nothing("GPU", search, listing.hint, brief=brief)
+        return
+    if brief:
+        print_names([row.name for row in listing.rows])
         return
     has_sources = len(listing.rows) <= WITH_SOURCES
     print_listing("GPU", COLUMNS, [_item(row, has_sources=has_sources) for row in listing.rows])

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rich.text import Text
-
 from ftplan.render.console import err, out, words
+from ftplan.render.tables import print_folded, print_parts
 
 GAP: Final = "  "
 LEAST_NAME: Final = 24
@@ -49,19 +48,17 @@ def print_listing(what: str, columns: Sequence[Column], items: Sequence[Item]) -
         _print_row(item, row, room, widths)
 
 
-def print_nothing(what: str, search: Sequence[str], hint: str) -> None:
-    """That nothing was found, and what to try."""
-    out().print(words(f"no {what} found{' for ' if search else ''}{' '.join(search)}"))
+def print_names(items: Sequence[str]) -> None:
+    """Names alone, one a line."""
+    for item in items:
+        out().print(words(item), soft_wrap=True)
+
+
+def print_nothing(what: str, search: Sequence[str], hint: str, *, brief: bool) -> None:
+    """That nothing was found, and what to try; ``brief``: where only names are asked for, it is none of them."""
+    console = err() if brief else out()
+    console.print(words(f"no {what} found{' for ' if search else ''}{' '.join(search)}"))
     err().print(words(("hint: ", "bold cyan"), hint), soft_wrap=True)
-
-
-def print_folded(lines: Sequence[str], *, indent: str = "", style: str = "") -> None:
-    """Lines that may be long, all of each indented."""
-    width = max(1, out().width - len(indent))
-    for line in lines:
-        for part in words(line, style=style).wrap(out(), width):
-            part.rstrip()
-            out().print(Text.assemble(indent, part))
 
 
 def _aligned(name: str, cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -80,7 +77,8 @@ def _print_row(item: Item, cells: Sequence[str], room: int, widths: Sequence[int
 def _print_paragraphs(columns: Sequence[Column], items: Sequence[Item]) -> None:
     for item in items:
         out().print(words(item.name, style="bold"))
-        print_folded((" · ".join(_told(columns, item)), *item.notes), indent=GAP)
+        for line in (" · ".join(_told(columns, item)), *item.notes):
+            print_parts(words(line), indent=GAP)
 
 
 def _told(columns: Sequence[Column], item: Item) -> Iterator[str]:

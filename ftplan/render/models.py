@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ftplan.render.console import count, out
-from ftplan.render.listings import Column, Item, print_folded, print_listing, print_nothing
+from ftplan.render.listings import Column, Item, print_listing, print_names, print_nothing
+from ftplan.render.tables import print_folded
 from ftplan.units import GIB
 from ftplan.workflows.listing_models import ModelRow
 from ftplan.workflows.searching import Listing
@@ -27,10 +28,13 @@ LEGEND: Final = (
 )
 
 
-def print_models(listing: Listing[ModelRow], search: Sequence[str] = ()) -> None:
-    """The whole answer of ``ftplan models``."""
+def print_models(listing: Listing[ModelRow], search: Sequence[str] = (), *, brief: bool = False) -> None:
+    """The answer of ``ftplan models``, or the names alone."""
     if not listing.rows:
-        print_nothing("model", search, listing.hint)
+        print_nothing("model", search, listing.hint, brief=brief)
+        return
+    if brief:
+        print_names([row.id for row in listing.rows])
         return
     print_listing("model", COLUMNS, [_item(row) for row in listing.rows])
     out().print()

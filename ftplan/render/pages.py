@@ -89,8 +89,11 @@ def page(picture: Picture) -> str:
     )
 
 
-def piece(picture: Picture) -> str:
-    """The part of the page that tells the answer, to stand in another page with the same styles and script."""
+def piece(picture: Picture, same: str = "") -> str:
+    """The part of the page that tells the answer, to stand in another page with the same styles and script.
+
+    ``same`` is the command that gives the answer.
+    """
     return rendered(
         f"{picture.command}.html.j2",
         picture.document,
@@ -98,6 +101,7 @@ def piece(picture: Picture) -> str:
         landscape=picture.landscape,
         files=picture.files,
         is_draft=picture.is_draft,
+        same=same,
         **{_NAMES[type(picture.answer)]: picture.answer},
     )
 

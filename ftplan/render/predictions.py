@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ftplan.launcher.events import Noted
 from ftplan.launcher.predict_job import PredictEvent, PredictProgressed, Scores
-from ftplan.render.console import duration, err, out, words
+from ftplan.render.console import duration, err, is_live, note, out, words
 from ftplan.render.progress import ProgressDisplay
+from ftplan.render.tables import Column, print_table
 from ftplan.workflows.predicting import Prediction
 
 _FIGURES = (
@@ -29,46 +29,53 @@ class PredictDisplay(ProgressDisplay):
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        super().__init__(Progress(*columns, console=err(), disable=not err().is_terminal))
+        super().__init__(Progress(*columns, console=err(), disable=not is_live()))
         self._task = self._progress.add_task("loading", total=None)
 
     def show(self, event: PredictEvent) -> None:
         """Show one event."""
         if isinstance(event, Noted):
-            err().print(words(f"note: {event.message}"), soft_wrap=True)
+            note(f"note: {event.message}")
         elif isinstance(event, PredictProgressed):
             text = f"{_DONE[event.what]} {event.side}"
             self._progress.update(self._task, description=text, completed=event.done, total=event.total)
             if self._progress.disable and event.done == event.total:
-                err().print(words(f"{text}: {event.done} of {event.total}"), soft_wrap=True)
+                note(f"{text}: {event.done} of {event.total}")
 
 
-def print_prediction(prediction: Prediction) -> None:
-    """The scores, side by side where there are two."""
+def print_prediction(prediction: Prediction, *, brief: bool = False) -> None:
+    """The scores, side by side where there are two; or all in one line."""
     console = out()
+    if brief:
+        scores = _scores(prediction.before, prediction.after)
+        console.print(words(", ".join(f"{name} {' -> '.join(told[:2])}" for name, *told in scores)), soft_wrap=True)
+        return
     of = f" of {prediction.available:,}" if prediction.available > prediction.rows else ""
     tokens = f", {prediction.after.tokens:,} tokens of completions" if prediction.after.loss is not None else ""
     rows = f"{prediction.rows:,}{of} rows{tokens}"
     console.print(words((rows, "bold"), f" · {prediction.device}, {prediction.dtype}, {duration(prediction.seconds)}"))
-    console.print(_table(prediction.before, prediction.after))
+    _print_scores(prediction.before, prediction.after)
     console.print(words(f"predictions: {shlex.quote(prediction.predictions)}"), soft_wrap=True)
 
 
-def _table(before: Scores | None, after: Scores) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("")
-    for column in ("before", "after", "change") if before is not None else ("score",):
-        table.add_column(column, justify="right")
-    for name, field, form in _FIGURES:
-        later = getattr(after, field)
-        if later is None:
-            continue
-        if before is None:
-            table.add_row(name, form.format(later))
-        else:
-            earlier = getattr(before, field)
-            known = earlier is not None
-            signed = form.replace("{:", "{:+")
-            change = signed.format(later - earlier) if known else ""
-            table.add_row(name, form.format(earlier) if known else "-", form.format(later), change)
-    return table
+def _print_scores(before: Scores | None, after: Scores) -> None:
+    heads = ("before", "after", "change") if before is not None else ("score",)
+    print_table((Column("", "name"), *(Column(head) for head in heads)), _scores(before, after))
+
+
+def _scores(before: Scores | None, after: Scores) -> list[tuple[str, ...]]:
+    """The name of each figure that is known, and its values."""
+    return [
+        _score(name, form, getattr(after, field), before, field)
+        for name, field, form in _FIGURES
+        if getattr(after, field) is not None
+    ]
+
+
+def _score(name: str, form: str, after: float, before: Scores | None, field: str) -> tuple[str, ...]:
+    if before is None:
+        return (name, form.format(after))
+    earlier = getattr(before, field)
+    if earlier is None:
+        return (name, "-", form.format(after), "")
+    return (name, form.format(earlier), form.format(after), form.replace("{:", "{:+").format(after - earlier))

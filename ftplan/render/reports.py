@@ -5,32 +5,54 @@ from __future__ import annotations
 from typing import Final
 
 from rich.console import Console
-from rich.table import Table
 
 from ftplan.launcher import demo
 from ftplan.launcher.history import Curve
-from ftplan.render.console import bar, duration, out, size, words
+from ftplan.render.console import duration, out, size, words
 from ftplan.render.curves import plot, sparkline
 from ftplan.render.estimates import summary
-from ftplan.render.figures import figures_table, speed_line
-from ftplan.workflows.reporting import RunLine, RunReport
+from ftplan.render.figures import print_figures, speed_line
+from ftplan.render.tables import Column, print_table
+from ftplan.workflows.reporting import AttemptReport, RunLine, RunReport
 
 PLOT_HEIGHT: Final = 6
 NAME_WIDTH: Final = 15
 RANGE_WIDTH: Final = 30
-PHASES_WIDTH: Final = 34
-"""Of the table of phases, beside its bars."""
-NARROW: Final = 70
-"""Columns below which rows of a table are lines."""
+PHASES: Final = (Column("predicted by phase", "name"), Column("allocated", said="{}"), Column("", "bar", width=24))
+RANKS: Final = (
+    Column("rank", "name", said="rank {}"),
+    Column("allocated"),
+    Column("reserved"),
+    Column("process"),
+    Column("host RAM"),
+)
+ATTEMPTS: Final = (
+    Column("attempt", "name", said="attempt {}"),
+    Column("from", said="from {}"),
+    Column("steps"),
+    Column("processes", said="{} process(es)"),
+    Column("training"),
+    Column("ended", "text"),
+)
+RUNS: Final = (
+    Column("run", "name"),
+    Column("state", "value", said="{}"),
+    Column("steps", said="{} steps"),
+    Column("loss"),
+    Column("what", "text"),
+)
 STYLES: Final = {"finished": "bold green", "running": "bold cyan"}
 
 
-def print_report(report: RunReport) -> None:
-    """Everything the folder tells, most asked first."""
+def print_report(report: RunReport, *, brief: bool = False) -> None:
+    """Everything the folder tells, most asked first; or how the run stands, and what next."""
     console = out()
+    if brief:
+        _print_brief(report)
+        return
     _head(console, report)
     console.print()
-    console.print(figures_table(report.predicted, report.measured))
+    print_figures(report.predicted, report.measured)
     if speed := speed_line(report.measured):
         console.print(speed)
     _phases(console, report)
@@ -41,14 +63,22 @@ def print_report(report: RunReport) -> None:
     _tail(console, report)
 
 
+def _print_brief(report: RunReport) -> None:
+    of = f" of {report.total_steps}" if report.total_steps is not None else ""
+    losses = (f", loss {_span(curve)}" for curve in report.curves if curve.name == "loss")
+    told = f", {report.steps}{of} steps{next(losses, '')}"
+    state = (report.state, STYLES.get(report.state, "bold yellow"))
+    out().print(words((report.run_id, "bold"), ": ", state, told), soft_wrap=True)
+    if report.way_on:
+        out().print(words(f"next: {report.way_on}"), soft_wrap=True)
+
+
 def _head(console: Console, report: RunReport) -> None:
     of = f" of {report.total_steps}" if report.total_steps is not None else ""
     state = f"{report.state} on {report.host}" if report.state == "running" else report.state
     kind = " (a rehearsal: random weights and tokens)" if report.is_rehearsal else ""
     console.print(words((report.run_id, "bold"), f"{kind}: ", (state, STYLES.get(report.state, "bold yellow"))))
-    console.print(
-        words(f"{_model(report.config.model)} on {report.inventory}: {summary(report.config)}"), soft_wrap=True
-    )
+    console.print(words(f"{_model(report.config.model)} on {report.inventory}: {summary(report.config)}"))
     done = f"{report.steps}{of} steps of {report.global_batch} samples, {report.tokens:,} tokens"
     console.print(words(done))
     times = [f"training {duration(report.train_seconds)}"]
@@ -65,24 +95,20 @@ def _phases(console: Console, report: RunReport) -> None:
     if not report.phases:
         return
     highest = max(report.phases.values())
-    table = _table("predicted by phase", "allocated", "")
-    table.columns[2].justify = "left"
-    for phase, peak in report.phases.items():
-        width = max(4, min(24, console.width - PHASES_WIDTH))
-        table.add_row(phase, size(peak), bar(peak / highest, width) if highest else "")
+    rows = [(phase, size(peak), peak / highest if highest else 0.0) for phase, peak in report.phases.items()]
     console.print()
-    console.print(table)
+    print_table(PHASES, rows)
 
 
 def _ranks(console: Console, report: RunReport) -> None:
     if len(report.memory) < 2:
         return
-    table = _table("rank", "allocated", "reserved", "process", "host RAM")
+    rows = []
     for memory in report.memory:
         figures = (memory.allocated_bytes, memory.reserved_bytes, memory.process_bytes, memory.host_bytes)
-        table.add_row(str(memory.rank), *(size(figure) if figure is not None else "-" for figure in figures))
+        rows.append((str(memory.rank), *(size(figure) if figure is not None else "-" for figure in figures)))
     console.print()
-    console.print(table)
+    print_table(RANKS, rows)
 
 
 def _curves(console: Console, report: RunReport) -> None:
@@ -116,24 +142,19 @@ def figure(value: float) -> str:
 def _attempts(console: Console, report: RunReport) -> None:
     if not report.attempts:
         return
-    table = _table("attempt", "from", "steps", "processes", "training", "ended")
-    table.columns[5].justify = "left"
-    table.columns[5].overflow = "fold"
-    narrow = console.width < NARROW
     console.print()
-    for attempt in report.attempts:
-        resumed = "the start" if attempt.resumed_from_step is None else f"step {attempt.resumed_from_step}"
-        steps = "none" if attempt.first_step is None else f"{attempt.first_step} to {attempt.last_step}"
-        processes = "-" if attempt.world_size is None else str(attempt.world_size)
-        ended = "; ".join([attempt.ended, *attempt.changes])
-        took = duration(attempt.step_seconds)
-        if narrow:
-            place = f"attempt {attempt.number} from {resumed}: steps {steps}, {processes} process(es), {took}"
-            console.print(words(f"{place}: {ended}"))
-        else:
-            table.add_row(str(attempt.number), resumed, steps, processes, took, words(ended))
-    if not narrow:
-        console.print(table)
+    print_table(ATTEMPTS, [_attempt(attempt) for attempt in report.attempts])
+
+
+def _attempt(attempt: AttemptReport) -> tuple[str, ...]:
+    return (
+        str(attempt.number),
+        "the start" if attempt.resumed_from_step is None else f"step {attempt.resumed_from_step}",
+        "none" if attempt.first_step is None else f"{attempt.first_step} to {attempt.last_step}",
+        "-" if attempt.world_size is None else str(attempt.world_size),
+        duration(attempt.step_seconds),
+        "; ".join([attempt.ended, *attempt.changes]),
+    )
 
 
 def _checkpoints(console: Console, report: RunReport) -> None:
@@ -160,37 +181,25 @@ def _tail(console: Console, report: RunReport) -> None:
         console.print(words(f"next: {report.way_on}"), soft_wrap=True)
 
 
-def print_runs(runs: tuple[RunLine, ...]) -> None:
+def print_runs(runs: tuple[RunLine, ...], *, brief: bool = False) -> None:
     """A line for each run, the newest last."""
-    console = out()
-    table = _table("run", "state", "steps", "loss", "what")
-    for column in (0, 1, 4):
-        table.columns[column].justify = "left"
-        table.columns[column].overflow = "fold"
-    for run in runs:
-        if run.config is None:
-            table.add_row(words(run.folder), "-", "-", "-", words(run.problem))
-            continue
-        loss = "-"
-        if run.first_loss is not None and run.last_loss is not None:
-            loss = f"{figure(run.first_loss)} -> {figure(run.last_loss)}"
-        of = f"/{run.total_steps}" if run.total_steps is not None else ""
-        what = f"{_model(run.config.model)} on {run.inventory}, {run.config.method}, {run.config.sharding}"
-        if console.width < NARROW:
-            console.print(words(f"{run.folder}: {run.state}, {run.steps}{of} steps, loss {loss}, {what}"))
-        else:
-            table.add_row(words(run.folder), run.state or "", f"{run.steps}{of}", loss, words(what))
-    if table.row_count:
-        console.print(table)
+    if brief:
+        for run in runs:
+            out().print(words(f"{run.folder}: {run.state or run.problem}"), soft_wrap=True)
+        return
+    print_table(RUNS, [_run(run) for run in runs])
+
+
+def _run(run: RunLine) -> tuple[str, ...]:
+    if run.config is None:
+        return (run.folder, "-", "-", "-", run.problem)
+    loss = "-"
+    if run.first_loss is not None and run.last_loss is not None:
+        loss = f"{figure(run.first_loss)} -> {figure(run.last_loss)}"
+    of = f"/{run.total_steps}" if run.total_steps is not None else ""
+    what = f"{_model(run.config.model)} on {run.inventory}, {run.config.method}, {run.config.sharding}"
+    return (run.folder, run.state or "", f"{run.steps}{of}", loss, what)
 
 
 def _model(name: str) -> str:
     return "the demo's model" if name == str(demo.model_path()) else name
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right")
-    return table

@@ -27,8 +27,8 @@ from ftplan.launcher.failures import OUT_OF_MEMORY
 from ftplan.launcher.job import TrainJob
 from ftplan.launcher.rendezvous import Rendezvous
 from ftplan.render import live
-from ftplan.render.console import count, duration, err, out, words
-from ftplan.render.figures import figures_table, speed_line
+from ftplan.render.console import aside, count, duration, err, is_live, out, words
+from ftplan.render.figures import print_figures, speed_line
 from ftplan.render.live import LiveProgress
 from ftplan.render.progress import ProgressDisplay
 from ftplan.results import RunRecord
@@ -51,7 +51,7 @@ class RunDisplay(ProgressDisplay):
             *([BarColumn(min(40, err().width - 35))] if err().width >= self.BAR_FROM else []),
             TextColumn("{task.description}"),
             console=err(),
-            disable=not err().is_terminal,
+            disable=not is_live(),
         )
         super().__init__(self._live)
         self._task = self._progress.add_task("starting", total=None)
@@ -66,6 +66,8 @@ class RunDisplay(ProgressDisplay):
             self._recovering(event)
         elif isinstance(event, Warned):
             err().print(live.warning(event), soft_wrap=True)
+        elif isinstance(event, Failed):
+            err().print(words(f"rank {event.rank} failed: {event.message}"), soft_wrap=True)
         elif type(event) in _LINES:
             self._line(_LINES[type(event)](event))
 
@@ -78,7 +80,8 @@ class RunDisplay(ProgressDisplay):
         self._progress.update(self._task, total=event.total_steps, completed=event.resumed_from_step or 0)
 
     def _recovering(self, event: Recovering) -> None:
-        self._line(recovery_line(event.kind, event.message, event.from_step, event.changed))
+        line = recovery_line(event.kind, event.message, event.from_step, event.changed)
+        err().print(words(line), soft_wrap=True)
         expected = {"predicted": event.predicted, "predicted_ranks": event.predicted_ranks}
         self._job = self._job.model_copy(update=expected)
 
@@ -92,7 +95,7 @@ class RunDisplay(ProgressDisplay):
             self._line(f"{place} · {figures} · {live.worst_memory(event, self._job)}")
 
     def _line(self, text: str) -> None:
-        err().print(words(text), soft_wrap=True)
+        aside().print(words(text), soft_wrap=True)
 
 
 def recovery_line(kind: str, message: str, from_step: int | None, changed: Mapping[str, tuple[object, object]]) -> str:
@@ -109,7 +112,6 @@ _LINES: Final[Mapping[type, Callable[[Any], str]]] = {
     Noted: lambda event: f"note: {event.message}",
     FlopsCounted: live.counted_flops,
     Profiled: lambda event: f"profile of steps {event.first_step} to {event.last_step}: {', '.join(event.paths)}",
-    Failed: lambda event: f"rank {event.rank} failed: {event.message}",
 }
 """Events that are one line."""
 
@@ -119,12 +121,15 @@ def print_meeting(meeting: Rendezvous) -> None:
     nodes = f"{meeting.min_nodes} to {meeting.nodes}" if meeting.is_elastic else f"{meeting.nodes}"
     where = f"rendezvous {meeting.id} at {meeting.endpoint} (from {meeting.origin})"
     waits = f"waiting up to {duration(meeting.join_seconds)} for each other"
-    err().print(words(f"node {meeting.node_rank} of {nodes}, {where}, {waits}"), soft_wrap=True)
+    aside().print(words(f"node {meeting.node_rank} of {nodes}, {where}, {waits}"), soft_wrap=True)
 
 
-def print_prepared(prepared: Prepared) -> None:
-    """What a dry run would start: command, environment, files."""
+def print_prepared(prepared: Prepared, *, brief: bool = False) -> None:
+    """What a dry run would start: command, environment, files; or the command alone."""
     console = out()
+    if brief:
+        console.print(words(shlex.join(prepared.argv)), soft_wrap=True)
+        return
     console.print(words("command", style="bold"))
     console.print(words("  " + " ".join(shlex.quote(word) for word in prepared.argv)), soft_wrap=True)
     console.print(words("environment", style="bold"))
@@ -141,7 +146,7 @@ def print_prepared(prepared: Prepared) -> None:
         console.print(words(text), soft_wrap=True)
 
 
-def print_record(record: RunRecord, path: Path, way_on: str) -> None:
+def print_record(record: RunRecord, path: Path, way_on: str, *, brief: bool = False) -> None:
     """The end of a run: loss, and every figure predicted beside measured; ``way_on`` is the command that goes on."""
     console = out()
     loss = ""
@@ -150,7 +155,15 @@ def print_record(record: RunRecord, path: Path, way_on: str) -> None:
     style = "bold green" if record.status == "finished" else "bold yellow"
     steps = f": {record.steps} steps in {duration(record.wall_seconds)}{loss}"
     console.print(words((record.status, style), steps))
-    console.print(figures_table(record.predicted, record.measured))
+    if not brief:
+        _print_comparison(record, path)
+    if way_on:
+        console.print(words(f"go on: {way_on}"), soft_wrap=True)
+
+
+def _print_comparison(record: RunRecord, path: Path) -> None:
+    console = out()
+    print_figures(record.predicted, record.measured)
     for each in record.recoveries:
         console.print(words(recovery_line(each.kind, each.message, each.from_step, each.changed)), soft_wrap=True)
     for warned in record.warnings:
@@ -158,5 +171,3 @@ def print_record(record: RunRecord, path: Path, way_on: str) -> None:
     if speed := speed_line(record.measured):
         console.print(speed)
     console.print(words(f"record: {path}"), soft_wrap=True)
-    if way_on:
-        console.print(words(f"go on: {way_on}"), soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ftplan.render.console import duration, out, words
+from ftplan.render.tables import print_parts
 from ftplan.results import TrainingTime
 from ftplan.units import HOUR_SECONDS
 
@@ -12,7 +13,7 @@ def print_training(training: TrainingTime | None) -> None:
     if training is None:
         return
     console = out()
-    console.print(words(training_line(training)))
+    print_parts(words(training_line(training)))
     for note in training.notes:
         console.print(words(f"note: {note}"))
 

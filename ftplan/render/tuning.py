@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from typing import Final
 
-from ftplan.render.console import SignOfLife, duration, err, off, out, size, words
+from ftplan.render.console import SignOfLife, duration, note, off, out, size, words
 from ftplan.render.estimates import summary
+from ftplan.render.tables import Column, print_table
 from ftplan.workflows.tuning import Tried, Tuned
 
+TRIED: Final = (
+    Column("tried", "name"),
+    Column("tokens/s", said="{} tokens/s"),
+    Column("step"),
+    Column("predicted is", said="{}"),
+    Column("process"),
+)
 STATUS = {"out_of_memory": "out of memory", "failed": "failed", "no_time": "no time was left for it"}
 
 
@@ -19,7 +27,7 @@ class TuneDisplay(SignOfLife):
 
     def show(self, tried: Tried) -> None:
         """Show one trial that ended."""
-        err().print(words(f"{summary(tried.candidate.config)}: {_outcome(tried)}"), soft_wrap=True)
+        note(f"{summary(tried.candidate.config)}: {_outcome(tried)}")
 
 
 def _outcome(tried: Tried) -> str:
@@ -30,18 +38,15 @@ def _outcome(tried: Tried) -> str:
     return f"{result.tokens_per_second:,.0f} tokens/s"
 
 
-def print_tuned(tuned: Tuned) -> None:
-    """The choice, and every trial beside its prediction."""
+def print_tuned(tuned: Tuned, *, brief: bool = False) -> None:
+    """The choice, and every trial beside its prediction; or the choice alone."""
     console = out()
     assert tuned.plan.config is not None
-    console.print(words(("fastest: ", "bold"), summary(tuned.plan.config)))
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("tried", overflow="fold")
-    for name in ("tokens/s", "step", "predicted is", "process"):
-        table.add_column(name, justify="right")
-    for one in sorted(tuned.tried, key=lambda one: -(one.result.tokens_per_second or 0.0)):
-        table.add_row(words(summary(one.candidate.config)), *_figures(one))
-    console.print(table)
+    console.print(words(("fastest: ", "bold"), summary(tuned.plan.config)), soft_wrap=brief)
+    if brief:
+        return
+    tried = sorted(tuned.tried, key=lambda one: -(one.result.tokens_per_second or 0.0))
+    print_table(TRIED, [(summary(one.candidate.config), *_figures(one)) for one in tried])
     console.print(words(f"took {duration(tuned.seconds)}; later plans for these devices go by it"))
 
 

@@ -48,7 +48,8 @@ def blocks(settings: Settings) -> gr.Blocks:
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         comparing.select(compare.show, session, compare.shown, **private)
         compare.swap.click(compare.kept_now, session, compare.shown, **private)
-        made.load(plan.exact, [session, *plan.inputs], [plan.answer, plan.same], **private)
+        asked = [session, *plan.inputs]
+        made.load(plan.draft, asked, plan.answer, **private).then(plan.exact, asked, plan.answer, **private)
         if not settings.hosted:
             shown = [run.timer, run.run, run.shown, run.stop, run.resume, run.listed]
             running.select(run.opened, [session, run.run], shown, **private)

@@ -49,7 +49,7 @@ def arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name in PINS:
         value = values.get(name)
-        if value not in (None, "", OPEN):
+        if value not in (None, "", 0, OPEN):
             found[name] = ON_OFF[value] if name in FLAGS else int(value) if name in NUMBERS else str(value).strip()
     for name in ("lora_rank", "host_memory", "link"):
         value = values.get(name)

@@ -64,7 +64,7 @@ def controls(*, hosted: bool) -> tuple[Control, ...]:
         Control("lora_targets", lambda: _choice(("all-linear", "qv"), "LoRA targets", custom=True), "Pins"),
         Control("sharding", lambda: _choice(get_args(spec.Sharding), "Sharding"), "Pins"),
         Control("offload", lambda: _choice(get_args(spec.Offload), "Offload"), "Pins"),
-        Control("micro_batch", lambda: gr.Number(None, label="Micro-batch", precision=0, minimum=1), "Pins"),
+        Control("micro_batch", lambda: gr.Number(None, label="Micro-batch", precision=0), "Pins"),
         Control("gradient_checkpointing", lambda: _choice(("on", "off"), "Gradient checkpointing"), "Pins"),
         Control("packing", lambda: _choice(("on", "off"), "Packing"), "Pins"),
         Control("padding", lambda: _choice(("on", "off"), "Padding"), "Pins"),
@@ -95,13 +95,11 @@ def controls(*, hosted: bool) -> tuple[Control, ...]:
         ),
         Control(
             "samples",
-            lambda: gr.Number(None, label="Training samples", info="tells time and cost", precision=0, minimum=1),
+            lambda: gr.Number(None, label="Training samples", info="tells time and cost", precision=0),
             "Machine and training",
         ),
-        Control("epochs", lambda: gr.Number(None, label="Epochs", minimum=0), "Machine and training"),
-        Control(
-            "price", lambda: gr.Number(None, label="Dollars an hour for a card", minimum=0), "Machine and training"
-        ),
+        Control("epochs", lambda: gr.Number(None, label="Epochs"), "Machine and training"),
+        Control("price", lambda: gr.Number(None, label="Dollars an hour for a card"), "Machine and training"),
     )
 
 

@@ -33,9 +33,6 @@ class PlanTab:
                 with gr.Row():
                     self.keep = gr.Button("Keep as A to compare with", size="sm")
                 self.kept = gr.Markdown("", elem_id="kept", container=False)
-                self.same = gr.Textbox(
-                    label="The same on a command line", elem_id="same-command", interactive=False, buttons=["copy"]
-                )
                 gr.Markdown("### Files to run it with")
                 with gr.Row():
                     names = [name for name in valid_names() if name not in ("slurm", "skypilot", "kubeflow")]
@@ -57,10 +54,10 @@ class PlanTab:
     def _wire(self, session: gr.State) -> gr.events.Dependency:
         quick = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
         events = [component.input for component in self.inputs]
-        drafted = gr.on(events, self.draft, [session, *self.inputs], [self.answer, self.same], queue=False, **quick)
+        drafted = gr.on(events, self.draft, [session, *self.inputs], self.answer, queue=False, **quick)
         devices = [self._made_as("count"), self._made_as("machines")]
         gr.on([one.change for one in devices], _splits, devices, self._made_as("global_batch"), **quick)
-        answered = drafted.then(self.exact, [session, *self.inputs], [self.answer, self.same], **quick)
+        answered = drafted.then(self.exact, [session, *self.inputs], self.answer, **quick)
         self.keep.click(self.kept_now, session, self.kept, api_visibility="private")
         self.write.click(self.written, [session, self.format], [self.files, self.download], api_visibility="private")
         return answered
@@ -72,7 +69,7 @@ class PlanTab:
     def _values(self, given: Sequence[Any]) -> dict[str, Any]:
         return dict(zip((each.name for each in self._controls), given, strict=True))
 
-    def draft(self, session: Session, *given: Any) -> tuple[Any, Any]:
+    def draft(self, session: Session, *given: Any) -> str:
         """The answer by the fit, at once."""
         values = self._values(given)
         session.asked = tuple(given)
@@ -81,23 +78,23 @@ class PlanTab:
             drawn = picturing.of_plan(planning.draft(request), is_draft=True)
         except FtplanError as error:
             session.picture = None
-            return pages.problem(error), ""
-        return pages.piece(drawn), asking.command(values)
+            return pages.problem(error)
+        return pages.piece(drawn, asking.command(values))
 
-    def exact(self, session: Session, *given: Any) -> tuple[Any, Any]:
+    def exact(self, session: Session, *given: Any) -> Any:
         """The answer with every allocation of the choice played; what the visitor has moved on from is dropped."""
         if session.asked not in (None, tuple(given)):
-            return gr.skip(), gr.skip()
+            return gr.skip()
         values = self._values(given)
         try:
             request = asking.request_of(values, hosted=self.settings.hosted)
             picture = picturing.of_plan(planning.plan(request), shows_files=False)
         except FtplanError as error:
-            return pages.problem(error), ""
+            return pages.problem(error)
         if session.asked not in (None, tuple(given)):
-            return gr.skip(), gr.skip()
+            return gr.skip()
         session.picture = picture
-        return pages.piece(picture), asking.command(values)
+        return pages.piece(picture, asking.command(values))
 
     def kept_now(self, session: Session) -> str:
         """Keep the plan to be compared with."""

@@ -38,10 +38,10 @@ class RunTab:
                     self.file = gr.File(
                         label="Or drop a file", file_types=[".jsonl", ".json", ".csv", ".parquet"], height=110
                     )
-                    self.epochs = gr.Number(None, label="Epochs", minimum=0)
-                    self.max_steps = gr.Number(None, label="Or steps", precision=0, minimum=1)
-                    self.rate = gr.Number(None, label="Learning rate", minimum=0, info="empty: usual for the method")
-                    self.save_steps = gr.Number(None, label="Steps between checkpoints", precision=0, minimum=1)
+                    self.epochs = gr.Number(None, label="Epochs")
+                    self.max_steps = gr.Number(None, label="Or steps", precision=0)
+                    self.rate = gr.Number(None, label="Learning rate", info="empty: usual for the method")
+                    self.save_steps = gr.Number(None, label="Steps between checkpoints", precision=0)
                 self.launch = gr.Button("Launch", variant="primary")
                 self.said = gr.HTML(elem_id="run-said", elem_classes="ftplan")
             with gr.Column(scale=5, min_width=320):

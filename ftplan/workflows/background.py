@@ -116,7 +116,7 @@ def said(file: Path) -> str:
 
 
 def _options(given: Mapping[str, Any]) -> list[str]:
-    return [f"--{name.replace('_', '-')}={given[name]}" for name in OPTIONS if given.get(name) not in (None, "")]
+    return [f"--{name.replace('_', '-')}={given[name]}" for name in OPTIONS if given.get(name) not in (None, "", 0)]
 
 
 def _start(runs: Path, run_id: str, arguments: list[str]) -> Launched:

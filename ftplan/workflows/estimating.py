@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from ftplan.errors import FtplanError, InputError, ModelConfigError, UnknownNameError
 from ftplan.estimators.analytic import estimate as analytic_estimate
@@ -16,11 +16,11 @@ from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.models import load_hf_config, load_model
 from ftplan.results import Estimate, to_jsonable
-from ftplan.spec import Inventory, RunConfig, TrainingRequest
+from ftplan.spec import EstimatorName, Inventory, RunConfig, TrainingRequest
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.inputs import run_config, training_request
 
-ESTIMATORS: Final = ("analytic", "trace")
+ESTIMATORS: Final = get_args(EstimatorName)
 NOT_FIELDS: Final = frozenset({"id", "gpus", "margin", "estimator", *TrainingRequest.model_fields})
 """What a line of a batch holds beside fields of `RunConfig`."""
 

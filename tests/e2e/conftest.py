@@ -51,16 +51,17 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     """Open a page with any options of a Playwright context.
 
     The test fails on anything that the page says on its console, on any error in it, and on any request that leaves
-    this machine: for anything but files, data and blobs, or ``hosts``, such as a server on 127.0.0.1.
+    this machine: for anything but files, data and blobs, or ``hosts``, such as a server on 127.0.0.1. ``said`` are
+    warnings of a library that it is known to give.
     """
     contexts, wrong = [], []
 
-    def start(url: str, *, hosts: tuple[str, ...] = (), **options: Any) -> Any:
+    def start(url: str, *, hosts: tuple[str, ...] = (), said: tuple[str, ...] = (), **options: Any) -> Any:
         context = browser.new_context(**{"offline": not hosts, "viewport": {"width": 1100, "height": 900}, **options})
         contexts.append(context)
         context.set_default_timeout(10_000)
         page = context.new_page()
-        page.on("console", lambda message: wrong.append(f"console {message.type}: {message.text}"))
+        page.on("console", lambda message: _hear(message, said, wrong))
         page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
         page.on("request", lambda request: _check(request.url, hosts, wrong))
         page.goto(url)
@@ -70,6 +71,11 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert wrong == []
+
+
+def _hear(message: Any, expected: tuple[str, ...], wrong: list[str]) -> None:
+    if message.type != "warning" or message.text not in expected:
+        wrong.append(f"console {message.type}: {message.text}")
 
 
 def _check(url: str, hosts: tuple[str, ...], wrong: list[str]) -> None:

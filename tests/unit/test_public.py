@@ -35,14 +35,15 @@ COMMANDS = {
         --packing --no-packing --attention --kernels --loss-path --sharding --offload --zero-reduce-bucket
         --zero-prefetch-bucket --zero-persistence-threshold --zero-overlap --no-zero-overlap --sync-each-batch
         --no-sync-each-batch --stack --expandable-segments --no-expandable-segments --evaluates --no-evaluates
-        --samples --epochs --mean-tokens --price --confirm --out --format --for-version --dataset --job --json
+        --samples --epochs --mean-tokens --price --confirm --out --format --for-version --dataset --job --report
+        --quiet -q --json
     """,
     "check": """
         --gpus --from --set --quick --fix --pick --was-gpus --was-batch --learning-rate --margin --host-memory
         --link --network --model --method --lora-rank --lora-targets --weights-dtype --precision --optimizer
         --gradient-checkpointing --no-gradient-checkpointing --seq-len --micro-batch --accumulation --padding
         --no-padding --packing --no-packing --attention --kernels --sharding --offload --stack
-        --expandable-segments --no-expandable-segments --evaluates --no-evaluates --format --json
+        --expandable-segments --no-expandable-segments --evaluates --no-evaluates --format --report --quiet -q --json
     """,
     "estimate": """
         --model --gpus --method --lora-rank --lora-alpha --lora-targets --lora-dropout --adapter-len
@@ -52,29 +53,29 @@ COMMANDS = {
         --no-packing --attention --kernels --loss-path --sharding --offload --zero-reduce-bucket
         --zero-prefetch-bucket --zero-persistence-threshold --zero-overlap --no-zero-overlap --sync-each-batch
         --no-sync-each-batch --stack --expandable-segments --no-expandable-segments --evaluates --no-evaluates
-        --samples --epochs --mean-tokens --price --estimator --batch --margin --json
+        --samples --epochs --mean-tokens --price --estimator --batch --margin --report --quiet -q --json
     """,
     "need": """
         --model --method --cards --max-devices --global-batch --seq-len --margin --host-memory --lora-rank
         --rank --lora-targets --weights-dtype --precision --optimizer --gradient-checkpointing
         --no-gradient-checkpointing --micro-batch --packing --no-packing --attention --kernels --sharding
-        --offload --expandable-segments --no-expandable-segments --json
+        --offload --expandable-segments --no-expandable-segments --quiet -q --json
     """,
     "max": """
         --model --gpus --method --global-batch --seq-len --margin --host-memory --lora-rank --rank
         --lora-targets --weights-dtype --precision --optimizer --gradient-checkpointing
         --no-gradient-checkpointing --micro-batch --packing --no-packing --attention --kernels --sharding
-        --offload --expandable-segments --no-expandable-segments --json
+        --offload --expandable-segments --no-expandable-segments --quiet -q --json
     """,
     "tune": """
         --model --gpus --method --global-batch --seq-len --margin --host-memory --lora-rank --rank
         --lora-targets --weights-dtype --precision --optimizer --gradient-checkpointing
         --no-gradient-checkpointing --micro-batch --packing --no-packing --attention --kernels --sharding
-        --offload --expandable-segments --no-expandable-segments --trials --budget --folder --out --json
+        --offload --expandable-segments --no-expandable-segments --trials --budget --folder --out --quiet -q --json
     """,
     "doctor": """
         --demo --model --gpus --method --global-batch --seq-len --data --dataset --data-format --skip-bad-rows
-        --chat-template --keep --weights --tokenizer --run-dir --json
+        --chat-template --keep --weights --tokenizer --run-dir --quiet -q --json
     """,
     "run": """
         --demo --resume --model --gpus --data --dataset --data-format --skip-bad-rows --chat-template
@@ -83,17 +84,18 @@ COMMANDS = {
         --no-gradient-checkpointing --packing --no-packing --epochs --max-steps --learning-rate --save-steps
         --keep --seed --weights --tokenizer --run-dir --track --count-flops --profile --resume-or-start --nodes
         --node-rank --rdzv-endpoint --rdzv-id --rdzv-timeout --interface --timeout --cache-dir --engine
-        --engine-env --dry-run --force --tune --rehearse --max-restarts --max-fallbacks --json
+        --engine-env --dry-run --force --tune --rehearse --max-restarts --max-fallbacks --quiet -q --json
     """,
-    "report": "--json",
-    "merge": "--out --base --max-ram --dtype --max-shard-size --json",
+    "report": "--quiet -q --json",
+    "merge": "--out --base --max-ram --dtype --max-shard-size --quiet -q --json",
     "predict": """
         --data --dataset --data-format --skip-bad-rows --base --metrics --before --no-before --limit --max-new-tokens
-        --seq-len --batch-size --out --json
+        --seq-len --batch-size --out --quiet -q --json
     """,
-    "calibrate": "--gpus --show --reset --json",
-    "models": "--min-params --max-params --json",
-    "gpus": "--min-memory --json",
+    "calibrate": "--gpus --show --reset --quiet -q --json",
+    "ui": "--host --port --runs --hosted --token --open --quiet -q --json",
+    "models": "--min-params --max-params --quiet -q --json",
+    "gpus": "--min-memory --quiet -q --json",
 }
 
 TABLE_OF_DESIGN = """
@@ -136,8 +138,8 @@ def test_every_field_of_a_configuration_is_an_option_of_estimate():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_json(name):
-    assert "--json" in options_of(name)
+def test_every_command_has_json_and_quiet(name):
+    assert {"--json", "--quiet", "-q"} <= set(options_of(name))
 
 
 @pytest.mark.parametrize("name", ["run", "tune"])

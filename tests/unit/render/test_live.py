@@ -50,6 +50,8 @@ def shown(monkeypatch):
         text = io.StringIO()
         console = Console(file=text, width=width, height=40, force_terminal=terminal, color_system=None)
         monkeypatch.setattr(runs, "err", lambda: console)
+        monkeypatch.setattr(runs, "aside", lambda: console)
+        monkeypatch.setattr(runs, "is_live", lambda: terminal)
         display = runs.RunDisplay(of or job())
         for event in events:
             display.show(event)

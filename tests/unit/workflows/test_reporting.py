@@ -159,8 +159,8 @@ def test_a_narrow_terminal_breaks_no_word(
         assert cli.run(["report", "runs/one"]) == 0
         shown = capsys.readouterr().out
         assert "…" not in shown
-        assert "attempt 2 from step 20: steps 21 to 60, 1 process(es)," in " ".join(shown.split())
+        assert "attempt 2 from step 20 · steps 21 to 60 · 1 process(es)" in " ".join(shown.split())
         assert cli.run(["report", "runs"]) == 0
-        assert "one: finished, 60/60 steps, loss" in " ".join(capsys.readouterr().out.split())
+        assert "one finished · 60/60 steps · loss" in " ".join(capsys.readouterr().out.split())
     finally:
         console.out.cache_clear()
