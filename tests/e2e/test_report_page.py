@@ -261,13 +261,20 @@ def test_a_printed_page_has_no_buttons_and_is_black_on_white(shown):
     assert page.pdf().startswith(b"%PDF")
 
 
-def test_a_dark_page_is_printed_light(shown):
-    page = shown("plan", color_scheme="dark")
-    page.get_by_role("button", name="Dark or light").click()
-    page.get_by_role("button", name="Dark or light").click()
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_dark_page_is_printed_light(shown, chosen):
+    page = shown("plan", color_scheme="light" if chosen else "dark")
+    if chosen:
+        page.get_by_role("button", name="Dark or light").click()
+    dark = paper(page)
+    assert dark == "rgb(20, 22, 26)"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
     assert paper(page) == "rgb(255, 255, 255)"
     assert poor(page) == []
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert paper(page) == dark
 
 
 def test_a_script_that_is_not_the_page_s_own_does_not_run(browser, shown, folder):

@@ -87,6 +87,11 @@
     else if (button.dataset.json) save(button.dataset.json, new Blob([document.getElementById("ftplan-json").textContent + "\n"], { type: "application/json" }));
     else if ("themeToggle" in button.dataset) root.dataset.theme = isDark() ? "light" : "dark";
   });
+  // Paper is white, whatever the screen was.
+  let chosen;
+  addEventListener("beforeprint", () => { chosen = root.dataset.theme; if (chosen) root.dataset.theme = "light"; });
+  addEventListener("afterprint", () => { if (chosen) root.dataset.theme = chosen; });
+
   // What a mark stands for, below its chart: for fingers, and for eyes that a tooltip is too short for.
   for (const kind of ["pointerover", "click"]) {
     document.addEventListener(kind, (event) => {
