@@ -254,6 +254,9 @@ def write_report(picture: Any, file: Path) -> None:
     from ftplan.render.pages import page
 
     try:
+        if file.is_dir():
+            hint = "name a file, such as report.html"
+            raise InputError(f"--report names a folder: {file}", hint=hint, field="report")
         write_atomic(file, page(picture))
     except OSError as error:
         hint = "name a file in a folder that can be written"

@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Any, Final
 from ftplan import __version__
 from ftplan.errors import FtplanError
 from ftplan.estimators.combined import worst_of
-from ftplan.render.charts.drawing import clean
+from ftplan.render.charts.drawing import clean, kind_of
 from ftplan.render.charts.lines import figure
-from ftplan.render.charts.memory import by_phase, by_rank, by_term
+from ftplan.render.charts.memory import LOW, by_phase, by_rank, by_term
 from ftplan.render.charts.steps import by_part
-from ftplan.render.charts.tradeoff import by_speed, far
+from ftplan.render.charts.tradeoff import MARKS, by_speed, drawn
 from ftplan.render.checks import VERDICTS, change_line, need
 from ftplan.render.console import count, duration, percent, size
 from ftplan.render.estimates import basis_notes, fit, summary
 from ftplan.results import Estimate, HostEstimate, Phase, Plan, Term, Timeline
-from ftplan.spec import RunConfig
 from ftplan.verdicts import Check, Verdict
 from ftplan.workflows.estimating import Estimated
 from ftplan.workflows.picturing import FileSet, Picture
@@ -54,6 +53,7 @@ SHOWN: Final[Mapping[str, Callable[[Any], str]]] = {
     "duration": duration,
     "count": count,
     "integer": lambda value: f"{value:,.0f}",
+    "ratio": lambda value: f"{value:.2f}",
     "speed": lambda value: f"{value:,.0f} tokens/s",
     "figure": figure,
     "percent": percent,
@@ -119,7 +119,6 @@ def files_piece(plan: Plan, files: FileSet) -> str:
 def rendered(template: str, document: Mapping[str, Any], **values: Any) -> str:
     """A template with the figures of ``document`` and ``values``."""
     own = {
-        "kinds": KIND_NAMES,
         "shown": partial(_shown, document),
         "figure": partial(_figure, document),
         "derived": _derived,
@@ -138,68 +137,83 @@ _NAMES: Final = {Plan: "plan", Check: "check", Estimated: "estimated"}
 def view(picture: Picture) -> dict[str, Any]:
     """What the templates show that takes more than a look at the answer: charts, the verdict in words."""
     told, config = picture.estimate, picture.config
+    common = {**_tradeoff(picture), **_verdict(picture)}
     if told is None or config is None:
-        limit = _nearest_limit(picture)
-        tradeoff = _markup(by_speed(picture.landscape, (), None, limit)) if picture.landscape and limit else ""
-        return {"tradeoff": tradeoff, "tradeoff_note": _tradeoff_note(picture), **_verdict(picture)}
+        return common
     base = "" if picture.command == "estimate" else "estimate."
-    return {"base": base, "estimate": told, **_charts(picture, told, config), **_verdict(picture)}
+    return {"base": base, "estimate": told, **_charts(picture, told), **common}
 
 
-def _charts(picture: Picture, told: Estimate, config: RunConfig) -> dict[str, Any]:
+def _charts(picture: Picture, told: Estimate) -> dict[str, Any]:
     worst = worst_of(told.ranks)
     tops = dict(worst.needed_by_phase)
     if isinstance(picture.answer, Check):
         tops |= {phase: each.bytes for each in picture.answer.phases for phase in tops if str(phase) == each.phase}
-    front = picture.answer.pareto if isinstance(picture.answer, Plan) else ()
-    fixes = picture.answer.fixes if isinstance(picture.answer, Check) else ()
     host_limit = "assumed limit" if told.host.capacity_assumed else "limit"
-    drawn = {
+    host = _once(told.host)
+    charts = {
         "timeline": by_phase(worst.terms, told.capacity_bytes, tops=tops),
         "terms": by_term(worst.terms, Timeline(worst.terms).peak_phase),
         "ranks": by_rank(told.ranks) if len(told.ranks) > 1 else "",
         "host": by_phase(
-            _once(told.host), told.host.capacity_bytes, title="Host RAM by phase", limit=host_limit, name="host"
+            host, told.host.capacity_bytes, title="Host RAM by phase", limit=host_limit, name="host", height=LOW
         ),
         "step": by_part(told.step),
-        "tradeoff": by_speed(
-            picture.landscape, front, config, told.capacity_bytes, marked=[fix.config for fix in fixes]
-        )
-        if picture.landscape
-        else "",
     }
+    held = {kind_of(term.name) for term in (*worst.terms, *host)} | {"outside"}
     return {
-        **{name: _markup(svg) for name, svg in drawn.items()},
+        **{name: _markup(svg) for name, svg in charts.items()},
+        "kinds": {kind: name for kind, name in KIND_NAMES.items() if kind in held},
         "peak_phase": str(Timeline(worst.terms).peak_phase),
         "notes": (*told.notes, *basis_notes(told.basis)),
-        "tradeoff_note": _tradeoff_note(picture),
         "host_note": "Pages of files that several processes map are counted once." if told.host.shared_bytes else "",
     }
 
 
+def _tradeoff(picture: Picture) -> dict[str, Any]:
+    """The chart of everything that was estimated, with what it leaves out and what its marks are."""
+    answer = picture.answer
+    front = answer.pareto if isinstance(answer, Plan) else ()
+    fixes = [fix.config for fix in answer.fixes] if isinstance(answer, Check) else []
+    limit = picture.estimate.capacity_bytes if picture.estimate is not None else _nearest_limit(picture)
+    near = drawn(picture.landscape, limit, {picture.config, *fixes}) if limit else []
+    if not near:
+        return {"tradeoff": ""}
+    chart = by_speed(picture.landscape, front, picture.config, limit, marked=fixes)
+    return {
+        "tradeoff": _markup(chart),
+        "tradeoff_note": _tradeoff_note(len(picture.landscape) - len(near)),
+        "marks": [MARKS[method] for method in MARKS if any(one.config.method == method for one in near)],
+        "some_fit": any(one.fits for one in near),
+        "has_front": len(front) > 1,
+        "has_fixes": bool(fixes),
+    }
+
+
 def _once(host: HostEstimate) -> list[Term]:
-    """The host's terms with pages that several ranks map counted once, in the largest of those that load."""
+    """The host's terms with pages that several ranks map counted once, in what is there to load from them."""
     if not host.shared_bytes:
         return list(host.terms)
-    mapped = max((term for term in host.terms if Phase.LOAD in term.alive), key=lambda term: term.bytes)
+    mapped = max((term for term in host.terms if term.alive == (Phase.LOAD,)), key=lambda term: term.bytes)
     rest = [term for term in host.terms if term is not mapped]
-    alive = tuple(phase for phase in mapped.alive if phase is not Phase.LOAD)
-    own = [replace(mapped, bytes=mapped.bytes - host.shared_bytes, alive=(Phase.LOAD,))]
-    return [*rest, *own, *([replace(mapped, alive=alive)] if alive else [])]
+    return [*rest, replace(mapped, bytes=mapped.bytes - host.shared_bytes)]
 
 
-def _tradeoff_note(picture: Picture) -> str:
-    """What the chart leaves out, and what its marks are."""
-    limit = picture.estimate.capacity_bytes if picture.estimate is not None else _nearest_limit(picture)
-    beyond = far(picture.landscape, limit) if limit else 0
+def _tradeoff_note(beyond: int) -> str:
     told = "Hollow marks do not fit. Point at a mark to see which configuration it is."
-    return told + (f" {beyond} that need far more than the limit are not drawn." if beyond else "")
+    if not beyond:
+        return told
+    far = (
+        "1 that needs far more than the limit is" if beyond == 1 else f"{beyond} that need far more than the limit are"
+    )
+    return f"{told} {far} not drawn."
 
 
 def _nearest_limit(picture: Picture) -> int:
     """What a card offers where nothing fits; 0 where no rejection tells."""
     rejections = picture.answer.rejections if isinstance(picture.answer, Plan) else ()
-    return next((group.rejection.available_bytes for group in rejections if group.rejection.available_bytes), 0)
+    offered = (group.rejection.available_bytes for group in rejections if group.rejection.rule == "memory")
+    return next((each for each in offered if each), 0)
 
 
 def _verdict(picture: Picture) -> dict[str, str]:
@@ -229,7 +243,10 @@ def _environment() -> Environment:
     from markupsafe import Markup
 
     def spelled(value: object) -> object:
-        return value if isinstance(value, Markup) or not isinstance(value, str) else clean(value)
+        return value if isinstance(value, Markup) else clean(str(value))
+
+    def exact(text: str) -> str:
+        return "" if clean(text) == text else json.dumps(text)
 
     environment = Environment(
         loader=PackageLoader("ftplan.render", "templates"),
@@ -239,7 +256,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=spelled,
     )
-    environment.filters |= {"size": size, "duration": duration, "summary": summary, "change_line": change_line}
+    environment.filters |= {
+        "size": size,
+        "duration": duration,
+        "summary": summary,
+        "change_line": change_line,
+        "exact": exact,
+    }
+    environment.policies["json.dumps_kwargs"] = {}  # keys stay in the order that --json has
     return environment
 
 

@@ -91,8 +91,8 @@ def of_plan(
 def _foreign(chosen: Plan, asked: Emission | None) -> tuple[FileSet, ...]:
     if asked is None:
         return tuple(file_set(chosen, name) for name in FORMATS_SHOWN)
-    name = ", ".join(asked.names)
-    return (FileSet(name, name, emitting.emitted(chosen, asked), chosen.config, chosen.estimate),)
+    name, title = ",".join(asked.names), ", ".join(FORMATS[each].title for each in asked.names if each != NATIVE)
+    return (FileSet(name, title, emitting.emitted(chosen, asked), chosen.config, chosen.estimate),)
 
 
 def file_set(chosen: Plan, name: str, *, dataset: str = "") -> FileSet:

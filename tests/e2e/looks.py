@@ -16,7 +16,8 @@ CONTRAST: Final = """
     return [...draw.getImageData(0, 0, 1, 1).data].slice(0, 3);
   };
   const light = (rgb) => {
-    const [r, g, b] = rgb.map((each) => each / 255).map((each) => each <= 0.03928 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
+    const linear = (each) => each <= 0.03928 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = rgb.map((each) => linear(each / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const behind = [];
@@ -39,7 +40,8 @@ CUT: Final = """
     || boxes[at].top < room.top - 1 || boxes[at].bottom > room.bottom + 1).map((each) => `cut: ${each.textContent}`);
   const over = texts.flatMap((one, i) => texts.slice(i + 1).filter((_, k) => {
     const [a, b] = [boxes[i], boxes[i + 1 + k]];
-    return Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4;
+    const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+    return Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 && high > 4;
   }).map((other) => `${svg.dataset.name}: ${one.textContent} over ${other.textContent}`));
   return [...cut, ...over];
 })

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ftplan.render.charts.drawing import WIDTH, Svg
+from ftplan.render.charts.drawing import WIDTH, Svg, clean
 
 ROW: Final = 22
-NAME: Final = 152
+NAME: Final = 172
 """Room for a name, left of its bar."""
-FIGURE: Final = 70
-FRAMED: Final = 134
+FIGURE: Final = 84
+FRAMED: Final = 172
 """Room for a figure, right of it: alone, and with what it is a part of."""
-MOST_LETTERS: Final = 24
+MOST_LETTERS: Final = 23
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ def bars(rows: Sequence[Row], title: str, description: str, *, name: str) -> str
     for index, row in enumerate(rows):
         top = 4 + index * ROW
         full = f"{row.name}: {row.figure}"
-        svg.label(NAME - 8, top + 15, _cut(row.name), anchor="end")
+        svg.label(NAME - 8, top + 15, _cut(row.name), anchor="end", kind="name")
         y, height = top + 3, ROW - 7
         width = round(max(1.0, row.length / longest * room), 2)
         bar = svg.add("rect", title=full, x=NAME, y=y, height=height, width=width, class_=f"term {row.kind}")
-        bar.attrib.update({name: str(value) for name, value in row.data.items()})
+        bar.attrib.update({name: clean(str(value)) for name, value in row.data.items()})
         if row.frame:
             framed = round(row.frame / longest * room, 2)
             svg.add("rect", x=NAME, y=y, height=height, width=framed, class_="frame")

@@ -11,35 +11,74 @@ from ftplan.units import GIB, MIB
 
 WIDTH: Final = 480
 """User units of every chart, so that its text is readable on a phone, where it is scaled down little."""
-LEFT: Final = 52
+LEFT: Final = 56
 RIGHT: Final = 14
 TOP: Final = 26
 BOTTOM: Final = 40
 
 KINDS: Final[dict[str, str]] = {
-    "weights": "weights",
-    "weight copies": "weights",
-    "gathered parameters": "communication",
-    "communication": "communication",
-    "buckets": "communication",
-    "adapters": "adapters",
-    "gradients": "gradients",
-    "accumulated gradients": "gradients",
-    "optimizer states": "optimizer",
-    "optimizer temporaries": "optimizer",
-    "offloaded states": "optimizer",
-    "logits and loss": "loss",
-    "scratch": "other",
-    "workspace": "other",
-    "processes": "other",
-    "recorded excess": "other",
-    "training": "adapters",
-    "loading": "weights",
-    "saving": "loss",
-    "context": "outside",
-    "outside tensors": "outside",
+    term: kind
+    for kind, terms in {
+        "weights": (
+            "weights",
+            "weight copies",
+            "before sharding",
+            "quantization",
+            "loading",
+            "pinned weights and gradients",
+        ),
+        "adapters": ("adapters",),
+        "gradients": ("gradients", "accumulated gradients"),
+        "optimizer": (
+            "optimizer states",
+            "optimizer temporaries",
+            "master weights",
+            "host optimizer",
+            "offloaded states",
+        ),
+        "activations": (
+            "input",
+            "layer outputs",
+            "norms",
+            "attention",
+            "mlp",
+            "recomputed layer",
+            "recomputation",
+            "layer backward",
+            "activation gradients",
+            "evaluation",
+        ),
+        "loss": ("logits and loss",),
+        "communication": (
+            "gathered parameters",
+            "gradients being reduced",
+            "gradients to the host",
+            "weights in transit",
+            "communication",
+            "buckets",
+            "zero buffers",
+            "pinned",
+            "saving",
+        ),
+        "other": ("scratch", "workspace"),
+        "outside": (
+            "outside tensors",
+            "allocator rounding",
+            "recorded excess",
+            "context",
+            "NCCL",
+            "FSDP2",
+            "DeepSpeed",
+            "paging",
+            "processes",
+            "training",
+        ),
+    }.items()
+    for term in terms
 }
-"""Terms by the kind that colours them; the others are activations."""
+"""The kind of memory that each term of an estimate is of; parts of a trace are told by how their names begin."""
+ACTIVATIONS: Final = "activations: "
+OFFLOADED: Final = "offloaded "
 
 
 class Svg:
@@ -54,7 +93,7 @@ class Svg:
                 "viewBox": f"0 0 {width:g} {height:g}",
                 "role": "img",
                 "class": "chart",
-                "data-name": name,
+                "data-name": clean(name),
                 "aria-label": clean(f"{title}. {description}"),
             },
         )
@@ -84,17 +123,19 @@ class Svg:
 
 def clean(text: str) -> str:
     """``text`` without the characters that XML cannot hold; those that people cannot see are spelled out."""
-    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
 
 
 def kind_of(term: str) -> str:
     """The kind of memory that a term is of, which gives it its colour."""
-    return KINDS.get(term, "activations")
+    if term.startswith(ACTIVATIONS):
+        return "activations"
+    return KINDS.get(term) or KINDS.get(term.removeprefix(OFFLOADED), "other")
 
 
 def ticks(highest: float, most: int = 5) -> list[float]:
     """Round values from 0 to at most ``highest``, no more than ``most`` above 0."""
-    if not highest > 0 or not math.isfinite(highest):
+    if not 1e-300 < highest < math.inf:
         return [0.0]
     rough = highest / most
     power = 10.0 ** math.floor(math.log10(rough))
@@ -102,13 +143,13 @@ def ticks(highest: float, most: int = 5) -> list[float]:
     return [index * step for index in range(math.floor(highest / step * (1 + 1e-9)) + 1)]
 
 
-def byte_scale(highest: float) -> tuple[float, str]:
-    """The unit that suits sizes up to ``highest``: its bytes and name."""
-    return (GIB, "GiB") if highest >= GIB / 2 else (MIB, "MiB")
+def byte_scale(highest: float) -> tuple[int, str]:
+    """The unit that sizes up to ``highest`` are shown in: its bytes and name."""
+    return (GIB, "GiB") if highest >= GIB / 10 else (MIB, "MiB")
 
 
 def byte_ticks(highest: float) -> Iterator[tuple[float, str]]:
-    """Ticks of an axis of bytes up to ``highest``, with their labels."""
-    unit, name = byte_scale(highest)
+    """Ticks of an axis of bytes up to ``highest``, with their labels in the unit that suits it."""
+    unit, _ = byte_scale(highest)
     for value in ticks(highest / unit):
-        yield value * unit, f"{value:g} {name}"
+        yield value * unit, f"{value:,g}"

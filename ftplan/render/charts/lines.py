@@ -25,7 +25,7 @@ def line(name: str, steps: Sequence[int], values: Sequence[float], *, total_step
     svg = Svg(name, told, HEIGHT, name=name.replace(" ", "-").replace("/", "-per-"))
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     if high == low:
-        low, high = low - abs(low or 1) * 0.1, high + abs(high or 1) * 0.1
+        low, high = low - (abs(low) / 10 or 0.1), high + (abs(high) / 10 or 0.1)
     last = max(total_steps or 0, steps[-1] if steps else 1, 1)
 
     def x(step: float) -> float:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from types import MappingProxyType
 from typing import Final
 
 from ftplan.render.charts.bars import Row, bars
-from ftplan.render.charts.drawing import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Svg, byte_ticks, kind_of
+from ftplan.render.charts.drawing import LEFT, RIGHT, TOP, WIDTH, Svg, byte_scale, byte_ticks, kind_of
 from ftplan.render.console import size
 from ftplan.results import Phase, RankEstimate, Term
 
 HEIGHT: Final = 290
+LOW: Final = 210
+"""Of a chart that tells less."""
+BELOW: Final = 34
+"""Room for the names of the phases: two lines of them on a phone."""
 MOST_ROWS: Final = 14
+PHASES: Final = tuple(Phase)
+STEP: Final = (WIDTH - LEFT - RIGHT) / len(PHASES)
+CLEAR: Final = 14
+"""Between two lines of text."""
 GAP: Final = 0.28
 """Of a column's place that is left empty."""
 
@@ -26,6 +35,7 @@ def by_phase(
     title: str = "Memory by phase",
     limit: str = "limit",
     name: str = "timeline",
+    height: float = HEIGHT,
 ) -> str:
     """Columns of what is alive in each phase, with the limit across them.
 
@@ -36,49 +46,82 @@ def by_phase(
         if (outside := tops.get(phase, 0) - sum(stack.values())) > 0:
             stack["outside tensors"] = outside
     totals = {phase: sum(stack.values()) for phase, stack in stacks.items()}
-    highest = max(*totals.values(), limit_bytes)
     peak = max(totals, key=totals.__getitem__)
     told = f"highest in {peak} with {size(totals[peak])}, {limit} {size(limit_bytes)}"
-    svg = Svg(title, told, HEIGHT, name=name)
-    foot, room = HEIGHT - BOTTOM, HEIGHT - BOTTOM - TOP
+    drawn = _Columns(Svg(title, told, height, name=name), max(*totals.values(), limit_bytes, 1) * 1.06)
+    drawn.axis()
+    for phase, stack in stacks.items():
+        drawn.column(phase, stack)
+    drawn.limit(limit_bytes)
+    for phase, total in totals.items():
+        drawn.labels(phase, total, strong=phase == peak)
+    drawn.limit_label(f"{limit} {size(limit_bytes)}", limit_bytes, list(totals.values()))
+    return drawn.svg.text()
 
-    def y(value: float) -> float:
-        return foot - value / (highest * 1.06) * room
 
-    for value, text in byte_ticks(highest * 1.06):
-        svg.add("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(value), y2=y(value), class_="grid")
-        svg.label(LEFT - 6, y(value) + 4, text, anchor="end", kind="tick")
-    step = (WIDTH - LEFT - RIGHT) / len(Phase)
-    for index, (phase, stack) in enumerate(stacks.items()):
-        x, width = LEFT + (index + GAP / 2) * step, (1 - GAP) * step
+@dataclass(frozen=True)
+class _Columns:
+    """Columns for the phases, on a scale that ends at ``highest`` bytes."""
+
+    svg: Svg
+    highest: float
+
+    @property
+    def foot(self) -> float:
+        return self.svg.height - BELOW
+
+    def x(self, phase: Phase) -> float:
+        return LEFT + (PHASES.index(phase) + GAP / 2) * STEP
+
+    def y(self, value: float) -> float:
+        return round(self.foot - value / self.highest * (self.foot - TOP), 2)
+
+    def axis(self) -> None:
+        self.svg.label(1, TOP - 10, byte_scale(self.highest)[1], anchor="start", kind="tick")
+        for value, text in byte_ticks(self.highest):
+            self.svg.add("line", x1=LEFT, x2=WIDTH - RIGHT, y1=self.y(value), y2=self.y(value), class_="grid")
+            self.svg.label(LEFT - 6, self.y(value) + 4, text, anchor="end", kind="tick")
+
+    def column(self, phase: Phase, stack: Mapping[str, int]) -> None:
         below = 0
         for term, held in stack.items():
-            svg.add(
+            self.svg.add(
                 "rect",
                 title=f"{phase}: {term} {size(held)}",
-                x=round(x, 2),
-                y=round(y(below + held), 2),
-                width=round(width, 2),
-                height=round(max(0.0, y(below) - y(below + held)), 2),
+                x=round(self.x(phase), 2),
+                y=self.y(below + held),
+                width=round((1 - GAP) * STEP, 2),
+                height=round(max(0.0, self.y(below) - self.y(below + held)), 2),
                 class_=f"term kind-{kind_of(term)}",
                 data_phase=phase,
                 data_term=term,
                 data_bytes=held,
             )
             below += held
-        kind = "label strong" if phase == peak else "label"
-        svg.label(x + width / 2, foot + 16, str(phase), kind=f"phase {kind}")
-        svg.label(x + width / 2, y(below) - 4, _short(totals[phase]), kind="value strong" if phase == peak else "value")
-    line = y(limit_bytes)
-    svg.add("line", x1=LEFT, x2=WIDTH - RIGHT, y1=line, y2=line, class_="limit", data_limit_bytes=limit_bytes)
-    svg.label(
-        WIDTH - RIGHT,
-        line - 4 if line > TOP + 8 else line + 13,
-        f"{limit} {size(limit_bytes)}",
-        anchor="end",
-        kind="limit-label",
-    )
-    return svg.text()
+
+    def labels(self, phase: Phase, total: int, *, strong: bool) -> None:
+        middle, more = self.x(phase) + (1 - GAP) / 2 * STEP, " strong" if strong else ""
+        lower = " lower" if PHASES.index(phase) % 2 else ""
+        self.svg.label(middle, self.foot + 15, str(phase), kind=f"phase{lower}{more}")
+        unit = byte_scale(self.highest)[1]
+        self.svg.label(middle, self.y(total) - 4, size(total).removesuffix(f" {unit}"), kind=f"value{more}")
+
+    def limit(self, limit_bytes: int) -> None:
+        y = self.y(limit_bytes)
+        self.svg.add("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="limit", data_limit_bytes=limit_bytes)
+
+    def limit_label(self, text: str, limit_bytes: int, totals: Sequence[int]) -> None:
+        """Where the columns' own figures leave room: at either end, above the line or below it."""
+        line = self.y(limit_bytes)
+        places = [
+            (clear, side, y)
+            for side, columns in (("end", totals[-3:]), ("start", totals[:3]))
+            for y in (line - 5, line + 12)
+            if TOP - 12 < y < self.foot
+            for clear in [min(abs(self.y(total) - 4 - y) for total in columns)]
+        ]
+        _, side, y = max(places, key=lambda place: min(place[0], CLEAR))
+        self.svg.label(WIDTH - RIGHT if side == "end" else LEFT + 2, y, text, anchor=side, kind="limit-label")
 
 
 def _stack(terms: Iterable[Term], phase: Phase) -> dict[str, int]:
@@ -88,11 +131,6 @@ def _stack(terms: Iterable[Term], phase: Phase) -> dict[str, int]:
     for term in alive:
         found[term.name] = found.get(term.name, 0) + term.bytes
     return found
-
-
-def _short(held: int) -> str:
-    """A size without its unit where that is GiB, which the axis tells."""
-    return size(held).removesuffix(" GiB")
 
 
 def by_term(terms: Sequence[Term], phase: Phase) -> str:

@@ -12,8 +12,8 @@ PARTS: Final = {
     "compute_seconds": ("compute", "weights"),
     "overhead_seconds": ("launching kernels", "other"),
     "communication_seconds": ("communication", "communication"),
-    "offload_seconds": ("offload", "optimizer"),
-    "optimizer_seconds": ("optimizer", "adapters"),
+    "offload_seconds": ("offload", "gradients"),
+    "optimizer_seconds": ("optimizer", "optimizer"),
 }
 
 

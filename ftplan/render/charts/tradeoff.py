@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
-from ftplan.render.charts.drawing import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Svg, byte_ticks, ticks
+from ftplan.render.charts.drawing import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Svg, byte_scale, byte_ticks, ticks
 from ftplan.render.console import size
 from ftplan.render.estimates import summary
 from ftplan.results import Placed, Point
@@ -14,7 +14,15 @@ from ftplan.spec import RunConfig
 HEIGHT: Final = 320
 FAR: Final = 1.5
 """Times the limit: what needs more is told, not drawn, lest the rest be squeezed."""
+MARKS: Final = {
+    "full": ("■", "full"),
+    "lora": ("●", "LoRA"),
+    "qlora": ("◆", "QLoRA"),
+    "llama-adapter": ("▲", "LLaMA-Adapter"),
+}
 SHAPES: Final = {"full": "square", "lora": "circle", "qlora": "diamond", "llama-adapter": "triangle"}
+LIMIT_LABEL: Final = 110
+"""Room for it, left of its line."""
 
 
 def by_speed(
@@ -27,9 +35,9 @@ def by_speed(
 ) -> str:
     """A mark for each of ``points`` by bytes and tokens per second; ``marked`` are ringed, ``chosen`` is a star."""
     kept = {chosen, *marked}
-    near = [one for one in points if one.needed_bytes <= FAR * limit_bytes or one.config in kept]
+    near = drawn(points, limit_bytes, kept)
     fastest = max((one.tokens_per_second for one in near), default=1.0) or 1.0
-    widest = max([*(one.needed_bytes for one in near), limit_bytes]) * 1.04
+    widest = max([*(one.needed_bytes for one in near), limit_bytes, 1]) * 1.04
     fits = sum(one.fits for one in points)
     told = f"{len(points)} configurations, {fits} of them fit; {len(points) - len(near)} need more than is drawn"
     svg = Svg("Speed against memory", told, HEIGHT, name="tradeoff")
@@ -42,19 +50,15 @@ def by_speed(
     def y(value: float) -> float:
         return round(foot - value / (fastest * 1.08) * (foot - TOP), 2)
 
-    for speed in ticks(fastest * 1.08):
-        svg.add("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(speed), y2=y(speed), class_="grid")
-        svg.label(LEFT - 6, y(speed) + 4, _figure(speed), anchor="end", kind="tick")
-    for held, text in byte_ticks(widest):
-        svg.add("line", x1=x(held), x2=x(held), y1=TOP, y2=foot, class_="grid")
-        svg.label(x(held), foot + 15, text, kind="tick")
-    svg.label(LEFT, TOP - 12, "tokens/s", anchor="start", kind="tick")
-    svg.label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 7, "needed on the worst rank", kind="tick")
-    svg.add("line", x1=x(limit_bytes), x2=x(limit_bytes), y1=TOP, y2=foot, class_="limit", data_limit_bytes=limit_bytes)
-    svg.label(x(limit_bytes) - 4, TOP - 4, f"limit {size(limit_bytes)}", anchor="end", kind="limit-label")
+    _axes(svg, x, y, limit_bytes, fastest * 1.08, widest)
     if len(front) > 1:
         path = " ".join(f"{x(one.needed_bytes)},{y(one.tokens_per_second)}" for one in front)
-        svg.add("polyline", points=path, class_="front", title="none of these is both smaller and slower than another")
+        svg.add(
+            "polyline",
+            points=path,
+            class_="front",
+            title="nothing that fits is both smaller and faster than one of these",
+        )
     on_front = {one.config for one in front}
     for one in sorted(near, key=lambda one: (one.config == chosen, one.fits)):
         kind = (
@@ -64,9 +68,29 @@ def by_speed(
     return svg.text()
 
 
-def far(points: Sequence[Placed], limit_bytes: int) -> int:
-    """How many of ``points`` need too much to be drawn."""
-    return sum(one.needed_bytes > FAR * limit_bytes for one in points)
+def _axes(
+    svg: Svg, x: Callable[[float], float], y: Callable[[float], float], limit_bytes: int, fastest: float, widest: float
+) -> None:
+    foot = HEIGHT - BOTTOM
+    for speed in ticks(fastest):
+        svg.add("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(speed), y2=y(speed), class_="grid")
+        svg.label(LEFT - 6, y(speed) + 4, _figure(speed), anchor="end", kind="tick")
+    for held, text in byte_ticks(widest):
+        svg.add("line", x1=x(held), x2=x(held), y1=TOP, y2=foot, class_="grid")
+        svg.label(x(held), foot + 15, text, kind="tick")
+    svg.label(1, TOP - 10, "tokens/s", anchor="start", kind="tick")
+    unit = byte_scale(widest)[1]
+    svg.label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 7, f"{unit} needed on the worst rank", kind="tick")
+    svg.add("line", x1=x(limit_bytes), x2=x(limit_bytes), y1=TOP, y2=foot, class_="limit", data_limit_bytes=limit_bytes)
+    before = x(limit_bytes) - LIMIT_LABEL > LEFT
+    at, side = (x(limit_bytes) + 1, "end") if before else (x(limit_bytes), "start")
+    svg.label(at, TOP - 6, f"limit {size(limit_bytes)}", anchor=side, kind="limit-label")
+
+
+def drawn(points: Sequence[Placed], limit_bytes: int, kept: Collection[RunConfig | None] = ()) -> list[Placed]:
+    """Those of ``points`` that are not far beyond the limit, or beyond those that are ``kept`` in any case."""
+    reach = max([FAR * limit_bytes, *(one.needed_bytes for one in points if one.config in kept)])
+    return [one for one in points if one.needed_bytes <= reach]
 
 
 def _mark(svg: Svg, one: Placed, x: float, y: float, kind: str, *, on_front: bool) -> None:
@@ -100,4 +124,6 @@ def _outline(shape: str, x: float, y: float, r: float) -> str:
 
 
 def _figure(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:,g} M"
     return f"{value:,.0f}" if value >= 10 or value == 0 else f"{value:g}"

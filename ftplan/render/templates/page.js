@@ -17,7 +17,7 @@
   };
 
   // A chart that leaves its page takes the colours with it that the page gave it.
-  const DRAWN = ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size", "font-weight", "font-family", "paint-order", "text-anchor"];
+  const DRAWN = ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size", "font-weight", "font-family", "paint-order", "text-anchor", "transform"];
   const alone = (svg) => {
     const copy = svg.cloneNode(true);
     const from = [svg, ...svg.querySelectorAll("*")];
@@ -53,8 +53,13 @@
     };
     image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
   };
+  // Where a file holds characters that nobody can see, the page spells them out, and has it as it is beside that.
+  const fileOf = (button) => {
+    const shown = button.closest("details").querySelector("pre");
+    return shown.dataset.exact ? JSON.parse(shown.dataset.exact) : shown.textContent;
+  };
   const copy = async (button) => {
-    const text = button.closest("details").querySelector("pre").textContent;
+    const text = fileOf(button);
     if (navigator.clipboard) {
       try {
         await navigator.clipboard.writeText(text);
@@ -78,10 +83,15 @@
     if (!button) return;
     if (button.dataset.export) exportChart(button);
     else if ("copy" in button.dataset) copy(button);
-    else if (button.dataset.save) save(button.dataset.save, new Blob([button.closest("details").querySelector("pre").textContent], { type: "text/plain" }));
-    else if (button.dataset.json) save(button.dataset.json, new Blob([JSON.stringify(JSON.parse(document.getElementById("ftplan-json").textContent), null, 2) + "\n"], { type: "application/json" }));
+    else if (button.dataset.save) save(button.dataset.save, new Blob([fileOf(button)], { type: "text/plain" }));
+    else if (button.dataset.json) save(button.dataset.json, new Blob([document.getElementById("ftplan-json").textContent + "\n"], { type: "application/json" }));
     else if ("themeToggle" in button.dataset) root.dataset.theme = isDark() ? "light" : "dark";
   });
+  // Paper is white, whatever the screen was.
+  let chosen;
+  addEventListener("beforeprint", () => { chosen = root.dataset.theme; if (chosen) root.dataset.theme = "light"; });
+  addEventListener("afterprint", () => { if (chosen) root.dataset.theme = chosen; });
+
   // What a mark stands for, below its chart: for fingers, and for eyes that a tooltip is too short for.
   for (const kind of ["pointerover", "click"]) {
     document.addEventListener(kind, (event) => {
