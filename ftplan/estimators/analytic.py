@@ -109,7 +109,8 @@ def _rank_estimate(work: Workload, gpu: GpuProfile, margin: float, *, replays: b
 @once
 def _outside(work: Workload) -> dict[str, int]:
     """Bytes outside the allocator, by card."""
-    return {gpu.name: sum(term.bytes for term in process_terms(work, gpu)) for gpu in work.gpus}
+    cards = {gpu.name: gpu for gpu in work.gpus}  # often many of one kind
+    return {name: sum(term.bytes for term in process_terms(work, gpu)) for name, gpu in cards.items()}
 
 
 def process_terms(work: Place, gpu: GpuProfile) -> tuple[Term, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ftplan.errors import InputError
+from ftplan.planner.findings import Findings
 from ftplan.planner.ranking import point
 from ftplan.planner.search import search, without_collections
 from ftplan.profiles.device_schema import Cluster
@@ -10,32 +11,28 @@ from ftplan.profiles.model_schema import ModelProfile
 from ftplan.results import Candidate, Estimate, Placed
 from ftplan.spec import PlanRequest, RunConfig
 
+Known = tuple[tuple[RunConfig, Estimate], ...]
+"""Configurations with a better estimate than the search's, which goes by a fit of what the allocator wastes."""
 
-def landscape(
-    request: PlanRequest,
-    model: ModelProfile,
-    cluster: Cluster,
-    known: tuple[tuple[RunConfig, Estimate], ...] = (),
-) -> tuple[Placed, ...]:
-    """What the search for ``request`` estimates, smallest first; each configuration once.
 
-    The search goes by a fit of what the allocator wastes. ``known`` are configurations with a better estimate, which
-    takes the place of the search's, or is added. Where the request itself cannot be searched (its batch does not split
-    over the ranks), these are all.
+def landscape(request: PlanRequest, model: ModelProfile, cluster: Cluster, known: Known = ()) -> tuple[Placed, ...]:
+    """What the search for ``request`` estimates, and ``known``: see `places`.
+
+    Where the request itself cannot be searched (its batch does not split over the ranks), the known are all.
     """
-    found: dict[RunConfig, Placed] = {}
     try:
         with without_collections():
             seen = search(request, model, cluster)
     except InputError:
-        candidates: list[Candidate] = []
-    else:
-        near = (one for looked in seen.tiers for one in looked.near)
-        candidates = [*seen.misses, *near, *seen.fitting]
-    for one in candidates:
-        found[one.config] = _placed(one)
-    for config, estimate in known:
-        found[config] = _placed(Candidate(config, estimate))
+        seen = Findings()
+    return places(seen, known)
+
+
+def places(seen: Findings, known: Known = ()) -> tuple[Placed, ...]:
+    """What a search estimated, smallest first; ``known`` takes the place of its estimates, or is added."""
+    near = (one for looked in seen.tiers for one in looked.near)
+    found = {one.config: _placed(one) for one in (*seen.misses, *near, *seen.fitting)}
+    found |= {config: _placed(Candidate(config, estimate)) for config, estimate in known}
     return tuple(sorted(found.values(), key=lambda placed: (placed.needed_bytes, -placed.tokens_per_second)))
 
 

@@ -45,6 +45,13 @@ def plan(request: PlanRequest, model: ModelProfile, cluster: Cluster, *, replays
     What is chosen is played through the simulated allocator where it needs at least ``replays_from`` of a card.
     Raises BatchError if the global batch does not split over the ranks, InputError for pins that name nothing.
     """
+    return plan_and_findings(request, model, cluster, replays_from=replays_from)[0]
+
+
+def plan_and_findings(
+    request: PlanRequest, model: ModelProfile, cluster: Cluster, *, replays_from: float = 0.0
+) -> tuple[Plan, Findings]:
+    """`plan`, with all that it was chosen from."""
     with without_collections():
         return _plan(request, model, cluster, replays_from)
 
@@ -61,14 +68,14 @@ def without_collections() -> Iterator[None]:
             gc.enable()
 
 
-def _plan(request: PlanRequest, model: ModelProfile, cluster: Cluster, replays_from: float) -> Plan:
+def _plan(request: PlanRequest, model: ModelProfile, cluster: Cluster, replays_from: float) -> tuple[Plan, Findings]:
     started = time.perf_counter()
     check_batch(request)
     found = search(request, model, cluster)
     best = _replayed_best(found, request, model, cluster, replays_from)
     if best is None:
         stats = SearchStats(found.looked_at, time.perf_counter() - started, found.estimated)
-        return Plan(request, request.global_batch, None, None, (), (), grouped(found.rejected), stats)
+        return Plan(request, request.global_batch, None, None, (), (), grouped(found.rejected), stats), found
     tier, ranked = best
     if request.highest_rank:
         tier, ranked = _highest_rank(tier, ranked, found, request, model, cluster)
@@ -77,7 +84,7 @@ def _plan(request: PlanRequest, model: ModelProfile, cluster: Cluster, replays_f
     others = alternatives(ranked, (looked.fitting for looked in found.tiers), request)
     told = _trained(chosen, request, model, cluster)
     stats = SearchStats(found.looked_at, time.perf_counter() - started, found.estimated)
-    return Plan(
+    made = Plan(
         request,
         request.global_batch,
         chosen.config,
@@ -89,6 +96,7 @@ def _plan(request: PlanRequest, model: ModelProfile, cluster: Cluster, replays_f
         pareto=pareto([chosen, *(one for one in found.fitting if one.config != chosen.config)]),
         advice=advise(told, request, model, cluster),
     )
+    return made, found
 
 
 def _trained(candidate: Candidate, request: PlanRequest, model: ModelProfile, cluster: Cluster) -> Candidate:

@@ -75,7 +75,7 @@ class PlanTab:
         session.asked = tuple(given)
         try:
             request = asking.request_of(values, hosted=self.settings.hosted)
-            drawn = picturing.of_plan(planning.draft(request), is_draft=True)
+            drawn = picturing.draft(request)
         except FtplanError as error:
             session.picture = None
             return pages.problem(error)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from pydantic import ValidationError
+
 from ftplan.errors import CannotExpressError, DoesNotFitError, InputError
 from ftplan.launcher.formats.registry import FORMATS
-from ftplan.planner.landscape import landscape
+from ftplan.planner.landscape import Known, landscape, places
+from ftplan.planner.search import plan_and_findings
 from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.models import load_model
 from ftplan.results import Estimate, Placed, Plan, to_jsonable
@@ -19,6 +23,7 @@ from ftplan.workflows.checking import Checked
 from ftplan.workflows.clusters import known_cluster
 from ftplan.workflows.emitting import NATIVE, Emission
 from ftplan.workflows.estimating import Estimated, estimate_document
+from ftplan.workflows.inputs import input_error
 
 FORMATS_SHOWN: Final = ("llamafactory", "axolotl", "trl")
 """Whose files a page holds beside ftplan's own, where none are asked for."""
@@ -72,20 +77,36 @@ class Picture:
         return self.answer.estimate
 
 
-def of_plan(
-    chosen: Plan, asked: Emission | None = None, *, shows_files: bool = True, is_draft: bool = False
-) -> Picture:
+def draft(request: PlanRequest) -> Picture:
+    """A plan by the fit of what the allocator wastes, without playing any allocation: cautious, within tens of ms.
+
+    Raises InputError for what cannot be planned.
+    """
+    model, cluster = load_model(request.model), known_cluster(request.inventory)
+    # Higher ranks are tried by playing their allocations.
+    asked = request.model_copy(update={"highest_rank": False})
+    try:
+        chosen, seen = plan_and_findings(asked, model, cluster, replays_from=math.inf)
+    except ValidationError as error:
+        raise input_error(error) from error
+    return Picture("plan", chosen, to_jsonable(chosen), places(seen, _own(chosen)), is_draft=True)
+
+
+def of_plan(chosen: Plan, asked: Emission | None = None, *, shows_files: bool = True) -> Picture:
     """A plan with the files that were ``asked`` for (None: of the tools most used), and those of ftplan itself.
 
-    Neither a draft nor a page that offers them otherwise shows files.
+    A page that offers files otherwise shows none.
     """
     request = chosen.request
-    known = () if chosen.config is None or chosen.estimate is None else ((chosen.config, chosen.estimate),)
-    seen = landscape(request, load_model(request.model), known_cluster(request.inventory), known)
-    if is_draft or not shows_files or chosen.config is None:
-        return Picture("plan", chosen, to_jsonable(chosen), seen, (), is_draft)
+    seen = landscape(request, load_model(request.model), known_cluster(request.inventory), _own(chosen))
+    if not shows_files or chosen.config is None:
+        return Picture("plan", chosen, to_jsonable(chosen), seen)
     files = (file_set(chosen, NATIVE), *_foreign(chosen, asked))
     return Picture("plan", chosen, to_jsonable(chosen), seen, files)
+
+
+def _own(chosen: Plan) -> Known:
+    return () if chosen.config is None or chosen.estimate is None else ((chosen.config, chosen.estimate),)
 
 
 def _foreign(chosen: Plan, asked: Emission | None) -> tuple[FileSet, ...]:
@@ -137,7 +158,7 @@ def _others(
     samples: int,
     margin: float,
     model: ModelProfile,
-    known: tuple[tuple[RunConfig, Estimate], ...],
+    known: Known,
 ) -> tuple[Placed, ...]:
     """What a plan for the same training and batch would be chosen from."""
     request = PlanRequest(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -38,15 +37,6 @@ LAUNCH_SCRIPT: Final = """\
 set -euo pipefail
 exec ftplan run "$(dirname "$0")/plan.json" "$@"
 """
-
-
-def draft(request: PlanRequest) -> Plan:
-    """`plan` by the fit of what the allocator wastes, without playing any allocation: cautious, in some 30 ms."""
-    model = load_model(request.model)
-    try:
-        return search_plan(request, model, known_cluster(request.inventory), replays_from=math.inf)
-    except ValidationError as error:
-        raise input_error(error) from error
 
 
 def plan(request: PlanRequest) -> Plan:

@@ -84,7 +84,7 @@ def test_a_training_is_told_where_it_was_asked_for(estimated):
 
 
 def test_a_draft_says_so(chosen):
-    draft = picturing.of_plan(chosen, is_draft=True)
+    draft = picturing.draft(chosen.request)
     assert "quick figures; exact ones follow" in pages.page(draft)
     assert "Files to run it with" not in pages.page(draft)
 

@@ -106,10 +106,8 @@ def test_the_newest_run_comes_first(tmp_path: Path) -> None:
 
 
 def test_two_plans_side_by_side() -> None:
-    left = picturing.of_plan(planning.draft(planning.plan_request("2x24GB", model="Qwen-7B")), is_draft=True)
-    right = picturing.of_plan(
-        planning.draft(planning.plan_request("2x24GB", model="Qwen-7B", method="qlora", global_batch=64)), is_draft=True
-    )
+    left = picturing.draft(planning.plan_request("2x24GB", model="Qwen-7B"))
+    right = picturing.draft(planning.plan_request("2x24GB", model="Qwen-7B", method="qlora", global_batch=64))
     piece = comparison(left, right)
     assert piece.count("<svg") == 2
     for name in ("method", "quantization", "global batch"):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ftplan.planner import search
 from ftplan.results import to_jsonable
 from ftplan.workflows import checking, emitting, estimating, picturing, planning
 from ftplan.workflows.emitting import NATIVE, Emission
@@ -48,12 +49,25 @@ class TestPlan:
         assert any("mine" in text for text in sets[1].files.values())
 
     def test_a_draft_and_a_plan_without_a_choice_have_no_files(self, chosen, nothing):
-        assert picturing.of_plan(chosen, is_draft=True).files == ()
-        assert picturing.of_plan(chosen, is_draft=True).is_draft
+        draft = picturing.draft(chosen.request)
+        assert draft.files == ()
+        assert draft.is_draft
+        assert picturing.of_plan(chosen, shows_files=False).files == ()
         picture = picturing.of_plan(nothing)
         assert (picture.config, picture.estimate, picture.files) == (None, None, ())
         assert picture.landscape
         assert not any(one.fits for one in picture.landscape)
+
+    def test_a_draft_looks_at_what_the_plan_looks_at(self, chosen):
+        draft = picturing.draft(chosen.request)
+        assert {one.config for one in draft.landscape} == {one.config for one in picturing.of_plan(chosen).landscape}
+        assert draft.config in {one.config for one in draft.landscape if one.fits}
+        assert draft.answer.rejections
+
+    def test_a_draft_tries_no_ranks(self, monkeypatch):
+        monkeypatch.setattr(search, "replayed", lambda *_: pytest.fail("an allocation was played"))
+        request = planning.plan_request("1x24GB", model="Qwen2.5-0.5B", lora_rank="auto")
+        assert picturing.draft(request).config.lora_rank == 16
 
     def test_a_tool_that_cannot_train_it_says_why(self):
         request = planning.plan_request("1x24GB", model="Qwen2.5-0.5B", method="lora", pins={"attention": "eager"})
