@@ -76,7 +76,7 @@ def _print_memory(check: Check) -> None:
     if check.phases or check.estimate is not None:
         out().print()
     if check.phases:
-        _print_phases(check.phases)
+        _print_phases(check.phases, check.estimate.capacity_bytes if check.estimate is not None else 0)
     if check.estimate is not None:
         out().print(words(host_line(check.estimate)))
 
@@ -97,11 +97,13 @@ def need(check: Check) -> str:
     return f"{text}; {WHY_UNKNOWN}" if check.verdict is Verdict.UNKNOWN else text
 
 
-def _print_phases(phases: tuple[PhaseVerdict, ...]) -> None:
+def _print_phases(phases: tuple[PhaseVerdict, ...], capacity_bytes: int) -> None:
     rows = []
     for each in phases:
         part = each.bytes / each.available_bytes if each.available_bytes else 1.0
         fits = ("", "") if each.fits else ("does not fit", "bold red")
+        if not each.fits and each.bytes <= capacity_bytes:
+            fits = ("leaves less than the margin", "bold yellow")
         rows.append((each.phase, size(each.bytes), part, Text(*fits)))
     print_table(PHASES, rows)
 

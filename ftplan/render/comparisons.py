@@ -51,7 +51,11 @@ def _rows(left: Picture, right: Picture) -> Iterator[dict[str, str]]:
     yield {"name": "verdict", "left": _fits(one), "right": _fits(other), "beside": ""}
     for name, of, show in FIGURES:
         a, b = of(one), of(other)
-        yield {"name": name, "left": show(a), "right": show(b), "beside": f"{b / a:.2f} times" if a else ""}
+        yield {"name": name, "left": show(a), "right": show(b), "beside": _beside(a, b)}
+
+
+def _beside(left: float, right: float) -> str:
+    return "the same" if left == right else f"{right / left:.2f} times" if left else ""
 
 
 def _fits(told: Estimate) -> str:
@@ -64,4 +68,8 @@ def _differences(left: Picture, right: Picture) -> list[tuple[str, str, str]]:
     one, other = left.config.model_dump(), right.config.model_dump()
     asked = {name: (left.document["request"][name], right.document["request"][name]) for name in ("global_batch",)}
     found = {**asked, **{name: (one[name], other[name]) for name in one}}
-    return [(name, str(a), str(b)) for name, (a, b) in found.items() if a != b]
+    return [(name, _value(a), _value(b)) for name, (a, b) in found.items() if a != b]
+
+
+def _value(value: object) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)

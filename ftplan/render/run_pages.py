@@ -79,6 +79,8 @@ def model_name(name: str) -> str:
 def _progress(report: RunReport) -> str:
     of = f" of {report.total_steps}" if report.total_steps is not None else ""
     ended = f"; {report.attempts[-1].ended}" if report.state in ("failed", "abandoned") and report.attempts else ""
+    if report.state == "running" and report.steps == report.total_steps:
+        ended = "; it saves what it learned"
     return f"{report.steps}{of} steps of {report.global_batch} samples{ended}"
 
 

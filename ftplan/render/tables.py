@@ -72,7 +72,9 @@ def print_table(
         _whole(columns[place], [row[place] for row in rows], size) for place, size in zip(shown, widths, strict=True)
     ]
     for row, style in zip(rows, styles, strict=True):
-        table.add_row(*(_shown(row[place], whole) for place, whole in zip(shown, wholes, strict=True)), style=style)
+        cells = (_shown(row[place], whole) for place, whole in zip(shown, wholes, strict=True))
+        names = [columns[place].kind == "name" for place in shown]
+        table.add_row(*map(_hanging, cells, widths, names), style=style)
     out().print(table)
 
 
@@ -102,6 +104,14 @@ def _print_packed(parts: Sequence[Text], indent: str) -> None:
             longer = part
         line = longer
     print_folded([line] if line else [], indent=indent)
+
+
+def _hanging(cell: Text, width: int, is_name: bool) -> Text:
+    """A name that takes several lines, all but the first indented, so that none looks like another row."""
+    if not is_name or len(cell) <= width:
+        return cell
+    first, *others = cell.wrap(out(), width - len(INDENT))
+    return Text("\n").join([first, *(Text.assemble(INDENT, line) for line in others)])
 
 
 def _shown(cell: Shown, whole: int) -> Text:

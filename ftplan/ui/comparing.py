@@ -18,7 +18,7 @@ class CompareTab:
     def __init__(self) -> None:
         gr.Markdown(HOW)
         self.shown = gr.HTML(elem_id="comparison", elem_classes="ftplan answer")
-        self.swap = gr.Button("Let the plan of now be A", size="sm")
+        self.swap = gr.Button("Take the newest plan as A", size="sm")
 
     def show(self, session: Session) -> str:
         """The comparison as it is now."""
