@@ -21,6 +21,8 @@ FLAGS: Final = (
     "--disable-sync",
 )
 NO_CHROMIUM: Final = "no Chromium here (FTPLAN_CHROMIUM, or chromium on PATH)"
+PATIENCE_MS: Final = 45_000
+"""Of a machine with other work."""
 LOCAL: Final = frozenset({"file", "data", "blob"})
 
 
@@ -59,7 +61,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     def start(url: str, *, hosts: tuple[str, ...] = (), said: tuple[str, ...] = (), **options: Any) -> Any:
         context = browser.new_context(**{"offline": not hosts, "viewport": {"width": 1100, "height": 900}, **options})
         contexts.append(context)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         page.on("console", lambda message: _hear(message, said, wrong))
         page.on("pageerror", lambda error: wrong.append(f"error: {error}"))

@@ -54,8 +54,8 @@ def opened(open_page: OpenPage, site: str, **options: Any) -> Any:
 
 def exact(page: Any) -> None:
     """Wait until the plan in front is the exact one."""
-    page.wait_for_selector("#plan-answer .verdict", timeout=30 * SECONDS)
-    page.wait_for_selector("#plan-answer .draft", state="detached", timeout=30 * SECONDS)
+    page.wait_for_selector("#plan-answer .verdict", timeout=60 * SECONDS)
+    page.wait_for_selector("#plan-answer .draft", state="detached", timeout=60 * SECONDS)
 
 
 def tab(page: Any, name: str) -> None:
@@ -81,7 +81,7 @@ def test_a_plan_by_sliders_is_the_commands_plan(
     slide(page, "Global batch", "ArrowRight", 4)
     page.get_by_label("qlora").check()
     page.wait_for_function(
-        "() => document.querySelector('#plan-answer .choice')?.textContent.startsWith('qlora')", timeout=10 * SECONDS
+        "() => document.querySelector('#plan-answer .choice')?.textContent.startsWith('qlora')", timeout=45 * SECONDS
     )
     page.wait_for_timeout(300)
     exact(page)
@@ -108,7 +108,7 @@ def test_the_plan_follows_a_slider_before_it_is_exact(site: str, open_page: Open
           .observe(document.querySelector("#plan-answer"), { childList: true, subtree: true }); }"""
     )
     slide(page, "Sequence length", "ArrowRight", 1)
-    page.wait_for_function("() => window.seen.includes(true)", timeout=10 * SECONDS)
+    page.wait_for_function("() => window.seen.includes(true)", timeout=45 * SECONDS)
     exact(page)
     assert page.evaluate("window.seen.at(-1)") is False
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_planned_is_said_where_the_plan_stood(site: str, open_pag
     page = opened(open_page, site)
     page.get_by_role("spinbutton", name=re.compile("Global batch")).fill("33")
     page.keyboard.press("Tab")
-    page.wait_for_selector("#plan-answer [role=alert]", timeout=10 * SECONDS)
+    page.wait_for_selector("#plan-answer [role=alert]", timeout=45 * SECONDS)
     assert "33 does not split evenly over 2 ranks" in page.inner_text("#plan-answer")
     assert "hint:" in page.inner_text("#plan-answer")
 
@@ -128,7 +128,7 @@ def test_a_hostile_name_is_text(site: str, open_page: OpenPage) -> None:
     model.fill(HOSTILE)
     model.press("Enter")
     model.press("Tab")
-    page.wait_for_selector("#plan-answer [role=alert]", timeout=10 * SECONDS)
+    page.wait_for_selector("#plan-answer [role=alert]", timeout=45 * SECONDS)
     assert "<script>alert(2)</script>" in page.inner_text("#plan-answer")
     assert page.locator("#plan-answer img, #plan-answer script").count() == 0
 
@@ -136,7 +136,7 @@ def test_a_hostile_name_is_text(site: str, open_page: OpenPage) -> None:
 def test_files_are_written_and_saved(site: str, open_page: OpenPage) -> None:
     page = opened(open_page, site, accept_downloads=True)
     page.get_by_role("button", name="Write files").click()
-    page.wait_for_selector("#plan-files details", timeout=20 * SECONDS)
+    page.wait_for_selector("#plan-files details", timeout=45 * SECONDS)
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as ZIP").click()
     assert download.value.suggested_filename == "ftplan-native.zip"
@@ -156,7 +156,7 @@ def test_two_plans_side_by_side(site: str, open_page: OpenPage) -> None:
     page.wait_for_timeout(300)
     exact(page)
     tab(page, "Compare")
-    page.wait_for_selector("#comparison table", timeout=10 * SECONDS)
+    page.wait_for_selector("#comparison table", timeout=45 * SECONDS)
     heads = page.locator("#comparison thead").first.inner_text()
     assert "2x24GB" in heads
     assert "4x24GB" in heads
@@ -186,7 +186,7 @@ def test_a_dropped_file_is_checked_and_mended(site: str, open_page: OpenPage, tm
     tab(page, "Check")
     page.get_by_label("Devices", exact=False).last.fill("4x24GB")
     page.set_input_files("#check-files input[type=file]", [str(tmp_path / "train.yaml"), str(tmp_path / "ds.json")])
-    page.wait_for_selector("#check-answer [data-verdict]", timeout=30 * SECONDS)
+    page.wait_for_selector("#check-answer [data-verdict]", timeout=60 * SECONDS)
     page.get_by_role("button", name="Check", exact=True).click()
     page.wait_for_function("() => document.querySelector('#check-answer h1').textContent.includes('4x24GB')")
     assert page.locator("#check-answer [data-verdict=short]").inner_text().startswith("out of memory")
@@ -205,7 +205,7 @@ def test_a_pasted_file_is_checked(site: str, open_page: OpenPage) -> None:
         "base_model: Qwen/Qwen2.5-0.5B\nadapter: lora\nlora_r: 8\nsequence_len: 512\n"
     )
     page.get_by_role("button", name="Check", exact=True).click()
-    page.wait_for_selector("#check-answer [data-verdict]", timeout=30 * SECONDS)
+    page.wait_for_selector("#check-answer [data-verdict]", timeout=60 * SECONDS)
     assert "axolotl" in page.inner_text("#check-answer .kicker").lower()
 
 
@@ -333,7 +333,7 @@ def test_a_hosted_page_plans_and_checks_and_trains_nothing(browser: Any, open_pa
         model.fill("/etc/hostname")
         model.press("Enter")
         model.press("Tab")
-        page.wait_for_selector("#plan-answer [role=alert]", timeout=10 * SECONDS)
+        page.wait_for_selector("#plan-answer [role=alert]", timeout=45 * SECONDS)
         assert "unknown model" in page.inner_text("#plan-answer")
         tab(page, "Check")
         page.get_by_label("Or paste one").fill(
