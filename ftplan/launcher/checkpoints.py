@@ -61,13 +61,13 @@ def read(folder: Path) -> Checkpoint | None:
 
 def complete(root: Path) -> list[Checkpoint]:
     """The complete checkpoints under ``root``, newest first."""
-    found = [checkpoint for folder in _folders(root) if (checkpoint := read(folder)) is not None]
+    found = [checkpoint for folder in folders(root) if (checkpoint := read(folder)) is not None]
     return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
 
 
 def latest_complete(root: Path) -> Checkpoint | None:
     """The complete checkpoint under ``root`` with the highest step."""
-    by_step = sorted(_folders(root), key=step_of, reverse=True)
+    by_step = sorted(folders(root), key=step_of, reverse=True)
     return next((checkpoint for folder in by_step if (checkpoint := read(folder)) is not None), None)
 
 
@@ -80,7 +80,7 @@ def prune(root: Path, keep: int) -> None:
 
 def discard_unfinished(root: Path) -> None:
     """Delete what a killed run was still saving or already deleting, before another save could mix with it."""
-    for folder in _folders(root):
+    for folder in folders(root):
         if not (folder / MANIFEST).exists():
             shutil.rmtree(folder)
 
@@ -92,7 +92,7 @@ def set_aside_damaged(root: Path) -> list[Path]:
     """
     return [
         _set_aside(folder, f"{DAMAGED}{folder.name}")
-        for folder in _folders(root)
+        for folder in folders(root)
         if (folder / MANIFEST).exists() and read(folder) is None
     ]
 
@@ -104,7 +104,8 @@ def set_aside(root: Path) -> Path | None:
     return _set_aside(root, f"{root.name}-before")
 
 
-def _folders(root: Path) -> list[Path]:
+def folders(root: Path) -> list[Path]:
+    """The folders of checkpoints under ``root``, complete or not."""
     return [path for path in root.glob(f"{PREFIX}*") if path.is_dir() and step_of(path) >= 0]
 
 

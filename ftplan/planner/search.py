@@ -6,7 +6,8 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Final
 
 from ftplan.estimators.analytic import estimate, held_bytes
@@ -58,14 +59,34 @@ def plan_and_findings(
 
 @contextmanager
 def without_collections() -> Iterator[None]:
-    """Without Python's cyclic collector, which looks at all that a search remembers: a third of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
+    """Without Python's cyclic collector, which looks at all that a search remembers: a third of its time.
+
+    Several threads may search at once: it is as it was before when the last of them is done.
+    """
+    with _COLLECTOR.lock:
+        if not _COLLECTOR.searches:
+            _COLLECTOR.was_enabled = gc.isenabled()
+            gc.disable()
+        _COLLECTOR.searches += 1
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        with _COLLECTOR.lock:
+            _COLLECTOR.searches -= 1
+            if not _COLLECTOR.searches and _COLLECTOR.was_enabled:
+                gc.enable()
+
+
+@dataclass
+class _Collector:
+    """How many searches go on without it, and whether it was enabled before the first."""
+
+    lock: Lock = field(default_factory=Lock)
+    searches: int = 0
+    was_enabled: bool = False
+
+
+_COLLECTOR: Final = _Collector()
 
 
 def _plan(request: PlanRequest, model: ModelProfile, cluster: Cluster, replays_from: float) -> tuple[Plan, Findings]:

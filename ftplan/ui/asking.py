@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from typing import Any, Final
@@ -26,7 +27,11 @@ PINS: Final = (*FLAGS, *NUMBERS, *WORDS)
 
 MOST_DEVICES: Final = 512
 MOST_KINDS: Final = 8
-"""Of a hosted page: a plan for so many takes a second or two."""
+MOST_SAMPLES: Final = 256
+MOST_TOKENS: Final = 1_000_000
+MOST_PRICED: Final = 16
+"""Of a hosted page: devices and their kinds, samples of a step on each, tokens of a sample, devices by price."""
+ELSEWHERE: Final = "install ftplan for more: there it has your machine to itself"
 
 TRAINING: Final[tuple[str, ...]] = ("samples", "epochs", "price")
 
@@ -36,37 +41,66 @@ def inventory_text(values: Mapping[str, Any]) -> str:
     written = str(values.get("inventory") or "").strip()
     if written:
         return written
-    machines, count = int(values["machines"]), int(values["count"])
+    machines, count = _whole(values, "machines"), _whole(values, "count")
     return f"{f'{machines}x' if machines > 1 else ''}{count}x{values['card'] or ''}"
 
 
 def arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked, by the options of ``ftplan plan``; what is open is left out."""
+    """What was asked, by the options of ``ftplan plan``; what is open is left out.
+
+    Raises InputError for an empty box, and what is no number where one belongs.
+    """
     found: dict[str, Any] = {
         "model": str(values["model"] or "").strip(),
         "gpus": inventory_text(values),
-        "method": values["method"],
-        "global_batch": int(values["global_batch"]),
-        "seq_len": int(values["seq_len"]),
-        "objective": values["objective"],
-        "margin": float(values["margin"]) / 100,
+        "method": values["method"] or "auto",
+        "global_batch": _whole(values, "global_batch"),
+        "seq_len": _whole(values, "seq_len"),
+        "objective": values["objective"] or "throughput",
+        "margin": _number(values, "margin") / 100,
     }
     for name in PINS:
         value = values.get(name)
         if value not in (None, "", 0, OPEN):
-            found[name] = ON_OFF[value] if name in FLAGS else int(value) if name in NUMBERS else str(value).strip()
+            found[name] = _pin(values, name)
     for name in ("lora_rank", "host_memory", "link"):
         value = values.get(name)
         if value not in (None, "", OPEN, "auto" if name == "link" else OPEN):
             found[name] = str(value).strip()
     for name in TRAINING:
-        value = values.get(name)
-        if value not in (None, "", 0):
-            found[name] = int(value) if name == "samples" else float(value)
+        if values.get(name) not in (None, "", 0):
+            found[name] = _whole(values, name) if name == "samples" else _number(values, name)
     if "samples" not in found:
         found.pop("epochs", None)
         found.pop("price", None)
     return found
+
+
+def _pin(values: Mapping[str, Any], name: str) -> Any:
+    value = values[name]
+    if name in NUMBERS:
+        return _whole(values, name)
+    if name not in FLAGS:
+        return str(value).strip()
+    if value not in ON_OFF:
+        raise UnknownNameError(name.replace("_", " "), str(value), (OPEN, *ON_OFF), field=name)
+    return ON_OFF[value]
+
+
+def _number(values: Mapping[str, Any], name: str) -> float:
+    """What a box of numbers holds; raises InputError where that is none."""
+    value = values.get(name)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        shown = name.replace("_", " ")
+        raise InputError(f"{shown} is no number", hint=f"write one into the box of {shown}", field=name)
+    return float(value)
+
+
+def _whole(values: Mapping[str, Any], name: str) -> int:
+    number = _number(values, name)
+    if number < 1:
+        raise InputError(f"{name.replace('_', ' ')} must be at least 1", hint=f"given: {number:g}", field=name)
+    return int(number)
 
 
 def request_of(values: Mapping[str, Any], *, hosted: bool = False) -> PlanRequest:
@@ -84,15 +118,27 @@ def request_of(values: Mapping[str, Any], *, hosted: bool = False) -> PlanReques
     request = plan_request(asked.pop("gpus"), pins=pins, training=training, **asked)
     if hosted:
         refuse_large(request.inventory)
+        _refuse_long(request)
     return request
+
+
+def _refuse_long(request: PlanRequest) -> None:
+    """Raise InputError for what else takes long to plan."""
+    devices = request.inventory.world_size
+    for what, number, most in (
+        ("samples a step", request.global_batch, MOST_SAMPLES * devices),
+        ("tokens a sample", request.seq_len, MOST_TOKENS),
+        ("devices of which some may be left out for the price", devices * (request.objective == "cost"), MOST_PRICED),
+    ):
+        if number > most:
+            raise InputError(f"this page plans for up to {most:,} {what}", hint=ELSEWHERE, field="gpus")
 
 
 def refuse_large(inventory: Inventory) -> None:
     """Raise InputError for devices that a page which strangers share would plan for too long."""
     if inventory.world_size > MOST_DEVICES or len(inventory.groups) > MOST_KINDS:
-        hint = "install ftplan for more: there it has your machine to itself"
         message = f"this page plans for up to {MOST_DEVICES} devices of {MOST_KINDS} kinds"
-        raise InputError(message, hint=hint, field="gpus")
+        raise InputError(message, hint=ELSEWHERE, field="gpus")
 
 
 def _refuse_local(asked: Mapping[str, Any]) -> None:
@@ -116,5 +162,5 @@ def command(values: Mapping[str, Any]) -> str:
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
-            words += [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [f"--{option}", repr(value) if isinstance(value, float) else str(value)]
     return shlex.join(words)

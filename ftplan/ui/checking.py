@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 import gradio as gr
 
 from ftplan.errors import FtplanError
+from ftplan.launcher.formats.reading import LARGEST_FILE
 from ftplan.launcher.formats.registry import FORMATS
 from ftplan.planner.inventory import parse_inventory
 from ftplan.profiles.models import list_models
 from ftplan.render import pages
 from ftplan.ui import asking
-from ftplan.ui.session import Session, Settings, zipped
+from ftplan.ui.planning import SHARED
+from ftplan.ui.session import Session, Settings, uploaded, zipped
 from ftplan.workflows import dropped, picturing
 
 TELL: Final = "as the files tell"
 SUFFIXES: Final = [".yaml", ".yml", ".json", ".jsonc", ".sh", ".bash", ".slurm", ".sbatch", ".py"]
 FIXES_SHOWN: Final = 9
+
+
+def _dropped(file: str) -> tuple[str, bytes]:
+    """Name and first bytes of a file that was dropped: of one that is too large, enough to say so."""
+    path = uploaded(file)
+    with path.open("rb") as opened:
+        return path.name, opened.read(LARGEST_FILE + 1)
 
 
 class CheckTab:
@@ -69,6 +77,7 @@ class CheckTab:
             given,
             shown,
             api_visibility="private",
+            **SHARED,
         )
         self.fix.change(self.mended, [session, self.fix], self.download, api_visibility="private")
 
@@ -78,7 +87,7 @@ class CheckTab:
         """The verdict on what was dropped, else on what was pasted."""
         hidden = gr.DownloadButton(visible=False)
         try:
-            texts = dict(dropped.read(Path(file).name, Path(file).read_bytes()) for file in files or ())
+            texts = dropped.texts_of(map(_dropped, files or ()))
             if self.settings.hosted:
                 asking.refuse_local_devices(gpus)
                 asking.refuse_large(parse_inventory(gpus))

@@ -31,5 +31,7 @@ class CompareTab:
 
     def kept_now(self, session: Session) -> str:
         """Keep the plan of now as A."""
+        if session.picture is None or session.picture.config is None:
+            return "<p>There is no plan on the first tab to keep.</p>" + self.show(session)
         session.kept = session.picture
         return self.show(session)

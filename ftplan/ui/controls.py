@@ -52,11 +52,11 @@ def controls(*, hosted: bool) -> tuple[Control, ...]:
                 [*SIZES, *list_gpus()], value="24GB", label="Card", info="or its size", allow_custom_value=True
             ),
         ),
-        Control("count", lambda: gr.Slider(1, 16, value=2, step=1, label="Cards in a machine")),
-        Control("machines", lambda: gr.Slider(1, 8, value=1, step=1, label="Machines")),
-        Control("global_batch", lambda: gr.Slider(2, 512, value=32, step=2, label="Global batch, samples a step")),
+        Control("count", lambda: _slider(1, 16, value=2, step=1, label="Cards in a machine")),
+        Control("machines", lambda: _slider(1, 8, value=1, step=1, label="Machines")),
+        Control("global_batch", lambda: _slider(0, 512, value=32, step=2, label="Global batch, samples a step")),
         Control(
-            "seq_len", lambda: gr.Slider(128, 32768, value=DEFAULT_SEQ_LEN, step=128, label="Sequence length, tokens")
+            "seq_len", lambda: _slider(128, 32768, value=DEFAULT_SEQ_LEN, step=128, label="Sequence length, tokens")
         ),
         Control("method", lambda: _radio(spec.PlanRequest.model_fields["method"].annotation, "auto", "Method")),
         Control("objective", lambda: _radio(spec.Objective, "throughput", "Objective")),
@@ -81,7 +81,7 @@ def controls(*, hosted: bool) -> tuple[Control, ...]:
             "Machine and training",
         ),
         Control(
-            "margin", lambda: gr.Slider(0, 40, value=3, step=1, label="Kept free, % of a card"), "Machine and training"
+            "margin", lambda: _slider(0, 40, value=3, step=1, label="Kept free, % of a card"), "Machine and training"
         ),
         Control(
             "host_memory",
@@ -109,3 +109,11 @@ def _radio(values: Any, value: str, label: str) -> gr.Radio:
 
 def _choice(values: tuple[str, ...], label: str, info: str = "", *, custom: bool = False) -> gr.Dropdown:
     return gr.Dropdown([OPEN, *values], value=OPEN, label=label, info=info or None, allow_custom_value=custom)
+
+
+def _slider(minimum: float, maximum: float, **given: Any) -> gr.Slider:
+    """A slider whose box takes numbers beyond its ends: what cannot be planned, the plan says."""
+    made = gr.Slider(minimum, maximum, **given)
+    # A subclass would do, but Gradio writes a stub file beside the module of each.
+    made.preprocess = lambda payload: payload
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import gradio as gr
@@ -17,6 +18,8 @@ from ftplan.workflows.emitting import NATIVE, valid_names
 
 MOST_SAMPLES: Final = 512
 """Of a step, on up to eight cards."""
+SHARED: Final = {"concurrency_id": "plans"}
+"""What plans and checks are worked on together, no more at once than `ftplan.ui.app.VISITORS`."""
 
 
 class PlanTab:
@@ -41,7 +44,7 @@ class PlanTab:
                     self.download = gr.DownloadButton("Save as ZIP", visible=False)
                 self.files = gr.HTML(elem_id="plan-files", elem_classes="ftplan")
         self.inputs = inputs
-        self.answered = self._wire(session)
+        self._wire(session)
 
     def _made(self) -> list[gr.components.Component]:
         """The components of the controls, each group in a fold."""
@@ -51,16 +54,28 @@ class PlanTab:
                 made |= {each.name: each.make() for each in self._controls if each.group == group}
         return [made[each.name] for each in self._controls]
 
-    def _wire(self, session: gr.State) -> gr.events.Dependency:
-        quick = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
+    def _wire(self, session: gr.State) -> None:
+        # A hosted page queues all of it, so that many visitors share the machine in turns.
+        quick = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private", **SHARED}
+        asked = [session, *self.inputs]
         events = [component.input for component in self.inputs]
-        drafted = gr.on(events, self.draft, [session, *self.inputs], self.answer, queue=False, **quick)
+        answer = [self.answer, self.files, self.download]
+        drafted = gr.on(events, self.draft, asked, answer, queue=self.settings.hosted, **quick)
         devices = [self._made_as("count"), self._made_as("machines")]
-        gr.on([one.change for one in devices], _splits, devices, self._made_as("global_batch"), **quick)
-        answered = drafted.then(self.exact, [session, *self.inputs], self.answer, **quick)
+        gr.on(
+            [one.change for one in devices],
+            _splits,
+            devices,
+            self._made_as("global_batch"),
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        drafted.then(self.exact, asked, self.answer, **quick)
         self.keep.click(self.kept_now, session, self.kept, api_visibility="private")
-        self.write.click(self.written, [session, self.format], [self.files, self.download], api_visibility="private")
-        return answered
+        self.write.click(
+            self.written, [session, self.format], [self.files, self.download], api_visibility="private", **SHARED
+        )
 
     def _made_as(self, name: str) -> gr.components.Component:
         """The component of the control ``name``."""
@@ -69,32 +84,36 @@ class PlanTab:
     def _values(self, given: Sequence[Any]) -> dict[str, Any]:
         return dict(zip((each.name for each in self._controls), given, strict=True))
 
-    def draft(self, session: Session, *given: Any) -> str:
-        """The answer by the fit, at once."""
+    def draft(self, session: Session, *given: Any) -> tuple[str, str, Any]:
+        """The answer by the fit, at once; what was made of the plan before goes."""
+        session.asked, session.picture = given, None
+        return self._drafted(given), "", gr.DownloadButton(visible=False)
+
+    def _drafted(self, given: Sequence[Any]) -> str:
         values = self._values(given)
-        session.asked = tuple(given)
         try:
-            request = asking.request_of(values, hosted=self.settings.hosted)
-            drawn = picturing.draft(request)
+            drawn = picturing.draft(asking.request_of(values, hosted=self.settings.hosted))
         except FtplanError as error:
-            session.picture = None
             return pages.problem(error)
         return pages.piece(drawn, asking.command(values))
 
     def exact(self, session: Session, *given: Any) -> Any:
         """The answer with every allocation of the choice played; what the visitor has moved on from is dropped."""
-        if session.asked not in (None, tuple(given)):
+        if session.asked != given:
             return gr.skip()
         values = self._values(given)
+        picture = None
         try:
             request = asking.request_of(values, hosted=self.settings.hosted)
             picture = picturing.of_plan(planning.plan(request), shows_files=False)
+            shown = pages.piece(picture, asking.command(values))
         except FtplanError as error:
-            return pages.problem(error)
-        if session.asked not in (None, tuple(given)):
+            shown = pages.problem(error)
+        if session.asked != given:
             return gr.skip()
-        session.picture = picture
-        return pages.piece(picture, asking.command(values))
+        # The marks of all that was estimated are most of it, and drawn.
+        session.picture = replace(picture, landscape=()) if picture is not None else None
+        return shown
 
     def kept_now(self, session: Session) -> str:
         """Keep the plan to be compared with."""
@@ -118,7 +137,7 @@ class PlanTab:
         return pages.files_piece(session.plan, files), gr.DownloadButton(value=archive, visible=True)
 
 
-def _splits(count: float, machines: float) -> Any:
-    """The slider of batches that split evenly over so many cards; its box takes any other number, too."""
-    ranks = int(count) * int(machines)
-    return gr.Slider(minimum=ranks, maximum=MOST_SAMPLES * max(1, ranks // 8), step=ranks)
+def _splits(count: float | None, machines: float | None) -> Any:
+    """The slider of batches in steps that split evenly over so many cards; its box takes any other number, too."""
+    ranks = int(count or 1) * int(machines or 1)
+    return gr.Slider(minimum=0, maximum=MOST_SAMPLES * max(1, ranks // 8), step=ranks)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import gradio as gr
 
 from ftplan.errors import FtplanError, InputError
+from ftplan.launcher import records
 from ftplan.launcher.records import RunDir
 from ftplan.render import pages
 from ftplan.render.run_pages import run_piece, runs_piece, starting_piece
-from ftplan.ui.session import Session, Settings
+from ftplan.ui.session import Session, Settings, uploaded
 from ftplan.workflows import background, reporting
 from ftplan.workflows.background import LAUNCHES, Launched
 from ftplan.workflows.reporting import RunReport, Runs
@@ -23,6 +25,10 @@ REHEARSAL: Final = "a rehearsal of that plan: random weights and tokens"
 STOPPED: Final = ("interrupted", "failed", "abandoned")
 REMEMBERED: Final[dict[str, Launched]] = {}
 """Runs that this process started, by folder: a page that is loaded again goes on watching them."""
+
+
+_RESUMING: Final = Lock()
+"""Two clicks must not resume one run twice."""
 
 
 class RunTab:
@@ -101,7 +107,7 @@ class RunTab:
             else:
                 if session.plan is None:
                     raise InputError("there is no plan on the first tab", hint="plan first", field="plan")
-                where = self._data(data, file)
+                where = self._data(data, file) if what == PLAN else ""
                 options = {"epochs": epochs, "max_steps": max_steps, "learning_rate": rate, "save_steps": save_steps}
                 given = options if what == PLAN else {}
                 one = background.start(self.settings.runs, session.plan, where, given, rehearse=what == REHEARSAL)
@@ -112,10 +118,7 @@ class RunTab:
         return "", gr.Dropdown(choices=self._choices(), value=one.folder.name)
 
     def _data(self, data: str, file: str | None) -> str:
-        if file:
-            path = Path(file)
-            return str(background.kept_data(self.settings.runs, path.name, path.read_bytes()))
-        return data.strip()
+        return str(background.kept_data(self.settings.runs, uploaded(file))) if file else data.strip()
 
     def stopped(self, run: str | None) -> str:
         """Ask the run to save and stop."""
@@ -128,10 +131,14 @@ class RunTab:
     def resumed(self, run: str | None, gpus: str) -> str:
         """Go on with the run, on other devices where they are named."""
         try:
-            one = background.resume(self._folder(run), gpus.strip())
+            with _RESUMING:
+                folder = self._folder(run)
+                if _is_alive(REMEMBERED.get(str(folder))):
+                    raise InputError("it is starting already", hint="wait until it runs", field="run")
+                one = background.resume(folder, gpus.strip())
+                REMEMBERED[str(folder)] = one
         except FtplanError as error:
             return pages.problem(error, "not resumed")
-        REMEMBERED[str(one.folder)] = one
         return "<p>It goes on from its newest checkpoint.</p>"
 
     def _folder(self, run: str | None) -> Path:
@@ -141,34 +148,37 @@ class RunTab:
         return self.settings.runs / run
 
     def _choices(self) -> list[str]:
-        """Runs by name, the newest first; those that start have no folder yet."""
+        """Runs by name, which begins with the time of their start, the last first; some have no folder yet."""
         here = [folder.name for folder in reporting.run_folders(self.settings.runs)]
         starting = [Path(folder).name for folder in REMEMBERED if Path(folder).parent == self.settings.runs]
         return sorted({*here, *starting}, reverse=True)
 
     def watched(self, session: Session, run: str | None) -> tuple[Any, ...]:
-        """What is to be seen now; nothing is sent where nothing has changed."""
+        """What is to be seen now; nothing is sent where nothing has changed.
+
+        The choice of a run is the visitor's: it is sent only where what they chose is not there.
+        """
         choices = self._choices()
         chosen = run if run in choices else next(iter(choices), None)
-        state = (tuple(choices), chosen, self._changed(chosen))
+        state = (tuple(choices), chosen, *(self._changed(one) for one in choices))
         if session.shown == state:
             return (gr.skip(),) * 5
         session.shown = state
         listed = runs_piece(self._runs())
-        picked = gr.Dropdown(choices=choices, value=chosen)
+        picked = gr.Dropdown(choices=choices) if run == chosen else gr.Dropdown(choices=choices, value=chosen)
         if chosen is None:
             return picked, "<p>Nothing runs yet.</p>", *_buttons(), listed
         return picked, *self._seen(chosen), listed
 
-    def _changed(self, run: str | None) -> tuple[Any, ...]:
-        """What changes when the run has more to tell."""
-        if run is None:
-            return ()
+    def _changed(self, run: str) -> tuple[Any, ...]:
+        """What changes when the run has more to tell, or is killed without a word."""
         folder = self.settings.runs / run
-        one = REMEMBERED.get(str(folder))
-        files = [*(folder / name for name in ("metrics.jsonl", "state.json", "log.txt", "record.json"))]
+        files = [*(folder / name for name in ("metrics.jsonl", "state.json", "log.txt", "record.json", "stop"))]
         files.append(self.settings.runs / LAUNCHES / f"{run}.txt")
-        return (one.exit_code if one else None, *(_stamp(file) for file in files))
+        state = records.read_state(RunDir(folder))
+        abandoned = state is not None and records.is_abandoned(RunDir(folder), state)
+        one = REMEMBERED.get(str(folder))
+        return (one.exit_code if one else None, abandoned, *(_stamp(file) for file in files))
 
     def _seen(self, run: str) -> tuple[Any, ...]:
         folder = self.settings.runs / run
@@ -181,10 +191,10 @@ class RunTab:
         except FtplanError as error:
             return pages.problem(error, "this run cannot be read"), *_buttons()
         assert isinstance(report, RunReport)
-        starts = one is not None and one.exit_code is None
         log = output + "\n" + background.said(RunDir(folder).log)
-        can_go_on = report.state in STOPPED and bool(report.way_on) and not starts
-        return run_piece(report, log), *_buttons(stop=report.state == "running", resume=can_go_on)
+        can_go_on = report.state in STOPPED and bool(report.way_on) and not _is_alive(one)
+        can_stop = report.state == "running" and not background.is_stopping(folder)
+        return run_piece(report, log), *_buttons(stop=can_stop, resume=can_go_on)
 
     def _runs(self) -> tuple[reporting.RunLine, ...]:
         try:
@@ -192,6 +202,10 @@ class RunTab:
         except FtplanError:
             return ()  # there is none yet
         return found.runs if isinstance(found, Runs) else ()
+
+
+def _is_alive(one: Launched | None) -> bool:
+    return one is not None and one.exit_code is None
 
 
 def _buttons(*, stop: bool = False, resume: bool = False) -> tuple[Any, Any]:

@@ -6,10 +6,12 @@ import io
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Final
 
+from ftplan.errors import InputError
 from ftplan.results import Plan
 from ftplan.workflows.checking import Checked
 from ftplan.workflows.picturing import Picture
@@ -44,15 +46,34 @@ class Session:
         return picture.answer if picture is not None and isinstance(picture.answer, Plan) else None
 
 
+def uploaded(file: str) -> Path:
+    """A file that the visitor dropped into the page; raises InputError for any other, and for one that is gone."""
+    path = Path(file).resolve()
+    if not path.is_relative_to(page_folder().resolve()) or not path.is_file():
+        raise InputError(f"{path.name} is not here any more", hint="drop it again", field="file")
+    return path
+
+
+def page_folder() -> Path:
+    """What is dropped into the page and made for it: private to this user, and gone with this process."""
+    return Path(_folder().name)
+
+
+@cache
+def _folder() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="ftplan-page-")
+
+
 def zipped(files: Mapping[str, str], name: str) -> str:
     """``files`` as a ZIP archive in a folder of its own, for the browser to fetch; its path."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for path, text in files.items():
             entry = zipfile.ZipInfo(path)
+            entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = (0o755 if path.endswith(".sh") else 0o644) << 16
             archive.writestr(entry, text)
     safe = "".join(char if char.isalnum() or char in "-_." else "-" for char in name)[:NAME_CHARACTERS]
-    file = Path(mkdtemp(prefix="ftplan-")) / f"{safe}.zip"
+    file = Path(mkdtemp(dir=page_folder())) / f"{safe}.zip"
     file.write_bytes(buffer.getvalue())
     return str(file)

@@ -6,14 +6,12 @@ It outlives the page, and everything about it is in its folder, so that a page t
 
     RUNS/.launches/ID.txt         what ``ftplan run`` said
     RUNS/.launches/ID.plan.json   the plan that it was given
-    RUNS/.launches/ID-NAME        data that was dropped into the page
+    RUNS/.launches/…-NAME         data that was dropped into the page
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from typing import Any, Final
 
 from ftplan.errors import InputError
 from ftplan.files import write_atomic
-from ftplan.launcher import records
+from ftplan.launcher import engine, records
 from ftplan.launcher.process import start_detached
 from ftplan.launcher.records import RunDir
 from ftplan.results import Plan, to_json
@@ -32,7 +30,7 @@ from ftplan.workflows import resuming
 LAUNCHES: Final = ".launches"
 SAID_CHARACTERS: Final = 20_000
 """The end of a log that is shown."""
-OPTIONS: Final = ("epochs", "max_steps", "learning_rate", "save_steps", "eval_fraction", "weights", "tokenizer")
+OPTIONS: Final = ("epochs", "max_steps", "learning_rate", "save_steps")
 """Options of ``ftplan run`` that a page offers beside data."""
 
 
@@ -50,10 +48,9 @@ class Launched:
         return self.process.poll()
 
 
-def start_demo(runs: Path, options: Mapping[str, Any] | None = None) -> Launched:
+def start_demo(runs: Path) -> Launched:
     """Start the demo in a new folder of ``runs``."""
-    run_id = records.new_run_id()
-    return _start(runs, run_id, ["run", "--demo", *_options(options or {})])
+    return _start(runs, records.new_run_id(), ["run", "--demo"])
 
 
 def start(runs: Path, chosen: Plan, data: str, options: Mapping[str, Any], *, rehearse: bool = False) -> Launched:
@@ -85,21 +82,39 @@ def resume(folder: Path, gpus: str = "") -> Launched:
 
 
 def stop(folder: Path) -> None:
-    """Ask a run to save and stop, as Ctrl-C does; raises InputError if nobody runs it on this machine."""
+    """Ask a run to save after its step and stop; to ask again changes nothing.
+
+    Raises InputError if nobody runs it, and for what another engine runs, which hears signals alone.
+    """
     run = RunDir(folder)
     state = records.read_state(run)
     if state is None or state.status != "running" or records.is_abandoned(run, state):
         raise InputError("this run is not running", hint="it can be resumed, if it saved anything", field="run")
-    if state.host != socket.gethostname():
-        raise InputError(f"this run is running on {state.host}", hint="stop it there", field="run")
-    os.kill(state.pid, signal.SIGINT)
+    if engine.load_job(run).engine_env:
+        raise InputError("LLaMA-Factory runs this", hint=f"stop it by Ctrl-C on {state.host}", field="run")
+    try:
+        run.stop_request.touch()
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror}", hint="stop it by Ctrl-C", field="run"
+        ) from error
 
 
-def kept_data(runs: Path, name: str, data: bytes) -> Path:
-    """``data`` that was dropped into a page, as a file that a resumed run finds again."""
-    safe = "".join(char if char.isalnum() or char in "._-" else "_" for char in Path(name).name)[-80:]
+def is_stopping(folder: Path) -> bool:
+    """Whether a run was asked to stop, and has not begun anew since."""
+    return RunDir(folder).stop_request.exists()
+
+
+def kept_data(runs: Path, dropped: Path) -> Path:
+    """A file that was dropped into a page, copied to where a resumed run finds it again."""
+    safe = "".join(char if char.isalnum() or char in "._-" else "_" for char in dropped.name)[-80:]
     file = runs / LAUNCHES / f"{records.new_run_id()}-{safe}"
-    _written(file, data)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(dropped, file)
+    except OSError as error:
+        hint = "drop it again, or name its path"
+        raise InputError(f"cannot keep {dropped.name}: {error.strerror}", hint=hint, field="data") from error
     return file
 
 
@@ -126,7 +141,7 @@ def _start(runs: Path, run_id: str, arguments: list[str]) -> Launched:
 
 def _launch(folder: Path, output: Path, arguments: list[str]) -> Launched:
     try:
-        process = start_detached([sys.executable, "-m", "ftplan", *arguments], output)
+        process = start_detached([sys.executable, "-P", "-m", "ftplan", *arguments], output)
     except OSError as error:
         raise InputError(
             f"cannot start in {folder.parent}: {error.strerror}", hint="--runs names another folder"
@@ -134,7 +149,7 @@ def _launch(folder: Path, output: Path, arguments: list[str]) -> Launched:
     return Launched(folder, output, process)
 
 
-def _written(file: Path, content: str | bytes) -> None:
+def _written(file: Path, content: str) -> None:
     try:
         write_atomic(file, content)
     except OSError as error:

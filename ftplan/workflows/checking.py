@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from ftplan.errors import InputError
 from ftplan.launcher.formats.arguments import plain_value
 from ftplan.launcher.formats.files import Files
@@ -33,7 +35,7 @@ from ftplan.workflows.doubts import (
     unstated,
 )
 from ftplan.workflows.fixing import batch_fixes, fixes, waste_problems, write_fix
-from ftplan.workflows.inputs import run_config
+from ftplan.workflows.inputs import input_error, run_config
 from ftplan.workflows.judging import Told, memory_problems, phases_of, told_of, verdict_of
 from ftplan.workflows.placing import placed
 from ftplan.workflows.planning import with_links
@@ -169,13 +171,15 @@ def _advice(case: Case, told: Estimate) -> tuple[Advice, ...]:
             was["learning_rate"] = case.part.beside["learning_rate"]
         was |= {"micro_batch": config.micro_batch, "accumulation": config.accumulation}
         was.setdefault("samples", config.micro_batch * config.accumulation * int(was.get("gpus", 1)))
-    request = PlanRequest.model_validate(
-        {
-            "model": config.model,
-            "inventory": case.inventory,
-            "global_batch": case.global_batch,
-            "seq_len": config.seq_len,
-            "was": was or None,
-        }
-    )
+    asked = {
+        "model": config.model,
+        "inventory": case.inventory,
+        "global_batch": case.global_batch,
+        "seq_len": config.seq_len,
+        "was": was or None,
+    }
+    try:
+        request = PlanRequest.model_validate(asked)
+    except ValidationError as error:
+        raise input_error(error) from error
     return advise(Candidate(config, told), request, case.model, case.cluster)

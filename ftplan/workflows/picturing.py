@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from ftplan.errors import CannotExpressError, DoesNotFitError, InputError
 from ftplan.launcher.formats.registry import FORMATS
-from ftplan.planner.landscape import Known, landscape, places
+from ftplan.planner.findings import Findings
+from ftplan.planner.landscape import Known, landscape, places, without_refused
 from ftplan.planner.search import plan_and_findings
 from ftplan.profiles.model_schema import ModelProfile
 from ftplan.profiles.models import load_model
@@ -99,6 +100,7 @@ def of_plan(chosen: Plan, asked: Emission | None = None, *, shows_files: bool = 
     """
     request = chosen.request
     seen = landscape(request, load_model(request.model), known_cluster(request.inventory), _own(chosen))
+    seen = without_refused(seen, chosen.rejections, chosen.config)
     if not shows_files or chosen.config is None:
         return Picture("plan", chosen, to_jsonable(chosen), seen)
     files = (file_set(chosen, NATIVE), *_foreign(chosen, asked))
@@ -112,7 +114,8 @@ def _own(chosen: Plan) -> Known:
 def _foreign(chosen: Plan, asked: Emission | None) -> tuple[FileSet, ...]:
     if asked is None:
         return tuple(file_set(chosen, name) for name in FORMATS_SHOWN)
-    name, title = ",".join(asked.names), ", ".join(FORMATS[each].title for each in asked.names if each != NATIVE)
+    titles = (FORMATS[each].title if each in FORMATS else each for each in asked.names if each != NATIVE)
+    name, title = ",".join(asked.names), ", ".join(titles)
     return (FileSet(name, title, emitting.emitted(chosen, asked), chosen.config, chosen.estimate),)
 
 
@@ -160,14 +163,17 @@ def _others(
     model: ModelProfile,
     known: Known,
 ) -> tuple[Placed, ...]:
-    """What a plan for the same training and batch would be chosen from."""
-    request = PlanRequest(
-        model=config.model,
-        inventory=inventory,
-        method=config.method,
-        global_batch=samples,
-        seq_len=config.seq_len,
-        margin=min(margin, 0.49),
-        pins={name: getattr(config, name) for name in (*SAME_TRAINING, "stack")},
-    )
+    """What a plan for the same training and batch would be chosen from; ``known`` alone where none can be asked for."""
+    try:
+        request = PlanRequest(
+            model=config.model,
+            inventory=inventory,
+            method=config.method,
+            global_batch=samples,
+            seq_len=config.seq_len,
+            margin=min(margin, 0.49),
+            pins={name: getattr(config, name) for name in (*SAME_TRAINING, "stack")},
+        )
+    except ValidationError:
+        return places(Findings(), known)
     return landscape(request, model, known_cluster(inventory), known)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -175,7 +177,7 @@ def _of_run(run: RunDir) -> RunReport:
     told = records.read_state(run)
     tries = history.attempts(events)
     record = records.read_record(run)
-    saved = checkpoints.complete(run.checkpoints)
+    saved = _complete(run.checkpoints)
     state = _state(run, told)
     # A record is of the newest attempt that ended: while another runs, or after it was killed, it is out of date.
     ended = record is not None and state in ("finished", "failed", "interrupted")
@@ -267,8 +269,29 @@ def _incomplete(run: RunDir, saved: Sequence[checkpoints.Checkpoint]) -> tuple[s
     return tuple(str(path) for path in folders if path not in complete)
 
 
+def _complete(root: Path) -> list[checkpoints.Checkpoint]:
+    """`checkpoints.complete`, but what did not change since it was read is not read again: a page asks every second."""
+    found = (_checkpoint(folder, _stamps(folder)) for folder in checkpoints.folders(root))
+    return sorted((one for one in found if one is not None), key=lambda one: one.step, reverse=True)
+
+
+@lru_cache(maxsize=256)
+def _checkpoint(folder: Path, _stamps: tuple[tuple[str, int, int], ...]) -> checkpoints.Checkpoint | None:
+    return checkpoints.read(folder)
+
+
+def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Each file's path, size and time of change; without those that are deleted meanwhile."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        with suppress(FileNotFoundError):
+            stat = path.stat()
+            found.append((str(path), stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
+
+
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(size for path, size, _ in _stamps(folder) if Path(path).is_file())
 
 
 def way_on(run: RunDir, state: str, config: RunConfig) -> str:

@@ -122,6 +122,21 @@ def test_what_cannot_be_planned_is_said_where_the_plan_stood(site: str, open_pag
     assert "hint:" in page.inner_text("#plan-answer")
 
 
+def test_many_cards_and_an_empty_box_do_not_stop_the_page(site: str, open_page: OpenPage) -> None:
+    """What a box holds beyond its slider, or does not hold, is said; the figures before do not stay."""
+    page = opened(open_page, site)
+    batch = page.get_by_role("spinbutton", name=re.compile("Global batch"))
+    for name, number in (("Machines", "8"), ("Cards in a machine", "16")):
+        page.get_by_role("spinbutton", name=re.compile(name)).fill(number)
+        page.keyboard.press("Tab")
+    page.wait_for_function("() => document.querySelector('#plan-answer').textContent.includes('does not split')")
+    batch.fill("5120")
+    page.keyboard.press("Tab")
+    page.wait_for_function("() => document.querySelector('#plan-answer h1')?.textContent.includes('8x16x24GB')")
+    exact(page)
+    assert "5,120" in page.inner_text("#plan-answer .asked")
+
+
 def test_a_hostile_name_is_text(site: str, open_page: OpenPage) -> None:
     page = opened(open_page, site)
     model = page.get_by_label("Model", exact=False).first
@@ -344,6 +359,37 @@ def test_a_hosted_page_plans_and_checks_and_trains_nothing(browser: Any, open_pa
             "() => document.querySelector('#check-answer').textContent.includes('not among the files')"
         )
     assert not (tmp_path / "ftplan-runs").exists()
+
+
+def test_a_page_reads_nothing_that_was_not_dropped_into_it(tmp_path: Path) -> None:
+    """A request of one's own that names a file of this machine, as if it had been dropped."""
+    secret = tmp_path / "secret.yaml"
+    secret.write_text("model_name_or_path: Qwen/Qwen2.5-0.5B\naws_secret_access_key: hunter2\n")
+    with served(tmp_path, "--hosted", is_attacked=True) as told:
+        with urllib.request.urlopen(told["url"] + "config") as answer:
+            config = json.loads(answer.read())
+        (index,) = [each["id"] for each in config["dependencies"] if each["api_name"] == "checked"]
+        file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+        said = asked(told["url"], index, [None, [file], "", "1x12GB", "transformers", "as the files tell"])
+    assert "process_completed" in said
+    assert '"success":false' in said.replace(" ", "")
+    assert "hunter2" not in said
+    assert str(tmp_path) not in said  # nor is it told what there is
+
+
+def asked(site: str, index: int, data: list[Any]) -> str:
+    """All that the page's server says to one event."""
+    body = json.dumps({"data": data, "fn_index": index, "session_hash": "mine", "event_data": None}).encode()
+    headers = {"Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(f"{site}gradio_api/queue/join", body, headers)) as joined:
+        assert joined.status == 200
+    told = ""
+    with urllib.request.urlopen(f"{site}gradio_api/queue/data?session_hash=mine", timeout=60) as stream:
+        for line in stream:
+            told += line.decode()
+            if "process_completed" in told or "unexpected_error" in told:
+                break
+    return told
 
 
 def refusal(request: str | urllib.request.Request) -> int:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ftplan.planner.landscape import landscape
+from ftplan.planner.landscape import landscape, without_refused
 from ftplan.profiles.models import load_model
 from tests.unit.planner.plans import cluster, planned, request
 
@@ -64,3 +64,18 @@ def test_of_a_batch_that_does_not_split_only_what_is_known_is_left(batch):
     assert seen(global_batch=batch) == ()
     (one,) = seen(((plan.config, plan.estimate),), global_batch=batch)
     assert (one.config, one.needed_bytes) == (plan.config, plan.estimate.needed_bytes)
+
+
+def test_nothing_that_a_plan_refused_is_said_to_fit():
+    """The fit lets full fine-tuning of Bloom pass on a card that the allocator then cannot hold it on."""
+    asked = {"gpus": "1x5GB", "model": "bloom-560m", "seq_len": 512, "method": "full"}
+    plan = planned(**asked)
+    found = seen(known=((plan.config, plan.estimate),), **asked)
+    refused = [group.config for group in plan.rejections if group.rejection.rule == "memory"]
+    by_fit = [one.config for one in found if one.fits]
+    assert set(refused) & set(by_fit), "the case shows nothing any more"
+    told = without_refused(found, plan.rejections, plan.config)
+    assert len(told) == len(found)
+    fitting = [one for one in told if one.fits]
+    assert not {one.config for one in fitting} & set(refused)
+    assert plan.config in [one.config for one in fitting]

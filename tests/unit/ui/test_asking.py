@@ -132,3 +132,30 @@ def test_strangers_do_not_keep_a_hosted_page_busy(inventory):
     with pytest.raises(InputError, match="up to 512 devices"):
         request_of({**START, "inventory": inventory, "global_batch": 102600}, hosted=True)
     assert request_of({**START, "inventory": inventory, "global_batch": 102600}).inventory.text == inventory
+
+
+@pytest.mark.parametrize("name", ["global_batch", "seq_len", "count", "machines", "margin"])
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "many"])
+def test_an_empty_box_is_an_error_that_names_it(name, value):
+    with pytest.raises(InputError) as raised:
+        request_of({**START, name: value})
+    assert raised.value.field == name
+
+
+@pytest.mark.parametrize("values", [{"global_batch": -1}, {"count": 0}, {"packing": "maybe"}, {"micro_batch": -2}])
+def test_odd_values_are_errors(values):
+    with pytest.raises(InputError):
+        request_of({**START, **values})
+
+
+@pytest.mark.parametrize(
+    "values", [{"global_batch": 2**20}, {"seq_len": 10**9}, {"inventory": "32xH100", "objective": "cost"}]
+)
+def test_what_takes_long_to_plan_is_not_planned_for_strangers(values):
+    with pytest.raises(InputError, match="plans for up to"):
+        request_of({**START, **values}, hosted=True)
+
+
+def test_the_command_says_numbers_whole():
+    words = shlex.split(command({**START, "samples": 10, "price": 1.2345678}))
+    assert words[words.index("--price") + 1] == "1.2345678"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -39,10 +37,11 @@ def ended(one: Launched) -> int | None:
 
 
 def test_the_demo_gets_a_folder_of_its_own(starts: list[list[str]], tmp_path: Path) -> None:
-    one = background.start_demo(tmp_path, {"max_steps": 5})
+    one = background.start_demo(tmp_path)
     assert ended(one) == 0
-    assert starts[0][:4] == [sys.executable, "-m", "ftplan", "run"]
-    assert starts[0][4:] == ["--demo", "--max-steps=5", f"--run-dir={one.folder}"]
+    # -P: modules that lie in the current folder are not Python's.
+    assert starts[0][:5] == [sys.executable, "-P", "-m", "ftplan", "run"]
+    assert starts[0][5:] == ["--demo", f"--run-dir={one.folder}"]
     assert one.folder.parent == tmp_path
     assert background.said(one.output) == "told\n"
 
@@ -51,10 +50,10 @@ def test_a_plan_is_given_as_a_file(starts: list[list[str]], tmp_path: Path) -> N
     chosen = planning.plan(planning.plan_request("1x24GB", model="Qwen/Qwen2.5-0.5B"))
     one = background.start(tmp_path, chosen, "--data.jsonl", {"epochs": 2.0, "learning_rate": None, "max_steps": ""})
     ended(one)
-    plan_file = Path(starts[0][4])
+    plan_file = Path(starts[0][5])
     assert planning.load_plan(plan_file).config == chosen.config
     # What begins with two dashes stays the value of its option.
-    assert starts[0][5:] == ["--data=--data.jsonl", "--epochs=2.0", f"--run-dir={one.folder}"]
+    assert starts[0][6:] == ["--data=--data.jsonl", "--epochs=2.0", f"--run-dir={one.folder}"]
 
 
 def test_a_plan_needs_data_unless_it_is_rehearsed(starts: list[list[str]], tmp_path: Path) -> None:
@@ -76,8 +75,8 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot"):
         background.start_demo(tmp_path / "file")
-    with pytest.raises(InputError, match="cannot write"):
-        background.kept_data(tmp_path / "file", "a", b"")
+    with pytest.raises(InputError, match="cannot keep"):
+        background.kept_data(tmp_path / "file", tmp_path / "file")
 
 
 def test_only_what_runs_here_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,20 +85,26 @@ def test_only_what_runs_here_is_stopped(tmp_path: Path, monkeypatch: pytest.Monk
         background.stop(run.root)
     with pytest.raises(InputError, match="is not running"):
         background.stop(tmp_path / "none")
-    records.write_state(run, "running", 1)
-    elsewhere = run.state.read_text().replace(socket.gethostname(), "another-machine")
-    run.state.write_text(elsewhere)
-    with pytest.raises(InputError, match="running on another-machine"):
-        background.stop(run.root)
 
 
-def test_stopping_is_asked_of_the_process_that_launched_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_is_asked_of_the_run_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a file that it looks for after each step: no process is signalled, whatever id the folder tells."""
     run = run_folder(tmp_path / "run", [started(), stepped(1)], "running")
     monkeypatch.setattr(records, "is_abandoned", lambda run, state: False)
-    asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(os, "kill", lambda pid, number: asked.append((pid, number)))
-    background.stop(run.root)
-    assert asked == [(os.getpid(), signal.SIGINT)]
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a process was signalled"))
+    for _ in range(3):
+        background.stop(run.root)
+        assert run.stop_request.exists()
+        assert background.is_stopping(run.root)
+
+
+def test_what_another_engine_runs_is_stopped_where_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_folder(tmp_path / "run", [started(), stepped(1)], "running")
+    monkeypatch.setattr(records, "is_abandoned", lambda run, state: False)
+    run.job.write_text(run.job.read_text().replace('"engine_env":null', '"engine_env":"/env"'))
+    with pytest.raises(InputError, match="LLaMA-Factory"):
+        background.stop(run.root)
+    assert not run.stop_request.exists()
 
 
 def test_what_cannot_go_on_is_not_resumed(starts: list[list[str]], tmp_path: Path) -> None:
@@ -112,14 +117,19 @@ def test_what_cannot_go_on_is_not_resumed(starts: list[list[str]], tmp_path: Pat
 def test_a_run_goes_on_where_and_on_what_it_is_told(starts: list[list[str]], tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", [started(), *map(stepped, range(1, 21))], "interrupted", saved=(20,))
     ended(background.resume(run.root))
-    assert starts[0][3:] == ["run", "--resume", f"--run-dir={run.root}"]
+    assert starts[0][4:] == ["run", "--resume", f"--run-dir={run.root}"]
 
 
 def test_data_is_kept_under_a_harmless_name(tmp_path: Path) -> None:
-    kept = background.kept_data(tmp_path, "../../a b<c>.jsonl", b"{}\n")
+    dropped = tmp_path / "a b<c>.jsonl"
+    dropped.write_bytes(b"{}\n")
+    kept = background.kept_data(tmp_path, dropped)
     assert kept.read_bytes() == b"{}\n"
     assert kept.parent == tmp_path / background.LAUNCHES
     assert kept.name.endswith("-a_b_c_.jsonl")
+    dropped.unlink()
+    with pytest.raises(InputError, match="cannot keep"):
+        background.kept_data(tmp_path, dropped)
 
 
 def test_a_progress_bar_is_its_last_state(tmp_path: Path) -> None:
