@@ -82,17 +82,23 @@ class CheckTab:
         self.fix.change(self.mended, [session, self.fix], self.download, api_visibility="private")
 
     def checked(
-        self, session: Session, files: list[str] | None, text: str, gpus: str, framework: str, model: str
+        self,
+        session: Session,
+        files: list[str] | None,
+        text: str | None,
+        gpus: str | None,
+        framework: str,
+        model: str | None,
     ) -> tuple[str, Any, Any]:
         """The verdict on what was dropped, else on what was pasted."""
-        hidden = gr.DownloadButton(visible=False)
+        hidden, gpus = gr.DownloadButton(visible=False), (gpus or "").strip()
         try:
             texts = dropped.texts_of(map(_dropped, files or ()))
             if self.settings.hosted:
                 asking.refuse_local_devices(gpus)
                 asking.refuse_large(parse_inventory(gpus))
             session.checked = dropped.check(
-                texts or dropped.pasted(text),
+                texts or dropped.pasted(text or ""),
                 gpus,
                 framework="" if framework == TELL else framework,
                 model="" if model in (TELL, None) else model,

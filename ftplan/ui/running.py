@@ -93,7 +93,7 @@ class RunTab:
         self,
         session: Session,
         what: str,
-        data: str,
+        data: str | None,
         file: str | None,
         epochs: float | None,
         max_steps: int | None,
@@ -117,8 +117,8 @@ class RunTab:
         session.shown = None
         return "", gr.Dropdown(choices=self._choices(), value=one.folder.name)
 
-    def _data(self, data: str, file: str | None) -> str:
-        return str(background.kept_data(self.settings.runs, uploaded(file))) if file else data.strip()
+    def _data(self, data: str | None, file: str | None) -> str:
+        return str(background.kept_data(self.settings.runs, uploaded(file))) if file else (data or "").strip()
 
     def stopped(self, run: str | None) -> str:
         """Ask the run to save and stop."""
@@ -128,14 +128,14 @@ class RunTab:
             return pages.problem(error, "not stopped")
         return "<p>It finishes its step, saves and stops.</p>"
 
-    def resumed(self, run: str | None, gpus: str) -> str:
+    def resumed(self, run: str | None, gpus: str | None) -> str:
         """Go on with the run, on other devices where they are named."""
         try:
             with _RESUMING:
                 folder = self._folder(run)
                 if _is_alive(REMEMBERED.get(str(folder))):
                     raise InputError("it is starting already", hint="wait until it runs", field="run")
-                one = background.resume(folder, gpus.strip())
+                one = background.resume(folder, (gpus or "").strip())
                 REMEMBERED[str(folder)] = one
         except FtplanError as error:
             return pages.problem(error, "not resumed")
