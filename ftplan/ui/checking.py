@@ -78,7 +78,7 @@ class CheckTab:
         """The verdict on what was dropped, else on what was pasted."""
         hidden = gr.DownloadButton(visible=False)
         try:
-            texts = dict(dropped.read(Path(file).name, Path(file).read_bytes()) for file in files or ())
+            texts = dropped.texts_of((Path(file).name, Path(file).read_bytes()) for file in files or ())
             if self.settings.hosted:
                 asking.refuse_local_devices(gpus)
                 asking.refuse_large(parse_inventory(gpus))
