@@ -149,7 +149,7 @@ def _refuse_local(asked: Mapping[str, Any]) -> None:
 
 def refuse_local_devices(gpus: str) -> None:
     """Raise InputError for the devices of the machine that serves the page."""
-    if gpus.strip().lower() == "local":
+    if gpus.strip().lower() in ("", "local"):
         hint = "name your cards, such as 2x24GB"
         raise InputError("this page is served by a machine that is not yours", hint=hint, field="gpus")
 

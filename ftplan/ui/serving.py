@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import quote
 
 import uvicorn
 
@@ -37,7 +38,7 @@ class Address:
         """To be opened by who may."""
         name = f"[{self.host}]" if ":" in self.host else self.host
         name = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(name, name)  # noqa: S104 - what is bound, as one calls it
-        return f"http://{name}:{self.port}/" + (f"?token={self.token}" if self.token else "")
+        return f"http://{name}:{self.port}/" + (f"?token={quote(self.token, safe='')}" if self.token else "")
 
 
 def is_loopback(host: str) -> bool:

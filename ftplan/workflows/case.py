@@ -12,6 +12,7 @@ from ftplan.launcher.formats.partial import Partial
 from ftplan.launcher.formats.sources import Source
 from ftplan.profiles.device_schema import Cluster
 from ftplan.profiles.model_schema import ModelProfile
+from ftplan.profiles.models import is_catalogued
 from ftplan.spec import Inventory, RunConfig
 
 UNCHANGED_RATE: Final = 1e-4
@@ -44,6 +45,12 @@ class Case:
     def global_batch(self) -> int:
         """Samples of one step."""
         return self.config.micro_batch * self.config.accumulation * self.ranks
+
+    def named(self, config: RunConfig) -> RunConfig:
+        """``config`` under its model's name in the catalogue, if it has one: formats look for no other then."""
+        if is_catalogued(config.model) or not is_catalogued(self.model.id):
+            return config
+        return config.model_copy(update={"model": self.model.id})
 
     @property
     def target(self) -> Target:

@@ -54,7 +54,8 @@ def fixes(case: Case, told: Estimate, *, evaluation: bool = False) -> tuple[Fix,
 
 def _patched(case: Case, new: RunConfig, *, evaluation: bool = False) -> Patch | None:
     """The edits that say ``new``; None where the files' own words cannot say it."""
-    made = patch(case.source, case.config, new, case.target, case.files, evaluation=evaluation)
+    old = case.named(case.config)
+    made = patch(case.source, old, case.named(new), case.target, case.files, evaluation=evaluation)
     return made if made is not None and says(case.source, made, case.config, new, case.target, case.files) else None
 
 

@@ -125,7 +125,7 @@ def _deepspeed(settings: Settings, given: Given) -> Setting:
     named, place = settings.value("deepspeed"), settings.place("deepspeed")
     if isinstance(named, str):
         name = named.rsplit("/", 1)[-1]
-        if name in AXOLOTL_DEEPSPEED and not given.files.find(named, given.base).is_file():
+        if name in AXOLOTL_DEEPSPEED and not given.files.has(given.files.find(named, given.base)):
             return Setting("deepspeed", AXOLOTL_DEEPSPEED[name], place)
     return Setting("deepspeed", named, place)
 

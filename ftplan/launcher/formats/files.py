@@ -45,12 +45,25 @@ class Files:
     def text(self, path: Path, *, asked_by: str = "") -> str:
         """The text in ``path``; raises ConfigFileError if it was read before: a script that calls itself has no end."""
         self._note(path, asked_by)
-        known = self._texts.get(path)
+        return self.again(path, asked_by=asked_by)
+
+    def again(self, path: Path, *, asked_by: str = "") -> str:
+        """The text in ``path``, however often it was read: for who edits it. Raises ConfigFileError."""
+        known = self._texts.get(self._own(path))
         if known is None and self._closed:
             told = f" (named in {shown(asked_by)})" if asked_by else ""
             hint = "give it, too: " + ", ".join(sorted(shown(each) for each in self._texts)) + " is all there is"
             raise ConfigFileError(f"{shown(path)}{told} is not among the files", file=shown(path), hint=hint)
         return read_config(path, asked_by=asked_by) if known is None else known
+
+    def has(self, path: Path) -> bool:
+        """Whether ``path`` can be read: one of the texts or, unless there is nothing else, a file on disk."""
+        return self._own(path) in self._texts or (not self._closed and is_file(path))
+
+    @property
+    def here(self) -> Path:
+        """The folder that a command line is given in; the texts' own where there is nothing else."""
+        return Path() if self._closed else Path.cwd()
 
     def module(self, path: Path) -> str:
         """The text of a Python file, which a script may start more than once."""
@@ -62,15 +75,19 @@ class Files:
     def find(self, reference: str, base: Path) -> Path:
         """The file that ``reference`` means in ``base``: see `referred`."""
         path = (base if not base.suffix else base.parent) / reference
-        if path in self._texts:
-            return path
-        if self._closed:
-            return next((known for known in self._texts if known.name == path.name), path)
+        if path in self._texts or self._closed:
+            return self._own(path)
         return referred(reference, base)
 
     def over(self, texts: Mapping[Path, str]) -> Files:
         """The same files before any was read, with ``texts`` in the place of some of them or beside them."""
         return Files({**self._texts, **texts}, closed=self._closed)
+
+    def _own(self, path: Path) -> Path:
+        """``path`` as the texts have it: where there is nothing else, the one of its name."""
+        if path in self._texts or not self._closed:
+            return path
+        return next((known for known in self._texts if known.name == path.name), path)
 
     def _note(self, path: Path, asked_by: str) -> None:
         name = shown(path)

@@ -20,7 +20,6 @@ from ftplan.launcher.formats.document import Document
 from ftplan.launcher.formats.editing import edited, edited_script
 from ftplan.launcher.formats.files import SUFFIXES, Files
 from ftplan.launcher.formats.given import ACCELERATE_FILE, DEEPSPEED_FILE, Emitted, Target
-from ftplan.launcher.formats.reading import read_config
 from ftplan.launcher.formats.sources import Source
 from ftplan.spec import RunConfig
 from ftplan.verdicts import Change
@@ -122,7 +121,7 @@ class _Writer:
             path = Path(launch.script)
             if path.suffix.lower() in SUFFIXES:
                 raise ConfigFileError(f"{launch.script}: a command inside is not edited", file=launch.script)
-            text = self.texts.get(path) or read_config(path)
+            text = self.texts[path] if path in self.texts else self.files.again(path)
             self.texts[path] = edited_script(text, launch.arguments, changes)
 
     def _deepspeed(self, main: dict[str, Any]) -> None:

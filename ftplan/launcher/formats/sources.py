@@ -14,7 +14,7 @@ from ftplan.launcher.formats.arguments import argument_settings
 from ftplan.launcher.formats.cluster import Wrapped
 from ftplan.launcher.formats.document import Document
 from ftplan.launcher.formats.environment import around_problems
-from ftplan.launcher.formats.files import Files, is_file
+from ftplan.launcher.formats.files import Files
 from ftplan.launcher.formats.given import Format, Given
 from ftplan.launcher.formats.kubeflow import is_kubeflow, read_kubeflow
 from ftplan.launcher.formats.launch import Launch, launches, taken_apart
@@ -102,7 +102,7 @@ def _opened(words: Sequence[str], files: Files, framework: str) -> Source:
     if first.suffix.lower() == ".py":
         words = ["python", *words]
     launch = taken_apart(as_command(list(words)))
-    found = _started(launch, files, Path.cwd(), framework)
+    found = _started(launch, files, files.here, framework)
     if found is None:
         told = " ".join(words)[:80]
         hint = f"say whose it is with --from: {', '.join(FORMATS)}"
@@ -167,9 +167,9 @@ def _python(
 ) -> Source | None:
     """A script of somebody's own: its literal arguments, read without running it, under those of the command."""
     path = files.find(launch.program, base)
-    found = read_script(files.module(path), path) if is_file(path) else Script()
+    found = read_script(files.module(path), path) if files.has(path) else Script()
     if found.other or not (found.framework or name in FORMATS):
-        _require_training(launch, path, found)
+        _require_training(launch, files, path, found)
         return None
     if name not in ("", "transformers", "trl") and not found.framework:
         return _source(FORMATS[name], settings, documents, launch, files, base)
@@ -178,9 +178,9 @@ def _python(
     return _source(FORMATS[known], flags, documents, launch, files, base)
 
 
-def _require_training(launch: Launch, path: Path, found: Script) -> None:
+def _require_training(launch: Launch, files: Files, path: Path, found: Script) -> None:
     """Raise ConfigFileError for a script that trains otherwise, unless it is one of several commands."""
-    if launch.script or not is_file(path):
+    if launch.script or not files.has(path):
         return
     name = shown(path)
     if found.other:

@@ -110,7 +110,7 @@ def _with_config(given: Given) -> Given:
     place = given.settings.place("config")
     for folder in ("", "recipes/configs/"):
         path = given.files.find(f"{folder}{name}.yaml", given.base)
-        if path.is_file():
+        if given.files.has(path):
             document = given.files.document(path, asked_by=place.file or "the command line")
             written = document_settings(document, nested=True)
             rest = {key: each for key, each in given.settings.items() if key != "config"}
