@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -248,20 +251,50 @@ def refuse(given: Mapping[str, Any], names: Iterable[str], why: str, hint: str) 
 
 
 def write_report(picture: Any, file: Path) -> None:
-    """Write the page about an answer, complete or not at all; raises InputError if the file cannot be written."""
+    """Write the page about an answer, complete or not at all; raises InputError if the file cannot be written.
+
+    A link stays one: the file that it leads to is written.
+    """
     from ftplan.files import write_atomic
     from ftplan.render.console import note
     from ftplan.render.pages import page
 
     try:
-        if file.is_dir():
-            hint = "name a file, such as report.html"
-            raise InputError(f"--report names a folder: {file}", hint=hint, field="report")
-        write_atomic(file, page(picture))
+        _refuse_target(file)
+        write_atomic(file.resolve(), page(picture))
     except OSError as error:
         hint = "name a file in a folder that can be written"
         raise InputError(f"cannot write {file}: {error.strerror}", hint=hint, field="report") from error
     note(f"wrote {file}")
+
+
+def _refuse_target(file: Path) -> None:
+    """Raise InputError for what exists and is no regular file, or what stdout or stderr go to.
+
+    A report would take the place of a device or pipe, or of what `>> log` has kept so far.
+    """
+    try:
+        there = file.stat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(there.st_mode):
+        kind = "a folder"
+    elif not stat.S_ISREG(there.st_mode):
+        kind = "a device, pipe or socket"
+    elif _is_stream(there):
+        kind = "what stdout or stderr go to"
+    else:
+        return
+    raise InputError(f"--report names {kind}: {file}", hint="name a file, such as report.html", field="report")
+
+
+def _is_stream(there: os.stat_result) -> bool:
+    """Whether stdout or stderr go there, as behind /dev/stdout."""
+    for descriptor in (1, 2):
+        with suppress(OSError):  # a stream may be closed
+            if os.path.samestat(there, os.fstat(descriptor)):
+                return True
+    return False
 
 
 def missing_model_or_gpus(model: str | None, example: str) -> InputError:

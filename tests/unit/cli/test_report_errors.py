@@ -35,6 +35,66 @@ def test_a_path_that_cannot_be(cli, tmp_path, path, why):
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("old", ["old", None])
+def test_a_link_stays_and_its_target_is_written(cli, tmp_path, old):
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "page.html", tmp_path / "link.html"
+    if old is not None:
+        target.write_text(old)
+    link.symlink_to(target)
+    assert cli(*ESTIMATE, "--report", "link.html").code == 0
+    assert link.readlink() == target
+    assert not target.is_symlink()
+    read(target)
+
+
+def test_a_link_to_itself_leads_nowhere(cli, tmp_path):
+    (tmp_path / "link.html").symlink_to("link.html")
+    answer = cli(*ESTIMATE, "--report", "link.html")
+    assert answer.code == 2
+    assert "error: cannot write link.html: Too many levels of symbolic links" in answer.err
+    assert (tmp_path / "link.html").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["pipe", "link"])
+def test_what_is_no_regular_file_stays(cli, tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    answer = cli(*ESTIMATE, "--report", name)
+    assert answer.code == 2
+    assert f"error: --report names a device, pipe or socket: {name}" in answer.err
+    assert "hint: name a file, such as report.html" in answer.err
+    assert answer.out == ""
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_device_stays(cli, monkeypatch):
+    monkeypatch.setattr("ftplan.files.write_atomic", lambda *_: pytest.fail("as root this would replace the device"))
+    answer = cli(*ESTIMATE, "--report", "/dev/null")
+    assert answer.code == 2
+    assert "error: --report names a device, pipe or socket: /dev/null" in answer.err
+
+
+@pytest.mark.parametrize(("stream", "descriptor"), [("stdout", 1), ("stderr", 2)])
+def test_a_redirected_stream_keeps_what_it_has(tmp_path, stream, descriptor):
+    """`ftplan … --report /dev/stdout >> log`: a regular file, which holds more than this answer.
+
+    By a link like /dev/stdout, which as root would be replaced if this failed.
+    """
+    log = tmp_path / "log"
+    log.write_text("old\n")
+    (tmp_path / stream).symlink_to(f"/proc/self/fd/{descriptor}")
+    command = [sys.executable, "-m", "ftplan", *ESTIMATE, "--report", stream]
+    with log.open("a") as file:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: file}
+        done = subprocess.run(command, cwd=tmp_path, check=False, text=True, **streams)
+    assert done.returncode == 2
+    assert log.read_text().startswith("old\n")
+    told = done.stderr or log.read_text()
+    assert f"error: --report names what stdout or stderr go to: {stream}" in told
+
+
 def test_folders_on_the_way_are_made(cli, tmp_path):
     assert cli(*ESTIMATE, "--report", "a/b/page.html").code == 0
     read(tmp_path / "a" / "b" / "page.html")
