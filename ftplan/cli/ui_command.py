@@ -19,10 +19,16 @@ Host = Annotated[str, typer.Option("--host", help="Address to listen on; beyond 
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 for any that is free.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs that are launched and listed.")]
 Hosted = Annotated[
-    bool, typer.Option("--hosted", help="For strangers: plan and check alone, models of the catalogue, no token.")
+    bool,
+    typer.Option(
+        "--hosted", help="For strangers: plan and check alone, models of the catalogue, no token unless one is set."
+    ),
 ]
 Token = Annotated[
-    bool, typer.Option("--token", help="Ask for a token on loopback or --hosted, too. FTPLAN_UI_TOKEN may hold it.")
+    bool,
+    typer.Option(
+        "--token", help="Ask for a token on loopback or --hosted, too. One in FTPLAN_UI_TOKEN is always asked for."
+    ),
 ]
 Open = Annotated[bool, typer.Option("--open", help="Open it in this machine's browser.")]
 

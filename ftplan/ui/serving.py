@@ -21,7 +21,7 @@ from ftplan.ui.session import Settings
 
 LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 TOKEN_VARIABLE: Final = "FTPLAN_UI_TOKEN"  # noqa: S105 - the name of a variable
-"""Holds the token that a page is to ask for; without it one is made up."""
+"""Holds the token that a page is to ask for, wherever it is."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,14 @@ def is_loopback(host: str) -> bool:
 
 
 def token_for(host: str, *, hosted: bool, asked: bool) -> str:
-    """The token that a page on ``host`` asks for: none on loopback or hosted, unless it is ``asked`` for."""
-    if not asked and (hosted or is_loopback(host)):
-        return ""
-    return os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24)
+    """The token that a page on ``host`` asks for: the environment's, else one that is made up.
+
+    None is made up on loopback or hosted, unless it is ``asked`` for.
+    """
+    given = os.environ.get(TOKEN_VARIABLE, "")
+    if given or (not asked and (hosted or is_loopback(host))):
+        return given
+    return secrets.token_urlsafe(24)
 
 
 def serve(settings: Settings, host: str, port: int, token: str, tell: Callable[[Address], None]) -> None:
@@ -65,17 +69,25 @@ def serve(settings: Settings, host: str, port: int, token: str, tell: Callable[[
     bound = _bound(host, port)
     address = Address(host, bound.getsockname()[1], token)
     names = None if settings.hosted or not is_loopback(host) else (*LOOPBACK, host)
-    guarded = Guard(application(settings), names=names, token=token, framed=settings.hosted)
     config = uvicorn.Config(
-        guarded, log_level="warning", lifespan="on", timeout_graceful_shutdown=2, server_header=False
+        _guarded(settings, names, token),
+        log_level="warning",
+        lifespan="on",
+        timeout_graceful_shutdown=2,
+        server_header=False,
     )
     _Telling(config, lambda: tell(address)).run(sockets=[bound])
 
 
 def hosted() -> Guard:
     """The page for strangers, for any ASGI server: ``uvicorn --factory ftplan.ui.serving:hosted``."""
-    settings = Settings(hosted=True)
-    return Guard(application(settings), token=os.environ.get(TOKEN_VARIABLE, ""), framed=True)
+    return _guarded(Settings(hosted=True), None, os.environ.get(TOKEN_VARIABLE, ""))
+
+
+def _guarded(settings: Settings, names: tuple[str, ...] | None, token: str) -> Guard:
+    """The page behind its guard; hosted without a token there is nothing that another site could misuse."""
+    own_origin = bool(token) or not settings.hosted
+    return Guard(application(settings), names=names, token=token, own_origin=own_origin, framed=settings.hosted)
 
 
 class _Telling(uvicorn.Server):
@@ -109,4 +121,7 @@ def _bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         hint = "another --port, or --port 0 for any that is free"
         raise InputError(f"cannot listen on {host}:{port}: {error.strerror}", hint=hint, field="port") from error
+    except UnicodeError as error:  # a label that is empty or has over 63 characters
+        hint = "an address of this machine, such as --host 127.0.0.1, or 0.0.0.0 for all it has"
+        raise InputError(f"cannot listen on {host}:{port}: this is no host's name", hint=hint, field="host") from error
     return made

@@ -2,7 +2,9 @@ import asyncio
 
 import pytest
 
+from ftplan.ui import serving
 from ftplan.ui.guard import COOKIE, Guard
+from ftplan.ui.session import Settings
 
 TOKEN = "a token"
 
@@ -12,7 +14,7 @@ async def inside(scope, receive, send):
     await send({"type": "http.response.body", "body": b"inside"})
 
 
-def ask(guard, path="/", method="GET", query="", scheme="http", **headers):
+def ask(guard, path="/", method="GET", query="", scheme="http", root_path="", server=("127.0.0.1", 7860), **headers):
     """Status, headers and body of an answer."""
     sent = []
 
@@ -25,6 +27,8 @@ def ask(guard, path="/", method="GET", query="", scheme="http", **headers):
         "path": path,
         "query_string": query.encode(),
         "scheme": scheme,
+        "root_path": root_path,
+        "server": server,
         "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
     }
     asyncio.run(guard(scope, None, send))
@@ -57,6 +61,60 @@ def test_another_site_changes_nothing():
     assert ask(guard, method="POST", host="localhost:7860")[0] == 200  # no browser
 
 
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("https://page.example", "page.example"),
+        ("https://page.example", "page.example:443"),
+        ("https://page.example:443", "page.example"),
+        ("http://page.example", "Page.Example:80"),
+        ("http://[::1]", "[::1]:80"),
+        ("https://page.example:8443", "page.example:8443"),
+    ],
+)
+def test_default_ports_may_be_left_out(origin, host):
+    assert ask(Guard(inside), method="POST", host=host, origin=origin)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("https://page.example", "page.example:80"),
+        ("http://page.example", "page.example:443"),
+        ("https://page.example:8443", "page.example"),
+        ("https://page.example", "page.example:8443"),
+        ("https://page.example.evil.example", "page.example"),
+        ("https://evil.example", "page.example:443"),
+        ("https://page.example@evil.example", "page.example"),
+        ("https://page.example:x", "page.example"),
+        ("https://[", "page.example"),
+        ("ftp://page.example", "page.example"),
+        ("null", ""),
+        ("https://", ""),
+    ],
+)
+def test_another_port_or_name_is_another_site(origin, host):
+    guard = Guard(inside)
+    assert ask(guard, method="POST", host=host, origin=origin)[0] == 403
+    assert (
+        ask(guard, method="POST", host=host, origin=origin, x_forwarded_proto="https", x_forwarded_host=host)[0] == 403
+    )
+
+
+def test_where_nothing_is_protected_a_proxy_may_rewrite_the_host():
+    guard = Guard(inside, own_origin=False)
+    assert ask(guard, method="POST", host="127.0.0.1:7860", origin="https://page.example")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("hosted", "token", "status"), [(True, "", 200), (True, "t", 403), (False, "", 403), (False, "t", 403)]
+)
+def test_origins_count_where_something_is_protected(monkeypatch, hosted, token, status):
+    monkeypatch.setattr(serving, "application", lambda settings: inside)
+    guard = serving._guarded(Settings(hosted=hosted), None, token)
+    assert ask(guard, method="POST", host="127.0.0.1:7860", origin="https://page.example")[0] == status
+
+
 def test_without_the_token_nothing_is_answered():
     guard = Guard(inside, token=TOKEN)
     for path in ("/", "/gradio_api/queue/join", "/file=/etc/passwd"):
@@ -65,7 +123,7 @@ def test_without_the_token_nothing_is_answered():
         assert "inside" not in body
     assert ask(guard, query="token=wrong")[0] == 401
     assert "not the token" in ask(guard, query="token=wrong")[2]
-    assert ask(guard, cookie=f"{COOKIE}={'0' * 64}")[0] == 401
+    assert ask(guard, cookie=f"{COOKIE}_7860={'0' * 64}")[0] == 401
     assert ask(guard, method="POST", cookie="x=1")[0] == 401
 
 
@@ -85,7 +143,61 @@ def test_the_token_is_given_once():
 
 def test_the_way_in_leads_nowhere_else():
     guard = Guard(inside, token=TOKEN)
-    assert ask(guard, "//evil.example/", query="token=a%20token")[1][b"location"] == b"/evil.example/"
+    for path in ("//evil.example/", "/\\evil.example/", "\\\\evil.example/"):
+        assert ask(guard, path, query="token=a%20token")[1][b"location"] == b"/evil.example/"
+
+
+@pytest.mark.parametrize(
+    ("path", "root_path", "location"),
+    [
+        ("/ftplan/", "/ftplan", b"/ftplan/"),
+        ("/ftplan", "/ftplan", b"/ftplan"),
+        ("/", "/ftplan", b"/ftplan/"),
+        ("/ftplans", "/ftplan", b"/ftplan/ftplans"),
+        ("/ftplan/", "/ftplan/", b"/ftplan/"),
+        ("//evil.example/", "/", b"/evil.example/"),
+    ],
+)
+def test_the_way_in_keeps_the_prefix_once(path, root_path, location):
+    guard = Guard(inside, token=TOKEN)
+    assert ask(guard, path, query="token=a%20token", root_path=root_path)[1][b"location"] == location
+
+
+def test_the_way_in_is_one_header():
+    location = ask(Guard(inside, token=TOKEN), "/a b\r\nX: ä?#", query="token=a%20token")[1][b"location"]
+    assert location == b"/a%20b%0D%0AX%3A%20%C3%A4%3F%23"
+
+
+def test_pages_on_two_ports_keep_a_cookie_each():
+    guard = Guard(inside, token=TOKEN)
+    cookie = ask(guard, query="token=a%20token", server=("::1", 7861))[1][b"set-cookie"].decode().split(";")[0]
+    assert cookie.startswith(f"{COOKIE}_7861=")
+    assert ask(guard, server=("::1", 7861), cookie=f"{COOKIE}_7860={'0' * 64}; {cookie}")[0] == 200
+    assert ask(guard, server=("::1", 7860), cookie=cookie)[0] == 401
+
+
+@pytest.mark.parametrize("server", [None, ("/run/page.sock", None)])
+def test_a_server_without_a_port_has_a_cookie(server):
+    guard = Guard(inside, token=TOKEN)
+    cookie = ask(guard, query="token=a%20token", server=server)[1][b"set-cookie"].decode().split(";")[0]
+    assert ask(guard, server=server, cookie=cookie)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "asked"),
+    [
+        (421, {"host": "evil.example"}),
+        (403, {"host": "localhost", "method": "POST", "origin": "https://evil.example"}),
+        (401, {"host": "localhost"}),
+        (303, {"host": "localhost", "query": "token=a%20token"}),
+    ],
+)
+def test_what_the_guard_answers_has_the_headers_of_the_page(status, asked):
+    found, headers, _ = ask(Guard(inside, names=LOCAL, token=TOKEN), **asked)
+    assert found == status
+    assert headers[b"x-frame-options"] == b"DENY"
+    assert headers[b"x-content-type-options"] == b"nosniff"
+    assert headers[b"referrer-policy"] == b"no-referrer"
 
 
 def test_websockets_are_refused_alike():
