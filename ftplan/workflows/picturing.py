@@ -54,7 +54,7 @@ class Picture:
     """One answer of ftplan, for a page.
 
     Attributes:
-        document: what ``--json`` prints of it; every figure on a page is one of these.
+        document: what ``--json`` prints of it; the answer's figures on a page are looked up in it.
         is_draft: figures are by the fit alone, and a better answer is on its way.
         landscape: all that was estimated for the same training, `answer`'s own configuration with its own figures.
 

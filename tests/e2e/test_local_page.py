@@ -111,6 +111,11 @@ def test_the_plan_follows_a_slider_before_it_is_exact(site: str, open_page: Open
     page.wait_for_function("() => window.seen.includes(true)", timeout=45 * SECONDS)
     exact(page)
     assert page.evaluate("window.seen.at(-1)") is False
+    # And it is said to those who do not see it.
+    verdict = page.locator("#plan-answer .verdict").text_content()
+    page.wait_for_function(
+        "text => document.querySelector('[role=status].ftplan-said').textContent === text", arg=verdict
+    )
 
 
 def test_what_cannot_be_planned_is_said_where_the_plan_stood(site: str, open_page: OpenPage) -> None:

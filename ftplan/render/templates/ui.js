@@ -16,8 +16,19 @@
       if (was !== undefined && details.open !== was) details.open = was;
     }
   };
+  // The verdict is said to those who cannot see it change; the whole answer would be too much.
+  const said = document.createElement("div");
+  said.setAttribute("role", "status");
+  said.className = "ftplan-said";
+  const say = () => {
+    const verdict = document.querySelector("#plan-answer .verdict");
+    if (!verdict || document.querySelector("#plan-answer .draft")) return;
+    if (said.textContent !== verdict.textContent) said.textContent = verdict.textContent;
+  };
   const begin = () => {
     follow();
+    document.body.append(said);
+    new MutationObserver(say).observe(document.body, { childList: true, subtree: true });
     new MutationObserver(follow).observe(document.body, { attributes: true, attributeFilter: ["class"] });
     new MutationObserver(renewed).observe(document.body, { childList: true, subtree: true });
   };
