@@ -20,7 +20,9 @@ FLAGS: Final = (
     "--disable-component-update",
     "--disable-sync",
 )
-NO_CHROMIUM: Final = "no Chromium here (FTPLAN_CHROMIUM, or chromium on PATH)"
+NO_CHROMIUM: Final = (
+    "no Chromium here, which pip cannot install: apt-get install chromium, or name one in FTPLAN_CHROMIUM"
+)
 PATIENCE_MS: Final = 45_000
 """Of a machine with other work."""
 LOCAL: Final = frozenset({"file", "data", "blob"})
